@@ -1,0 +1,51 @@
+"""Image embeddings and captions as Spark columns.
+
+Importing the package costs neither torch nor transformers nor pyspark: what needs them is imported
+when it is first asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from spark_vision.errors import SparkVisionError
+from spark_vision.operators import (
+    ClipImageEmbedding,
+    ClipTextEmbedding,
+    ImageLimits,
+    ImageViTEmbedding,
+)
+
+if TYPE_CHECKING:
+    from spark_vision.functions import embed_image, embed_text
+    from spark_vision.session import configure
+    from spark_vision.sql import register_functions
+    from spark_vision.tables import write_vision_columns
+
+__version__ = "0.1.0"
+__all__ = [
+    "ClipImageEmbedding",
+    "ClipTextEmbedding",
+    "ImageLimits",
+    "ImageViTEmbedding",
+    "SparkVisionError",
+    "configure",
+    "embed_image",
+    "embed_text",
+    "register_functions",
+    "write_vision_columns",
+]
+
+_LAZY_NAMES = {
+    "configure": "spark_vision.session",
+    "embed_image": "spark_vision.functions",
+    "embed_text": "spark_vision.functions",
+    "register_functions": "spark_vision.sql",
+    "write_vision_columns": "spark_vision.tables",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY_NAMES[name]), name)

@@ -1,0 +1,232 @@
+"""How an operator declares an option: its name, type, default, allowed values and help, in one place.
+
+The Python API, the command line, SQL registration and the README's table are all made from what
+`options_of` returns, so an option that is added to an operator appears in each of them.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from spark_vision.errors import InvalidOptionError
+
+
+class FrozenMapping(Mapping[str, Any]):
+    """A read-only, hashable, picklable mapping; nested mappings and lists are frozen with it."""
+
+    def __init__(self, items: Mapping[str, Any]) -> None:
+        self._items = {key: _freeze(value) for key, value in items.items()}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return repr(self.thaw())
+
+    def thaw(self) -> dict[str, Any]:
+        """Return plain dicts and lists again."""
+        return {key: _thaw(value) for key, value in self._items.items()}
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return FrozenMapping(value)
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(item) for item in value)
+    return value
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, FrozenMapping):
+        return value.thaw()
+    if isinstance(value, tuple):
+        return [_thaw(item) for item in value]
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option of an operator.
+
+    Attributes:
+        name: The field's name.
+        kind: The Python type of a value that is not None.
+        nullable: Whether None is a value.
+        default: The value that stands when none is given.
+        help: One sentence for a command line and a table.
+        allowed: The only values, or empty where a type and bounds say it.
+        minimum: The least number, included.
+        exclusive_minimum: The greatest number that is just too small.
+        secret: Kept out of reprs and logs.
+    """
+
+    name: str
+    kind: type
+    nullable: bool
+    default: Any
+    help: str
+    allowed: tuple[Any, ...] = ()
+    minimum: float | None = None
+    exclusive_minimum: float | None = None
+    secret: bool = False
+
+    def describe_allowed(self) -> str:
+        """Say which values are allowed, as an error message and a help text say it."""
+        if self.allowed:
+            said = ", ".join(self.allowed)
+        elif self.minimum is not None:
+            said = f"{_KIND_NAMES[self.kind]}, {self.minimum:g} or more"
+        elif self.exclusive_minimum is not None:
+            said = f"{_KIND_NAMES[self.kind]} above {self.exclusive_minimum:g}"
+        else:
+            said = _KIND_NAMES.get(self.kind) or f"a {self.kind.__name__}"
+        return f"{said}, or none" if self.nullable else said
+
+    def normalize(self, owner: str, value: Any) -> Any:
+        """Return the value as the operator keeps it.
+
+        Raises:
+            InvalidOptionError: The type, the bounds or the allowed values forbid it.
+        """
+        if value is None and self.nullable:
+            return None
+        if isinstance(value, Mapping) and self.kind is not FrozenMapping:
+            value = self._build(owner, value)
+        if self.kind is FrozenMapping and isinstance(value, Mapping):
+            if not all(isinstance(key, str) for key in value):
+                raise self._refuse(owner, value)
+            return FrozenMapping(value)
+        if self.kind is float and type(value) is int:
+            value = float(value)
+        well_typed = isinstance(value, self.kind) and not (
+            isinstance(value, bool) and self.kind is not bool
+        )
+        if not well_typed or (self.allowed and value not in self.allowed):
+            raise self._refuse(owner, value)
+        if self.kind is str and not self.allowed and not value.strip():
+            raise self._refuse(owner, value)
+        if isinstance(value, int | float) and not (
+            math.isfinite(value)
+            and (self.minimum is None or value >= self.minimum)
+            and (self.exclusive_minimum is None or value > self.exclusive_minimum)
+        ):
+            raise self._refuse(owner, value)
+        return value
+
+    def parse(self, owner: str, text: str) -> Any:
+        """Read the value from a command line or a `name=value` pair.
+
+        Structured values are JSON, or `@file.json`, which keeps secrets out of a process list.
+
+        Raises:
+            InvalidOptionError: The text does not say a value of this option.
+        """
+        if self.nullable and text.lower() in ("none", "null"):
+            return None
+        try:
+            value: Any
+            if self.kind is bool:
+                value = {"true": True, "false": False}[text.lower()]
+            elif self.kind in (int, float):
+                value = self.kind(text)
+            elif self.kind is str:
+                value = text
+            else:
+                value = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
+        except (KeyError, ValueError, OSError) as error:
+            raise self._refuse(owner, text) from error
+        return self.normalize(owner, value)
+
+    def _build(self, owner: str, fields: Mapping[str, Any]) -> Any:
+        if not dataclasses.is_dataclass(self.kind):
+            raise self._refuse(owner, fields)
+        names = [field.name for field in dataclasses.fields(self.kind)]
+        unknown = [name for name in fields if name not in names]
+        if unknown:
+            raise InvalidOptionError(
+                f"{owner}.{self.name} has no field {unknown[0]!r}; allowed: {', '.join(names)}"
+            )
+        return self.kind(**fields)
+
+    def _refuse(self, owner: str, value: Any) -> InvalidOptionError:
+        shown = "a value that is not shown" if self.secret else repr(value)
+        return InvalidOptionError(
+            f"{owner}.{self.name} got {shown}; allowed: {self.describe_allowed()}"
+        )
+
+
+_KIND_NAMES: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text that is not empty",
+    FrozenMapping: "a mapping with names as keys (JSON or @file.json on a command line)",
+}
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002 - argparse's name for it
+    *,
+    allowed: tuple[Any, ...] = (),
+    minimum: float | None = None,
+    exclusive_minimum: float | None = None,
+    secret: bool = False,
+) -> Any:
+    """Declare one field of an operator; see `Option` for the arguments."""
+    details = {
+        "help": help,
+        "allowed": allowed,
+        "minimum": minimum,
+        "exclusive_minimum": exclusive_minimum,
+        "secret": secret,
+    }
+    return dataclasses.field(default=default, repr=not secret, metadata=details)
+
+
+def options_of(operator: Any) -> tuple[Option, ...]:
+    """List the options of an operator class or instance, in the order of its fields."""
+    owner = operator if isinstance(operator, type) else type(operator)
+    hints = typing.get_type_hints(owner)
+    listed = []
+    for field in dataclasses.fields(owner):
+        members = typing.get_args(hints[field.name])
+        is_union = typing.get_origin(hints[field.name]) in (types.UnionType, typing.Union)
+        kinds = [member for member in members if member is not type(None)]
+        kind = kinds[0] if is_union else hints[field.name]
+        kind = typing.get_origin(kind) or kind
+        listed.append(
+            Option(
+                name=field.name,
+                kind=FrozenMapping if kind is Mapping else kind,
+                nullable=is_union and type(None) in members,
+                default=field.default,
+                **field.metadata,
+            )
+        )
+    return tuple(listed)
+
+
+def normalize_options(operator: Any) -> None:
+    """Validate every field of a frozen operator, and keep the normal form of its values.
+
+    Raises:
+        InvalidOptionError: Naming the field, the value and what is allowed.
+    """
+    for each in options_of(operator):
+        value = each.normalize(type(operator).__name__, getattr(operator, each.name))
+        object.__setattr__(operator, each.name, value)

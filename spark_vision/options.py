@@ -1,4 +1,4 @@
-"""How an operator declares an option: its name, type, default, allowed values and help, in one place.
+"""How an operator declares an option: name, type, default, allowed values and help, in one place.
 
 The Python API, the command line, SQL registration and the README's table are all made from what
 `options_of` returns, so an option that is added to an operator appears in each of them.
@@ -180,7 +180,7 @@ _KIND_NAMES: dict[type, str] = {
 
 def option(
     default: Any,
-    help: str,  # noqa: A002 - argparse's name for it
+    help: str,
     *,
     allowed: tuple[Any, ...] = (),
     minimum: float | None = None,

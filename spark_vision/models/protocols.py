@@ -16,7 +16,7 @@ class PixelScaling:
     """How uint8 pixels become the floats that the model was trained on.
 
     The result is `(pixel * rescale_factor - mean) / std`, per channel, as in Hugging Face's image
-    processors; `rescale_factor` is 1 and mean and std are 0 and 1 where a processor switches a step off.
+    processors. A step that a processor switches off has rescale_factor 1, or mean 0 and std 1.
     """
 
     rescale_factor: float

@@ -112,6 +112,14 @@ class ImageViTEmbedding(ImageOperator):
         allowed=POOLINGS,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pooling == "tokens" and self.on_error == "zero":
+            raise InvalidOptionError(
+                "ImageViTEmbedding.on_error got 'zero' with pooling='tokens', whose value has no "
+                "fixed length; allowed: null, raise"
+            )
+
     @property
     def effective_pooling(self) -> str:
         """The pooling that `pooling` and `use_cls_token_embedding` come to."""

@@ -1,0 +1,95 @@
+"""What the driver can know of an operator before any task: its checkpoint, where that is there.
+
+A folder on the driver is judged at once. A name on the hub, or a folder that only executors have,
+is theirs to judge: the driver downloads nothing and decides no device.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spark_vision import errors
+from spark_vision.errors import CheckpointNotFoundError, SparkVisionError
+from spark_vision.executor.environment import HubEnvironment
+from spark_vision.models.checkpoints import find_checkpoint, fingerprint, resolve_checkpoint
+from spark_vision.models.families import check_operator
+from spark_vision.operators import Operator
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a table says of the model that filled a column.
+
+    Attributes:
+        model_type: The checkpoint's own.
+        dimension: The length of every vector.
+        fingerprint: Of the checkpoint's weights, processor and tokenizer.
+    """
+
+    model_type: str
+    dimension: int
+    fingerprint: str
+
+
+def check_operator_on_driver(operator: Operator) -> None:
+    """Judge the operator's checkpoint if the driver has it.
+
+    Raises:
+        CheckpointNotFoundError: The operator names a folder, this is a local session, and there is
+            no such folder.
+        UnsupportedCheckpointError: The checkpoint is there, and is not what the operator needs.
+    """
+    checkpoint = find_checkpoint(operator)
+    if checkpoint is not None:
+        check_operator(checkpoint, operator)
+    elif Path(operator.checkpoint_name).is_absolute() and _is_local_session():
+        raise CheckpointNotFoundError(
+            f"{type(operator).__name__}.model_name got {operator.checkpoint_name!r}, which is not "
+            "a folder; allowed: a checkpoint's folder, or a name on the Hugging Face hub"
+        )
+
+
+def describe_operator(operator: Operator, spark: "SparkSession") -> ModelIdentity:
+    """Identify the operator's model, by a small task on an executor where the driver lacks it.
+
+    Raises:
+        SparkVisionError: The checkpoint is missing, or is not what the operator needs.
+    """
+    checkpoint = find_checkpoint(operator)
+    if checkpoint is not None:
+        return _identify(operator)
+    from pyspark.sql import functions as F
+
+    environment = HubEnvironment.capture()
+
+    @F.udf("string")
+    def identify(_: int) -> str:
+        environment.apply()
+        try:
+            return json.dumps(asdict(_identify(operator)))
+        except SparkVisionError as error:
+            return json.dumps({"error": type(error).__name__, "message": str(error)})
+
+    (row,) = spark.range(1).select(identify("id")).collect()
+    answer = json.loads(row[0])
+    if "error" in answer:
+        raise getattr(errors, answer["error"])(answer["message"])
+    return ModelIdentity(**answer)
+
+
+def _identify(operator: Operator) -> ModelIdentity:
+    checkpoint = resolve_checkpoint(operator)
+    description = check_operator(checkpoint, operator)
+    return ModelIdentity(description.model_type, description.dimension, fingerprint(checkpoint))
+
+
+def _is_local_session() -> bool:
+    """Whether driver and executors share their files; a Connect client cannot know."""
+    from pyspark import SparkContext
+
+    context = SparkContext._active_spark_context
+    return context is not None and context.master.startswith("local")

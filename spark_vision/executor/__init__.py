@@ -1,0 +1,1 @@
+"""What runs on an executor: Arrow arrays in, Arrow arrays out, the model in between."""

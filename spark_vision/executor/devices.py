@@ -1,0 +1,75 @@
+"""Which device a task computes on: the GPU that Spark assigned, one that is there, or the CPU."""
+
+import logging
+import os
+from functools import cache
+
+import torch
+
+from spark_vision.errors import DeviceError
+from spark_vision.executor.task import Task
+from spark_vision.operators import Operator
+
+logger = logging.getLogger(__name__)
+
+GPU_SETTINGS = "spark.executor.resource.gpu.amount and spark.task.resource.gpu.amount"
+
+
+def choose_device(operator: Operator, task: Task) -> torch.device:
+    """Choose the device for this task.
+
+    Args:
+        operator: Its `device` and `rank` say what is wanted.
+        task: Its GPU addresses say what Spark assigned.
+
+    Raises:
+        DeviceError: A GPU is asked for that is not there.
+    """
+    if operator.device == "cpu":
+        return torch.device("cpu")
+    rank = operator.rank or 0
+    if task.gpu_addresses:
+        if rank >= len(task.gpu_addresses):
+            raise DeviceError(
+                f"rank={rank}, but Spark gave this task {len(task.gpu_addresses)} GPU(s): "
+                f"set rank below that, or raise spark.task.resource.gpu.amount"
+            )
+        return _cuda_device(task.gpu_addresses[rank])
+    visible_count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if rank < visible_count:
+        _warn_unscheduled_gpu()
+        return torch.device("cuda", rank)
+    if operator.device == "cuda" or rank > 0:
+        raise DeviceError(
+            f"device={operator.device!r} with rank={rank}, but this executor sees "
+            f"{visible_count} GPU(s) and Spark assigned none: set {GPU_SETTINGS}, "
+            "or use device='cpu' with rank=0"
+        )
+    return torch.device("cpu")
+
+
+def _cuda_device(address: str) -> torch.device:
+    """Map an address of Spark's to torch's numbering, which CUDA_VISIBLE_DEVICES can change."""
+    visible = [
+        name.strip()
+        for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        if name.strip()
+    ]
+    index = visible.index(address) if address in visible else _number(address)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if index is None or index >= count:
+        raise DeviceError(
+            f"Spark assigned GPU {address}, but torch sees {count} CUDA device(s) here "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}): "
+            "check the discovery script and the CUDA build of torch, or use device='cpu'"
+        )
+    return torch.device("cuda", index)
+
+
+def _number(address: str) -> int | None:
+    return int(address) if address.isdecimal() else None
+
+
+@cache
+def _warn_unscheduled_gpu() -> None:
+    logger.warning("using a GPU that Spark does not schedule: on a cluster, set %s", GPU_SETTINGS)

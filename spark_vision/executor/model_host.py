@@ -1,0 +1,63 @@
+"""Where a task reaches its model: one copy per Python worker, kept from task to task.
+
+`reach_model` is the only way to a model, and what it returns is known only by its protocols. A
+model that lives in another process is reached through the same function and the same protocols.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+
+from spark_vision.models.checkpoints import Checkpoint
+from spark_vision.models.families import load_model
+from spark_vision.models.protocols import ImageEmbedder, TextEmbedder
+
+logger = logging.getLogger(__name__)
+
+# A worker serves one function at a time, and a second checkpoint now and then; a notebook that
+# tries many must not fill the worker's memory with them.
+KEPT_MODEL_COUNT = 2
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """What makes two operators share a model: pooling, normalisation and limits do not."""
+
+    folder: str
+    dtype: str
+    device: torch.device
+
+
+_models: OrderedDict[ModelKey, ImageEmbedder | TextEmbedder] = OrderedDict()
+_loading = threading.Lock()
+
+
+def reach_model(
+    checkpoint: Checkpoint, dtype: str, device: torch.device
+) -> ImageEmbedder | TextEmbedder:
+    """Return the loaded model, loading it first where this worker has not yet.
+
+    Raises:
+        UnsupportedCheckpointError: Its weights cannot be used.
+    """
+    key = ModelKey(str(checkpoint.folder), dtype, device)
+    with _loading:
+        if key not in _models:
+            while len(_models) >= KEPT_MODEL_COUNT:
+                _models.popitem(last=False)
+            started = time.monotonic()
+            _models[key] = load_model(checkpoint, dtype, device)
+            logger.info(
+                "loaded %s (%s) on %s as %s in %.1f s",
+                checkpoint.folder,
+                checkpoint.model_type,
+                device,
+                dtype,
+                time.monotonic() - started,
+            )
+        _models.move_to_end(key)
+        return _models[key]

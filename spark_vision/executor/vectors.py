@@ -1,0 +1,86 @@
+"""From outcomes to an Arrow array: vectors go into one buffer, never through Python lists."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from spark_vision.errors import RowFailure
+from spark_vision.executor.inference import Outcome
+from spark_vision.status import Status
+
+# Spark names the field of an array `element`; any other name would cost it a cast per batch.
+VECTOR_TYPE = pa.list_(pa.field("element", pa.float32()))
+TOKENS_TYPE = pa.list_(pa.field("element", VECTOR_TYPE))
+
+
+def build_array(
+    outcomes: Sequence[Outcome], dimension: int, on_error: str, *, tokens: bool, with_status: bool
+) -> pa.Array:
+    """Build the value that goes back to Spark for some rows.
+
+    Args:
+        outcomes: A float32 `[dimension]` vector per row (`[tokens, dimension]` with `tokens`), or
+            why the row failed.
+        dimension: The length of every vector.
+        on_error: What stands for a failed row: `null` or `zero`. `raise` fails instead.
+        tokens: Whether rows hold token vectors, given as arrays of arrays.
+        with_status: Whether to give structs of embedding, status and error.
+
+    Returns:
+        As many elements as outcomes: list<float>, list<list<float>> or struct.
+
+    Raises:
+        RowFailure: With `on_error="raise"`, the first failure.
+    """
+    failures = [row if isinstance(row, RowFailure) else None for row in outcomes]
+    if on_error == "raise":
+        for failure in failures:
+            if failure is not None:
+                raise failure
+    zero = np.zeros(dimension, np.float32) if on_error == "zero" else None
+    values = [zero if isinstance(row, RowFailure) else row for row in outcomes]
+    embeddings = _token_lists(values, dimension) if tokens else _vector_lists(values, dimension)
+    if not with_status:
+        return embeddings
+    statuses = pa.array([Status.OK if each is None else each.status for each in failures])
+    errors = pa.array([None if each is None else each.reason for each in failures], pa.string())
+    return pa.StructArray.from_arrays(
+        [embeddings, statuses.cast(pa.string()), errors], names=["embedding", "status", "error"]
+    )
+
+
+def count_statuses(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """Count rows by status, as a progress report adds them up."""
+    return dict(
+        Counter(
+            row.status.value if isinstance(row, RowFailure) else Status.OK.value for row in outcomes
+        )
+    )
+
+
+def _vector_lists(values: Sequence[np.ndarray | None], dimension: int) -> pa.Array:
+    present = [value for value in values if value is not None]
+    flat = np.concatenate(present) if present else np.empty(0, np.float32)
+    lengths = np.array([0 if value is None else dimension for value in values], np.int32)
+    return _lists(lengths, pa.array(flat), values, VECTOR_TYPE)
+
+
+def _token_lists(values: Sequence[np.ndarray | None], dimension: int) -> pa.Array:
+    present = [value for value in values if value is not None]
+    flat = np.concatenate(present) if present else np.empty((0, dimension), np.float32)
+    offsets = np.arange(len(flat) + 1, dtype=np.int32) * dimension
+    vectors = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat.reshape(-1)), VECTOR_TYPE)
+    lengths = np.array([0 if value is None else len(value) for value in values], np.int32)
+    return _lists(lengths, vectors, values, TOKENS_TYPE)
+
+
+def _lists(
+    lengths: np.ndarray, elements: pa.Array, values: Sequence[np.ndarray | None], kind: pa.DataType
+) -> pa.Array:
+    offsets = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    missing = np.array([value is None for value in values])
+    mask = pa.array(missing) if missing.any() else None
+    return pa.ListArray.from_arrays(pa.array(offsets), elements, kind, mask=mask)

@@ -1,0 +1,90 @@
+"""The column functions `embed_image` and `embed_text`: a column and an operator give a column."""
+
+from typing import TYPE_CHECKING
+
+from pyspark.sql import Column
+from pyspark.sql import functions as F
+
+from spark_vision.checks import check_operator_on_driver
+from spark_vision.errors import InputTypeError
+from spark_vision.operators import (
+    ClipImageEmbedding,
+    ClipTextEmbedding,
+    ImageOperator,
+    ImageViTEmbedding,
+    Operator,
+)
+from spark_vision.udfs import embedding_udf
+
+if TYPE_CHECKING:
+    from pyspark.accumulators import Accumulator
+
+
+def embed_image(
+    column: Column | str,
+    operator: ImageViTEmbedding | ClipImageEmbedding,
+    with_status: bool = False,
+    deterministic: bool = False,
+    statuses: "Accumulator[dict[str, int]] | None" = None,
+) -> Column:
+    """Embed a column of images.
+
+    Args:
+        column: Binary, a `binaryFile` row or Spark's `image` struct; or strings, which
+            `operator.image_src_type` says how to read.
+        operator: What to compute.
+        with_status: Give struct<embedding, status, error>: why a row has no vector.
+        deterministic: See the README for what each choice costs. Without it, Spark computes each
+        row
+            once and pushes no filter below the function: filter before you embed.
+        statuses: Collects the number of rows by status as tasks end (classic sessions).
+
+    Returns:
+        array<float> of one length, array<array<float>> with `pooling="tokens"`, or the
+        struct.
+
+    Raises:
+        InputTypeError: The operator is not for images.
+        SparkVisionError: The checkpoint is known here, and is not what the operator needs.
+    """
+    if not isinstance(operator, ImageOperator):
+        raise _wrong_operator("embed_image", operator, "ImageViTEmbedding, ClipImageEmbedding")
+    return _embed(column, operator, with_status, deterministic, statuses)
+
+
+def embed_text(
+    column: Column | str,
+    operator: ClipTextEmbedding,
+    with_status: bool = False,
+    deterministic: bool = False,
+    statuses: "Accumulator[dict[str, int]] | None" = None,
+) -> Column:
+    """Embed a column of texts into the space that the operator's checkpoint shares with images.
+
+    A text longer than the model takes is truncated as the checkpoint's tokenizer does. Equal texts
+    of a batch are computed once, so that a query's own text costs nothing on every row. Arguments,
+    result and errors are those of `embed_image`.
+    """
+    if not isinstance(operator, ClipTextEmbedding):
+        raise _wrong_operator("embed_text", operator, "ClipTextEmbedding")
+    return _embed(column, operator, with_status, deterministic, statuses)
+
+
+def _embed(
+    column: Column | str,
+    operator: Operator,
+    with_status: bool,
+    deterministic: bool,
+    statuses: "Accumulator[dict[str, int]] | None",
+) -> Column:
+    check_operator_on_driver(operator)
+    udf = embedding_udf(
+        operator, with_status=with_status, deterministic=deterministic, statuses=statuses
+    )
+    embedded: Column = udf(F.col(column) if isinstance(column, str) else column)
+    return embedded
+
+
+def _wrong_operator(function: str, operator: object, allowed: str) -> InputTypeError:
+    shown = operator.__name__ if isinstance(operator, type) else type(operator).__name__
+    return InputTypeError(f"{function} got {shown}; allowed: an instance of {allowed}")

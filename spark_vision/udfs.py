@@ -1,0 +1,139 @@
+"""From an operator to an iterator UDF: one body, in an Arrow shell where Spark has it, or pandas.
+
+Spark 4.1 brought UDFs over Arrow arrays, which spare each batch a way through pandas; 4.0 has the
+pandas kind alone. Both are asked for by type hints, which is why this file spells them out.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, DataType, FloatType, StringType, StructField, StructType
+
+from spark_vision.errors import InputTypeError
+from spark_vision.executor.environment import HubEnvironment
+from spark_vision.operators import (
+    OPERATORS,
+    ClipTextEmbedding,
+    ImageOperator,
+    Operator,
+)
+
+if TYPE_CHECKING:
+    from pyspark.accumulators import Accumulator
+
+ArrowBody = Callable[[Iterator[pa.Array]], Iterator[pa.Array]]
+
+
+@dataclass(frozen=True)
+class EmbeddingBody:
+    """What the executors run, as it is pickled: it imports torch there, never on the driver."""
+
+    operator: Operator
+    with_status: bool
+    environment: HubEnvironment
+    statuses: "Accumulator[dict[str, int]] | None"
+
+    def __call__(self, arrays: Iterator[pa.Array]) -> Iterator[pa.Array]:
+        """Give the embeddings of the arrays' elements, in order."""
+        self.environment.apply()
+        from spark_vision.executor.embedding import embed_images, embed_texts
+        from spark_vision.executor.task import current_task
+
+        embed: Any = embed_texts if isinstance(self.operator, ClipTextEmbedding) else embed_images
+        return embed(
+            arrays,
+            self.operator,
+            current_task(),
+            with_status=self.with_status,
+            count=self.statuses.add if self.statuses is not None else None,
+        )
+
+
+def embedding_udf(
+    operator: Operator,
+    *,
+    with_status: bool = False,
+    deterministic: bool = False,
+    statuses: "Accumulator[dict[str, int]] | None" = None,
+) -> Any:
+    """Make the UDF that computes an operator over one column.
+
+    Args:
+        operator: An image or text operator.
+        with_status: Return struct<embedding, status, error> instead of the bare embedding.
+        deterministic: Let Spark move, repeat or merge calls as it does with pure functions. Without
+            it each row is computed once, and Spark refuses the function in some places.
+        statuses: Collects the number of rows by status as tasks end (classic sessions).
+
+    Returns:
+        A user-defined function of one column.
+
+    Raises:
+        InputTypeError: The operator is not an instance of an operator class.
+    """
+    if isinstance(operator, type) or not isinstance(operator, tuple(OPERATORS.values())):
+        shown = operator.__name__ if isinstance(operator, type) else type(operator).__name__
+        hint = f"write {shown}(...)" if shown in OPERATORS else "make one and pass it"
+        raise InputTypeError(f"got {shown}; allowed: an instance of {', '.join(OPERATORS)}: {hint}")
+    body = EmbeddingBody(operator, with_status, HubEnvironment.capture(), statuses)
+    made = _vectorized_udf(body, _return_type(operator, with_status), _function_name(operator))
+    return made if deterministic else made.asNondeterministic()
+
+
+def _return_type(operator: Operator, with_status: bool) -> DataType:
+    vector = ArrayType(FloatType())
+    tokens = getattr(operator, "effective_pooling", None) == "tokens"
+    embedding = ArrayType(vector) if tokens else vector
+    if not with_status:
+        return embedding
+    return StructType(
+        [
+            StructField("embedding", embedding),
+            StructField("status", StringType()),
+            StructField("error", StringType()),
+        ]
+    )
+
+
+def _function_name(operator: Operator) -> str:
+    return "embed_image" if isinstance(operator, ImageOperator) else "embed_text"
+
+
+def _vectorized_udf(body: ArrowBody, return_type: DataType, name: str) -> Any:
+    if hasattr(F, "arrow_udf"):
+
+        def compute_arrow(arrays: Iterator[pa.Array]) -> Iterator[pa.Array]:
+            return body(arrays)
+
+        compute_arrow.__name__ = name
+        return F.arrow_udf(compute_arrow, return_type)
+
+    def compute_pandas(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        for array in body(map(_to_arrow, batches)):
+            yield _to_pandas(array)
+
+    compute_pandas.__name__ = name
+    return F.pandas_udf(compute_pandas, return_type)
+
+
+def _to_arrow(batch: "pd.Series[Any] | pd.DataFrame") -> pa.Array:
+    """Spark hands a struct column to a pandas UDF as a frame with a column per field."""
+    if isinstance(batch, pd.DataFrame):
+        return pa.RecordBatch.from_pandas(batch, preserve_index=False).to_struct_array()
+    return pa.Array.from_pandas(batch)
+
+
+def _to_pandas(array: pa.Array) -> "pd.Series[Any] | pd.DataFrame":
+    """Keep Arrow's buffers behind pandas' face; Spark takes a frame where it expects a struct."""
+    if isinstance(array, pa.StructArray):
+        return pd.DataFrame(
+            {
+                field.name: pd.arrays.ArrowExtensionArray(pa.chunked_array([column]))
+                for field, column in zip(array.type, array.flatten(), strict=True)
+            }
+        )
+    return pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([array])))

@@ -1,0 +1,1 @@
+"""Images from columns: rows to bytes, bytes to uint8 RGB tensors; no models and no Spark here."""

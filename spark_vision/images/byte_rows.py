@@ -1,0 +1,124 @@
+"""The rows of a binary or string Arrow array, as slices of the array's own buffers.
+
+Whatever the layout (32 or 64 bit offsets, fixed size, views, dictionary), a row comes to a buffer,
+a start and a stop; these are computed for all rows at once, so that reading a row is one slice.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch.utils.dlpack import from_dlpack
+
+_Integers = npt.NDArray[np.int64]
+_NULL = -1
+
+
+def tensor_over(buffer: pa.Buffer | bytes) -> torch.Tensor:
+    """View bytes as a uint8 tensor `[bytes]` that keeps them alive; nothing is copied.
+
+    The view goes by DLPack, as `torch.frombuffer` warns of memory that cannot be written. Nothing
+    here writes to it, and no caller may.
+    """
+    if isinstance(buffer, bytes):
+        buffer = pa.py_buffer(buffer)
+    array = pa.Array.from_buffers(pa.uint8(), buffer.size, [None, buffer])
+    tensor: torch.Tensor = from_dlpack(array)
+    return tensor
+
+
+class ByteRows:
+    """Zero-copy access to the bytes of each row of a binary or string array.
+
+    Args:
+        array: A binary or string array of any layout, a dictionary of one, or a null array;
+            it may be a slice of a longer one.
+
+    Raises:
+        TypeError: The array holds neither binary nor strings.
+    """
+
+    def __init__(self, array: pa.Array) -> None:
+        self._buffers: list[torch.Tensor]
+        self._buffers, which, starts, stops = _locate(array)
+        self._which: list[int] | None = which.tolist() if len(self._buffers) > 1 else None
+        self._starts: list[int] = starts.tolist()
+        self._stops: list[int] = stops.tolist()
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, row: int) -> torch.Tensor | None:
+        """Return the row's bytes as uint8 `[bytes]`, or None where it is null."""
+        start = self._starts[row]
+        if start == _NULL:
+            return None
+        buffer = self._buffers[0 if self._which is None else self._which[row]]
+        return buffer[start : self._stops[row]]
+
+
+def _locate(array: pa.Array) -> tuple[list[torch.Tensor], _Integers, _Integers, _Integers]:
+    """Find the buffers, and per row: which buffer, start (`_NULL` for null), stop."""
+    kind = array.type
+    first, rows = array.offset, len(array)
+    buffers: list[torch.Tensor] = []
+    which = np.zeros(rows, np.int64)
+    starts = np.zeros(rows, np.int64)
+    stops = np.zeros(rows, np.int64)
+    if pa.types.is_dictionary(kind):
+        buffers, *of_values = _locate(array.dictionary)
+        # Indices under a null may be anything.
+        indices = array.indices.fill_null(0).to_numpy(zero_copy_only=False)
+        if len(array.dictionary):
+            which, starts, stops = (each[indices] for each in of_values)
+    elif pa.types.is_fixed_size_binary(kind):
+        buffers = [_tensor_or_empty(array.buffers()[1])]
+        starts = (np.arange(rows, dtype=np.int64) + first) * kind.byte_width
+        stops = starts + kind.byte_width
+    elif _is_view(kind):
+        views, *data = array.buffers()[1:]
+        buffers = [_tensor_or_empty(each) for each in (views, *data)]
+        which, starts, stops = _locate_views(views, first, rows)
+    elif not pa.types.is_null(kind):
+        offset_type = _offset_type(kind)
+        _, offsets, data_buffer = array.buffers()
+        buffers = [_tensor_or_empty(data_buffer)]
+        if rows:
+            # A copy: the starts are about to be marked, and the array's own must stay as they are.
+            all_offsets = np.frombuffer(offsets, offset_type)[first : first + rows + 1]
+            starts, stops = all_offsets[:-1].astype(np.int64), all_offsets[1:].astype(np.int64)
+    if array.null_count:
+        starts[array.is_null().to_numpy(zero_copy_only=False)] = _NULL
+    return buffers, which, starts, stops
+
+
+def _locate_views(
+    views: pa.Buffer | None, first: int, rows: int
+) -> tuple[_Integers, _Integers, _Integers]:
+    """Locate the rows of a view array: up to 12 bytes stand in the view, more in a data buffer."""
+    if views is None or not rows:
+        nothing = np.zeros(rows, np.int64)
+        return nothing, nothing.copy(), nothing.copy()
+    fields = np.frombuffer(views, np.int32).reshape(-1, 4)[first : first + rows].astype(np.int64)
+    lengths = fields[:, 0]
+    is_inline = lengths <= 12
+    inline_starts = (np.arange(rows, dtype=np.int64) + first) * 16 + 4
+    starts = np.where(is_inline, inline_starts, fields[:, 3])
+    return np.where(is_inline, 0, fields[:, 2] + 1), starts, starts + lengths
+
+
+def _offset_type(kind: pa.DataType) -> type[np.int32] | type[np.int64]:
+    if pa.types.is_binary(kind) or pa.types.is_string(kind):
+        return np.int32
+    if pa.types.is_large_binary(kind) or pa.types.is_large_string(kind):
+        return np.int64
+    raise TypeError(f"neither binary nor strings: {kind}")
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    # pyarrow has no view types before version 16.
+    return str(kind) in ("binary_view", "string_view")
+
+
+def _tensor_or_empty(buffer: pa.Buffer | None) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8) if buffer is None else tensor_over(buffer)

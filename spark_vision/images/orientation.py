@@ -1,0 +1,56 @@
+"""EXIF orientation: reading it from the metadata, and turning the pixels upright.
+
+Both decoders go by this reading, so that they agree: torchvision overlooks EXIF that stands after
+another metadata segment, and Pillow looks into XMP too.
+"""
+
+import torch
+
+EXIF_PREFIX = b"Exif\x00\x00"
+_ORIENTATION_TAG = 0x0112
+_SHORT = 3
+_LONG = 4
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Read the orientation from EXIF, which is a small TIFF file.
+
+    Args:
+        exif: The metadata without the `Exif` prefix of JPEG.
+
+    Returns:
+        1 to 8; 1 (upright) too where it is missing or makes no sense.
+    """
+    if exif[:2] not in (b"II", b"MM"):
+        return 1
+    is_little = exif[:2] == b"II"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(exif[at : at + size], "little" if is_little else "big")
+
+    directory = number(4, 4)
+    for entry in range(number(directory, 2)):
+        at = directory + 2 + 12 * entry
+        if at + 12 > len(exif):
+            break
+        if number(at, 2) == _ORIENTATION_TAG:
+            kind = number(at + 2, 2)
+            value = number(at + 8, 2 if kind == _SHORT else 4) if kind in (_SHORT, _LONG) else 1
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def turn_upright(image: torch.Tensor, orientation: int) -> torch.Tensor:
+    """Undo the rotation and mirroring that an EXIF orientation names.
+
+    Args:
+        image: `[channels, height, width]`.
+        orientation: 1 to 8.
+
+    Returns:
+        The image upright, `[channels, width, height]` for 5 to 8; the same tensor for 1.
+    """
+    if orientation >= 5:
+        image = image.transpose(1, 2)
+    flipped = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation)
+    return image if flipped is None else image.flip(flipped)

@@ -1,0 +1,218 @@
+"""Rows of an Arrow column as images still to be decoded: bytes, image structs, base64, addresses.
+
+Null and, in a string column, blank text are `null_input`. Bytes of length 0 are a value, and not
+an image: decoding says so.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import pyarrow as pa
+import torch
+
+from spark_vision.errors import InputTypeError, RowFailure
+from spark_vision.images.base64_text import decode_base64
+from spark_vision.images.byte_rows import ByteRows, tensor_over
+from spark_vision.images.fetch import Fetcher
+from spark_vision.operators import ImageLimits, ImageOperator
+from spark_vision.status import Status
+
+EncodedImage: TypeAlias = torch.Tensor
+"""The bytes of an image file: uint8 `[bytes]`, often a view of memory that must not be written."""
+
+_BINARY_TYPES = ("binary", "large_binary", "binary_view")
+_STRING_TYPES = ("string", "large_string", "string_view")
+_IMAGE_STRUCT_FIELDS = ("height", "width", "nChannels", "mode", "data")
+_BINARY_FILE_FIELD = "content"
+_UNDEFINED_MODE = -1
+
+
+@dataclass(frozen=True)
+class RawImage:
+    """Pixels without a file format, as Spark's image struct holds them.
+
+    Attributes:
+        height: Rows of pixels.
+        width: Pixels in a row.
+        channels: Bytes of a pixel.
+        mode: OpenCV's number of the pixel type, such as 16 for three bytes in the order BGR.
+        data: The pixels row by row, uint8 `[bytes]`; a view that must not be written.
+    """
+
+    height: int
+    width: int
+    channels: int
+    mode: int
+    data: torch.Tensor
+
+
+class ImageColumn(ABC):
+    """One Arrow array of images, read a row at a time, from any thread."""
+
+    needs_fetch: bool = False
+    """Whether reading a row blocks on a network or a disk."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(
+        self, row: int, on_bytes: Callable[[int], None] | None = None
+    ) -> EncodedImage | RawImage:
+        """Return one row's image, not decoded.
+
+        Args:
+            row: From 0, within this array.
+            on_bytes: Told the size of each piece before it is fetched into memory; it may block.
+                Only rows that are fetched call it.
+
+        Raises:
+            RowFailure: `null_input`, or what kept the bytes from being read.
+        """
+
+
+def check_input_type(data_type: pa.DataType, image_src_type: str) -> None:
+    """Refuse a column that cannot hold images.
+
+    Raises:
+        InputTypeError: Naming the type, what is allowed, and what to change.
+    """
+    kind = data_type.value_type if pa.types.is_dictionary(data_type) else data_type
+    if _is_binary(kind) or pa.types.is_null(kind):
+        return
+    if str(kind) in _STRING_TYPES:
+        if image_src_type != "image_binary":
+            return
+        raise InputTypeError(
+            "the image column holds strings, but image_src_type='image_binary' reads binary; "
+            "set image_src_type to 'image_url' or 'image_base64', or pass a binary column"
+        )
+    allowed = (
+        "allowed: a binary column, Spark's image struct, a struct with a binary field 'content' "
+        "(a row of binaryFile), or strings with image_src_type 'image_url' or 'image_base64'"
+    )
+    if not pa.types.is_struct(kind):
+        raise InputTypeError(f"the image column has the type {kind}; {allowed}")
+    fields = {field.name: field.type for field in kind}
+    if _BINARY_FILE_FIELD in fields and _is_binary(fields[_BINARY_FILE_FIELD]):
+        return
+    integers = [fields.get(name) for name in _IMAGE_STRUCT_FIELDS[:-1]]
+    if not all(field is not None and pa.types.is_integer(field) for field in integers) or not (
+        "data" in fields and _is_binary(fields["data"])
+    ):
+        raise InputTypeError(
+            f"the image column is a struct of {', '.join(fields) or 'nothing'}; {allowed}; "
+            "select the field that holds the image"
+        )
+
+
+def open_column(array: pa.Array, operator: ImageOperator, fetcher: Fetcher) -> ImageColumn:
+    """Open an array of images for reading; cheap, whatever its length.
+
+    Raises:
+        InputTypeError: As `check_input_type` does.
+    """
+    check_input_type(array.type, operator.image_src_type)
+    kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+    if pa.types.is_struct(kind):
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        return _open_struct(array, operator.limits)
+    if _is_binary(kind) or pa.types.is_null(kind):
+        return _BinaryColumn(ByteRows(array), operator.limits)
+    is_url = operator.image_src_type == "image_url"
+    return _StringColumn(ByteRows(array), operator.limits, fetcher if is_url else None)
+
+
+class _BinaryColumn(ImageColumn):
+    def __init__(self, rows: ByteRows, limits: ImageLimits) -> None:
+        self._rows = rows
+        self._max_bytes = limits.max_bytes
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(
+        self, row: int, on_bytes: Callable[[int], None] | None = None
+    ) -> EncodedImage | RawImage:
+        data = self._rows[row]
+        if data is None:
+            raise _null_input()
+        if len(data) > self._max_bytes:
+            raise _too_large(len(data), self._max_bytes)
+        return data
+
+
+class _StringColumn(ImageColumn):
+    def __init__(self, rows: ByteRows, limits: ImageLimits, fetcher: Fetcher | None) -> None:
+        self._rows = rows
+        self._max_bytes = limits.max_bytes
+        self._fetcher = fetcher
+        self.needs_fetch = fetcher is not None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(
+        self, row: int, on_bytes: Callable[[int], None] | None = None
+    ) -> EncodedImage | RawImage:
+        data = self._rows[row]
+        if data is None:
+            raise _null_input()
+        text = data.numpy().data
+        if not bytes(text[:64]).strip() and not bytes(text).strip():
+            raise RowFailure(Status.NULL_INPUT, "the text is blank")
+        if self._fetcher is None or bytes(text[:5]).lower() == b"data:":
+            return tensor_over(decode_base64(text, self._max_bytes))
+        return tensor_over(self._fetcher.fetch(str(text, "utf-8"), on_bytes))
+
+
+class _ImageStructColumn(ImageColumn):
+    """Spark's image struct; an image that Spark could not read has the mode -1 there."""
+
+    def __init__(self, array: pa.StructArray, limits: ImageLimits) -> None:
+        self._is_null = array.is_null().to_pylist()
+        self._numbers = [array.field(name).to_pylist() for name in _IMAGE_STRUCT_FIELDS[:-1]]
+        self._data = ByteRows(array.field("data"))
+        self._max_bytes = limits.max_bytes
+
+    def __len__(self) -> int:
+        return len(self._is_null)
+
+    def read(
+        self, row: int, on_bytes: Callable[[int], None] | None = None
+    ) -> EncodedImage | RawImage:
+        height, width, channels, mode = (numbers[row] for numbers in self._numbers)
+        data = self._data[row]
+        if self._is_null[row] or data is None or None in (height, width, channels, mode):
+            raise _null_input()
+        if mode == _UNDEFINED_MODE:
+            raise RowFailure(Status.NOT_AN_IMAGE, "Spark marked the image as undefined")
+        if len(data) > self._max_bytes:
+            raise _too_large(len(data), self._max_bytes)
+        return RawImage(height, width, channels, mode, data)
+
+
+def _open_struct(array: pa.StructArray, limits: ImageLimits) -> ImageColumn:
+    fields = {field.name: field.type for field in array.type}
+    if _BINARY_FILE_FIELD not in fields or not _is_binary(fields[_BINARY_FILE_FIELD]):
+        return _ImageStructColumn(array, limits)
+    # A null struct may lie over a content that is not null; flatten counts both.
+    content = array.flatten()[list(fields).index(_BINARY_FILE_FIELD)]
+    return _BinaryColumn(ByteRows(content), limits)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return str(kind) in _BINARY_TYPES or pa.types.is_fixed_size_binary(kind)
+
+
+def _null_input() -> RowFailure:
+    return RowFailure(Status.NULL_INPUT, "the value is null")
+
+
+def _too_large(size: int, max_bytes: int) -> RowFailure:
+    return RowFailure(
+        Status.TOO_LARGE, f"the image has {size:,} bytes, more than the {max_bytes:,} allowed"
+    )

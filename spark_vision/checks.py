@@ -92,4 +92,4 @@ def _is_local_session() -> bool:
     from pyspark import SparkContext
 
     context = SparkContext._active_spark_context
-    return context is not None and context.master.startswith("local")
+    return context is not None and str(context.master).startswith("local")

@@ -10,9 +10,9 @@ from spark_vision.errors import InputTypeError
 from spark_vision.operators import (
     ClipImageEmbedding,
     ClipTextEmbedding,
+    EmbeddingOperator,
     ImageOperator,
     ImageViTEmbedding,
-    Operator,
 )
 from spark_vision.udfs import embedding_udf
 
@@ -72,7 +72,7 @@ def embed_text(
 
 def _embed(
     column: Column | str,
-    operator: Operator,
+    operator: EmbeddingOperator,
     with_status: bool,
     deterministic: bool,
     statuses: "Accumulator[dict[str, int]] | None",

@@ -4,6 +4,7 @@ Names and defaults follow the operators that users migrate from. An operator is 
 hashable, holds no model, and never looks for a device: executors do that.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,6 @@ class Operator:
         "A failed row's value: null, a zero vector, or raise, which fails the job.",
         allowed=("null", "zero", "raise"),
     )
-    normalize: bool = option(True, "Scale every vector to length 1 (L2).")
 
     def __post_init__(self) -> None:
         normalize_options(self)
@@ -99,7 +99,19 @@ class ImageOperator(Operator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageViTEmbedding(ImageOperator):
+class EmbeddingOperator(Operator, ABC):
+    """What every operator that gives vectors has."""
+
+    normalize: bool = option(True, "Scale every vector to length 1 (L2).")
+
+    @property
+    @abstractmethod
+    def effective_pooling(self) -> str:
+        """How the model's tokens become a vector: what the options come to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageViTEmbedding(ImageOperator, EmbeddingOperator):
     """Image vectors by a vision transformer: ViT, DINOv2, DINOv2 with registers."""
 
     use_cls_token_embedding: bool = option(
@@ -127,7 +139,7 @@ class ImageViTEmbedding(ImageOperator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ClipEmbedding(Operator):
+class _ClipEmbedding(EmbeddingOperator):
     model_name: str = option(
         "openai/clip-vit-base-patch32",
         "CLIP, Chinese-CLIP or SigLIP checkpoint: a folder, a name on the hub, or OpenAI's own.",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from spark_vision.checks import check_operator_on_driver
 from spark_vision.errors import InvalidOptionError
-from spark_vision.operators import Operator
+from spark_vision.operators import EmbeddingOperator
 from spark_vision.udfs import embedding_udf
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ def register_functions(
     spark: "SparkSession",
     with_status: bool = False,
     deterministic: bool = False,
-    **operators: Operator,
+    **operators: EmbeddingOperator,
 ) -> None:
     """Register a temporary SQL function for each operator.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import ArrayType, DataType, FloatType, StringType, StructField, StructType
 
 from spark_vision.errors import InputTypeError
@@ -18,8 +19,8 @@ from spark_vision.executor.environment import HubEnvironment
 from spark_vision.operators import (
     OPERATORS,
     ClipTextEmbedding,
+    EmbeddingOperator,
     ImageOperator,
-    Operator,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ ArrowBody = Callable[[Iterator[pa.Array]], Iterator[pa.Array]]
 class EmbeddingBody:
     """What the executors run, as it is pickled: it imports torch there, never on the driver."""
 
-    operator: Operator
+    operator: EmbeddingOperator
     with_status: bool
     environment: HubEnvironment
     statuses: "Accumulator[dict[str, int]] | None"
@@ -44,17 +45,18 @@ class EmbeddingBody:
         from spark_vision.executor.task import current_task
 
         embed: Any = embed_texts if isinstance(self.operator, ClipTextEmbedding) else embed_images
-        return embed(
+        embedded: Iterator[pa.Array] = embed(
             arrays,
             self.operator,
             current_task(),
             with_status=self.with_status,
             count=self.statuses.add if self.statuses is not None else None,
         )
+        return embedded
 
 
 def embedding_udf(
-    operator: Operator,
+    operator: EmbeddingOperator,
     *,
     with_status: bool = False,
     deterministic: bool = False,
@@ -84,9 +86,9 @@ def embedding_udf(
     return made if deterministic else made.asNondeterministic()
 
 
-def _return_type(operator: Operator, with_status: bool) -> DataType:
+def _return_type(operator: EmbeddingOperator, with_status: bool) -> DataType:
     vector = ArrayType(FloatType())
-    tokens = getattr(operator, "effective_pooling", None) == "tokens"
+    tokens = operator.effective_pooling == "tokens"
     embedding = ArrayType(vector) if tokens else vector
     if not with_status:
         return embedding
@@ -99,7 +101,7 @@ def _return_type(operator: Operator, with_status: bool) -> DataType:
     )
 
 
-def _function_name(operator: Operator) -> str:
+def _function_name(operator: EmbeddingOperator) -> str:
     return "embed_image" if isinstance(operator, ImageOperator) else "embed_text"
 
 
@@ -113,11 +115,11 @@ def _vectorized_udf(body: ArrowBody, return_type: DataType, name: str) -> Any:
         return F.arrow_udf(compute_arrow, return_type)
 
     def compute_pandas(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        for array in body(map(_to_arrow, batches)):
-            yield _to_pandas(array)
+        # The hint names the kind of function; structs travel as frames all the same.
+        return map(_to_pandas, body(map(_to_arrow, batches)))  # type: ignore[arg-type]
 
     compute_pandas.__name__ = name
-    return F.pandas_udf(compute_pandas, return_type)
+    return pandas_udf(compute_pandas, return_type)
 
 
 def _to_arrow(batch: "pd.Series[Any] | pd.DataFrame") -> pa.Array:

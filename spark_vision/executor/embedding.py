@@ -1,9 +1,9 @@
 """The body of every embedding function: Arrow arrays of images or texts in, vectors out."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +14,7 @@ from spark_vision.executor.batching import gather, map_ahead, regroup, working_t
 from spark_vision.executor.devices import choose_device
 from spark_vision.executor.image_rows import ImageRows
 from spark_vision.executor.inference import Outcome, compute_rows
-from spark_vision.executor.model_host import reach_model
+from spark_vision.executor.model_host import Stamp, reach_model, stamp_of
 from spark_vision.executor.task import Task
 from spark_vision.executor.vectors import build_array, count_statuses
 from spark_vision.models.checkpoints import Checkpoint, resolve_checkpoint
@@ -33,6 +33,7 @@ from spark_vision.models.protocols import (
 from spark_vision.operators import (
     ClipImageEmbedding,
     ClipTextEmbedding,
+    EmbeddingOperator,
     ImageViTEmbedding,
     Operator,
 )
@@ -70,7 +71,7 @@ def embed_images(
         SparkVisionError: The operator cannot run here; with `on_error="raise"`, a row failed.
     """
     checkpoint, description = _open_checkpoint(operator)
-    preprocessor = _preprocessor(checkpoint, operator)
+    preprocessor = _preprocessor(checkpoint, stamp_of(checkpoint), operator.image_processor_kwargs)
     device = _prepare_device(operator, task)
     model = cast(ImageEmbedder, reach_model(checkpoint, operator.dtype, device))
 
@@ -100,7 +101,7 @@ def embed_texts(
     Arguments, results and errors are those of `embed_images`.
     """
     checkpoint, description = _open_checkpoint(operator)
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = _tokenizer(checkpoint, stamp_of(checkpoint))
     device = _prepare_device(operator, task)
     model = cast(TextEmbedder, reach_model(checkpoint, operator.dtype, device))
 
@@ -147,7 +148,7 @@ def _embed_distinct(
 
 def _give_back(
     outcomes: Iterable[list[Outcome]],
-    operator: ImageEmbedding | ClipTextEmbedding,
+    operator: EmbeddingOperator,
     description: ModelDescription,
     with_status: bool,
     count: CountStatuses | None,
@@ -161,7 +162,7 @@ def _give_back(
         )
 
 
-def _normalize(vectors: torch.Tensor, operator: Operator) -> torch.Tensor:
+def _normalize(vectors: torch.Tensor, operator: EmbeddingOperator) -> torch.Tensor:
     return torch.nn.functional.normalize(vectors, dim=-1) if operator.normalize else vectors
 
 
@@ -172,17 +173,18 @@ def _prepare_device(operator: Operator, task: Task) -> torch.device:
     return device
 
 
-@lru_cache(maxsize=8)
 def _open_checkpoint(operator: Operator) -> tuple[Checkpoint, ModelDescription]:
     checkpoint = resolve_checkpoint(operator)
     return checkpoint, check_operator(checkpoint, operator)
 
 
 @lru_cache(maxsize=8)
-def _preprocessor(checkpoint: Checkpoint, operator: ImageEmbedding) -> ImagePreprocessor:
-    return load_preprocessor(checkpoint, operator.image_processor_kwargs)
+def _preprocessor(
+    checkpoint: Checkpoint, stamp: Stamp, kwargs: Mapping[str, Any] | None
+) -> ImagePreprocessor:
+    return load_preprocessor(checkpoint, kwargs)
 
 
 @lru_cache(maxsize=8)
-def _tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
+def _tokenizer(checkpoint: Checkpoint, stamp: Stamp) -> TextTokenizer:
     return load_tokenizer(checkpoint)

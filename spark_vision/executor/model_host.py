@@ -18,6 +18,8 @@ from spark_vision.models.protocols import ImageEmbedder, TextEmbedder
 
 logger = logging.getLogger(__name__)
 
+Stamp = tuple[tuple[str, int, int], ...]
+
 # A worker serves one function at a time, and a second checkpoint now and then; a notebook that
 # tries many must not fill the worker's memory with them.
 KEPT_MODEL_COUNT = 2
@@ -27,9 +29,16 @@ KEPT_MODEL_COUNT = 2
 class ModelKey:
     """What makes two operators share a model: pooling, normalisation and limits do not."""
 
-    folder: str
+    checkpoint: Checkpoint
+    stamp: Stamp
     dtype: str
     device: torch.device
+
+
+def stamp_of(checkpoint: Checkpoint) -> Stamp:
+    """Take the names, sizes and times of a checkpoint's files: another stamp, another content."""
+    stats = [(path.name, path.stat()) for path in sorted(checkpoint.folder.iterdir())]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 _models: OrderedDict[ModelKey, ImageEmbedder | TextEmbedder] = OrderedDict()
@@ -44,7 +53,7 @@ def reach_model(
     Raises:
         UnsupportedCheckpointError: Its weights cannot be used.
     """
-    key = ModelKey(str(checkpoint.folder), dtype, device)
+    key = ModelKey(checkpoint, stamp_of(checkpoint), dtype, device)
     with _loading:
         if key not in _models:
             while len(_models) >= KEPT_MODEL_COUNT:

@@ -1,0 +1,129 @@
+"""How fast rows reach a model and come back: JPEG bytes in Parquet to 768 floats in Parquet.
+
+The model's own cost is next to nothing, so what is measured is everything around it. In the same
+run, in turn: our job, a UDF that computes nothing (one prebuilt buffer through the same Arrow
+shell), and decoding and resizing alone. A job cannot beat 1 / (1/decode + 1/no-op) without
+overlapping the two.
+
+    .venv/bin/python benchmarks/feed_rate.py [--rows 8192] [--repeat 4] [--rounds 5]
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from torch.nn.functional import interpolate
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from photographs import write_parquet
+from random_checkpoints import write_feather_clip
+from spark_vision import ClipImageEmbedding, configure, embed_image
+
+CORE_COUNT = 2
+DIMENSION = 768
+
+
+def decode_and_resize(parquet_file: str) -> int:
+    """Do the least that any reader of these images has to do, on one core."""
+    torch.set_num_threads(1)
+    contents = pq.read_table(parquet_file, columns=["content"])["content"]
+    for chunk in contents.chunks:
+        offsets = np.frombuffer(chunk.buffers()[1], np.int32)
+        data = torch.frombuffer(bytearray(chunk.buffers()[2]), dtype=torch.uint8)
+        for row in range(len(chunk)):
+            image = decode_jpeg(data[offsets[row] : offsets[row + 1]], mode=ImageReadMode.RGB)
+            interpolate(image[None], size=(224, 224), mode="bilinear", antialias=True)
+    return len(contents)
+
+
+def no_op_udf() -> Callable[[str], object]:
+    """Make a UDF that gives back slices of one prebuilt array of vectors."""
+
+    def give_back(arrays: Iterator[pa.Array]) -> Iterator[pa.Array]:
+        count = 20_000
+        offsets = pa.array(np.arange(count + 1, dtype=np.int32) * DIMENSION)
+        values = pa.array(np.random.default_rng(0).random(count * DIMENSION, np.float32))
+        kind = pa.list_(pa.field("element", pa.float32()))
+        vectors = pa.ListArray.from_arrays(offsets, values, kind)
+        for array in arrays:
+            yield vectors.slice(0, len(array))
+
+    return F.arrow_udf(give_back, "array<float>").asNondeterministic()
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Time one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=8192, help="distinct images")
+    parser.add_argument("--repeat", type=int, default=4, help="times each image is read per round")
+    parser.add_argument("--rounds", type=int, default=5, help="alternated rounds")
+    parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "feed-rate")
+    arguments = parser.parse_args()
+
+    photographs = arguments.data / f"photographs-{arguments.rows}"
+    write_parquet(photographs, arguments.rows)
+    operator = ClipImageEmbedding(
+        model_name=str(write_feather_clip(arguments.data / "clip")), batch_size=64
+    )
+    builder = SparkSession.builder.master(f"local[{CORE_COUNT}]").config("spark.ui.enabled", False)
+    spark = configure(builder).getOrCreate()
+
+    images = spark.read.parquet(str(photographs))
+    source: DataFrame = images
+    for _ in range(arguments.repeat - 1):
+        source = source.unionAll(images)
+    row_count = arguments.rows * arguments.repeat
+    files = [str(path) for path in sorted(photographs.glob("*.parquet"))] * arguments.repeat
+
+    def write(column: object) -> None:
+        vectors = source.select("id", column.alias("embedding"))
+        vectors.write.mode("overwrite").parquet(str(arguments.data / "vectors"))
+
+    no_op = no_op_udf()
+    with ProcessPoolExecutor(CORE_COUNT, mp_context=get_context("spawn")) as pool:
+        contenders: dict[str, Callable[[], object]] = {
+            "job": lambda: write(embed_image("content", operator)),
+            "no-op": lambda: write(no_op("content")),
+            "decode": lambda: list(pool.map(decode_and_resize, files)),
+        }
+        for work in contenders.values():
+            work()
+        rates: dict[str, list[float]] = {name: [] for name in contenders}
+        for round_number in range(arguments.rounds):
+            for name, work in contenders.items():
+                rates[name].append(row_count / seconds_of(work))
+            print(
+                f"round {round_number + 1}: "
+                + ", ".join(f"{name} {values[-1]:,.0f}/s" for name, values in rates.items()),
+                flush=True,
+            )
+    ratios = [
+        job * (1 / decode + 1 / no_op_rate)
+        for job, no_op_rate, decode in zip(*rates.values(), strict=True)
+    ]
+    for name, values in rates.items():
+        print(f"{name:>8}: median {statistics.median(values):,.0f} rows/s")
+    print(f"job / additive limit: median {statistics.median(ratios):.3f}, rounds", end=" ")
+    print(" ".join(f"{ratio:.3f}" for ratio in ratios))
+    spark.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Operators are validated where they are made, and travel unchanged."""
+
+import dataclasses
+import pickle
+
+import pytest
+
+from spark_vision import ClipImageEmbedding, ClipTextEmbedding, ImageLimits, ImageViTEmbedding
+from spark_vision.errors import InvalidOptionError
+from spark_vision.operators import OPERATORS
+from spark_vision.options import options_of
+
+EVERY_OPERATOR = [ImageViTEmbedding, ClipImageEmbedding, ClipTextEmbedding]
+
+
+def test_defaults_are_those_of_the_operators_that_users_migrate_from():
+    operator = ImageViTEmbedding()
+    expected = {
+        "image_src_type": "image_url",
+        "dtype": "float32",
+        "batch_size": 32,
+        "model_path": "/opt/las/models",
+        "model_name": "facebook/dinov2-large",
+        "use_cls_token_embedding": True,
+        "rank": 0,
+    }
+    assert {name: getattr(operator, name) for name in expected} == expected
+    assert ClipImageEmbedding().model_name == "openai/clip-vit-base-patch32"
+
+
+@pytest.mark.parametrize("operator_class", EVERY_OPERATOR)
+def test_operators_are_frozen_hashable_and_picklable(operator_class):
+    operator = operator_class(batch_size=7)
+    assert pickle.loads(pickle.dumps(operator)) == operator
+    assert hash(operator) == hash(operator_class(batch_size=7))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        operator.batch_size = 8
+    with pytest.raises(TypeError):
+        operator_class("float32")
+
+
+def test_structured_options_are_frozen_with_their_operator():
+    settings = {"size": {"height": 32, "width": 32}, "image_mean": [0.5, 0.5, 0.5]}
+    operator = ImageViTEmbedding(image_processor_kwargs=settings, limits={"max_bytes": 10})
+    settings["size"]["height"] = 99
+    assert operator.image_processor_kwargs["size"]["height"] == 32
+    assert operator.limits == ImageLimits(max_bytes=10)
+    assert operator.image_processor_kwargs.thaw()["image_mean"] == [0.5, 0.5, 0.5]
+    assert pickle.loads(pickle.dumps(operator)) == operator
+    assert hash(operator) == hash(pickle.loads(pickle.dumps(operator)))
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "said"),
+    [
+        ({"dtype": "fp8"}, "dtype", "float32, float16, bfloat16"),
+        ({"batch_size": 0}, "batch_size", "1 or more"),
+        ({"batch_size": 2.5}, "batch_size", "a whole number"),
+        ({"batch_size": True}, "batch_size", "a whole number"),
+        ({"image_src_type": "file"}, "image_src_type", "image_url, image_base64, image_binary"),
+        ({"pooling": "max"}, "pooling", "cls, mean, pooler, tokens, or none"),
+        ({"use_cls_token_embedding": "yes"}, "use_cls_token_embedding", "true or false"),
+        ({"device": "gpu"}, "device", "auto, cuda, cpu"),
+        ({"rank": -1}, "rank", "0 or more"),
+        ({"on_error": "skip"}, "on_error", "null, zero, raise"),
+        ({"model_name": "  "}, "model_name", "not empty"),
+        ({"model_sharing": "host"}, "model_sharing", "worker"),
+        ({"limits": {"max_byte": 1}}, "limits", "max_bytes"),
+        ({"limits": 5}, "limits", "ImageLimits"),
+        ({"image_processor_kwargs": [1]}, "image_processor_kwargs", "a mapping"),
+        ({"on_error": "zero", "pooling": "tokens"}, "on_error", "null, raise"),
+    ],
+)
+def test_a_value_that_is_not_allowed_names_field_value_and_what_is(options, field, said):
+    with pytest.raises(InvalidOptionError, match=f"ImageViTEmbedding.{field}") as raised:
+        ImageViTEmbedding(**options)
+    assert said in str(raised.value)
+    assert isinstance(raised.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_bytes": 0},
+        {"max_pixels": -1},
+        {"fetch_seconds": 0},
+        {"fetch_seconds": float("inf")},
+        {"fetch_concurrency": 0},
+    ],
+)
+def test_limits_are_validated(options):
+    with pytest.raises(InvalidOptionError, match=f"ImageLimits.{next(iter(options))}"):
+        ImageLimits(**options)
+
+
+def test_storage_options_are_in_no_repr_and_no_error():
+    operator = ImageViTEmbedding(storage_options={"secret": "hunter2"})
+    assert operator.storage_options["secret"] == "hunter2"
+    assert "hunter2" not in repr(operator)
+    assert "hunter2" not in str(operator)
+    with pytest.raises(InvalidOptionError) as raised:
+        ImageViTEmbedding(storage_options="hunter2")
+    assert "hunter2" not in str(raised.value)
+
+
+def test_openai_names_are_understood_and_its_resnets_refused():
+    operator = ClipImageEmbedding(model_name="ViT-L/14@336px")
+    assert operator.checkpoint_name == "openai/clip-vit-large-patch14-336"
+    assert operator.model_name == "ViT-L/14@336px"
+    for name in ("RN50", "RN50x64"):
+        with pytest.raises(InvalidOptionError, match="ResNet"):
+            ClipTextEmbedding(model_name=name)
+
+
+def test_pooling_follows_use_cls_token_embedding_until_it_is_given():
+    assert ImageViTEmbedding().effective_pooling == "cls"
+    assert ImageViTEmbedding(use_cls_token_embedding=False).effective_pooling == "mean"
+    assert ImageViTEmbedding(pooling="tokens").effective_pooling == "tokens"
+
+
+@pytest.mark.parametrize("operator_class", OPERATORS.values())
+def test_every_option_is_declared_with_help_and_reads_its_own_default(operator_class):
+    for option in options_of(operator_class):
+        assert option.help.endswith(".")
+        assert option.describe_allowed()
+        if option.default is None or isinstance(option.default, str | int | float):
+            text = "none" if option.default is None else str(option.default)
+            assert option.parse("x", text) == option.default
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("use_cls_token_embedding", "FALSE", False),
+        ("batch_size", "12", 12),
+        ("rank", "none", None),
+        ("limits", '{"max_pixels": 5}', ImageLimits(max_pixels=5)),
+        ("image_processor_kwargs", '{"size": {"height": 8}}', {"size": {"height": 8}}),
+    ],
+)
+def test_options_are_read_from_text(field, text, value):
+    option = next(each for each in options_of(ImageViTEmbedding) if each.name == field)
+    parsed = option.parse("ImageViTEmbedding", text)
+    assert parsed == value
+
+
+@pytest.mark.parametrize(
+    ("field", "text"), [("batch_size", "many"), ("limits", "{"), ("normalize", "maybe")]
+)
+def test_text_that_says_no_value_is_refused(field, text):
+    option = next(each for each in options_of(ImageViTEmbedding) if each.name == field)
+    with pytest.raises(InvalidOptionError, match=field):
+        option.parse("ImageViTEmbedding", text)
+
+
+def test_secrets_are_read_from_a_file(tmp_path):
+    path = tmp_path / "storage.json"
+    path.write_text('{"key": "hunter2"}')
+    option = next(each for each in options_of(ImageViTEmbedding) if each.name == "storage_options")
+    assert option.parse("ImageViTEmbedding", f"@{path}")["key"] == "hunter2"
+    with pytest.raises(InvalidOptionError):
+        option.parse("ImageViTEmbedding", "@/no/such/file.json")

@@ -1,0 +1,142 @@
+"""Operators on a command line: an option per field, and `name=Operator:field=value,…` in one text.
+
+Everything is read off the operators' own options, without Spark, torch or transformers.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any, TypeVar
+
+from spark_vision.errors import InvalidOptionError
+from spark_vision.operators import OPERATORS, Operator
+from spark_vision.options import Option, options_of
+
+OperatorType = TypeVar("OperatorType", bound=Operator)
+
+
+def add_operator_arguments(parser: argparse.ArgumentParser, operator: type[Operator]) -> None:
+    """Add one `--kebab-case` option per field of an operator, with its help, values and default.
+
+    Args:
+        parser: Gets a group of its own for them.
+        operator: The operator's class, such as `ImageViTEmbedding`.
+    """
+    summary = (operator.__doc__ or "").splitlines()[0]
+    group = parser.add_argument_group(f"options of {operator.__name__}", summary)
+    for each in options_of(operator):
+        flag = "--" + each.name.replace("_", "-")
+        if each.kind is bool:
+            group.add_argument(
+                flag,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=_help(each),
+            )
+        else:
+            group.add_argument(
+                flag,
+                type=_parser_of(each, operator.__name__),
+                metavar=_metavar(each),
+                default=argparse.SUPPRESS,
+                help=_help(each),
+            )
+
+
+def operator_from_arguments(
+    operator: type[OperatorType], arguments: argparse.Namespace
+) -> OperatorType:
+    """Build the operator from what `add_operator_arguments` has parsed.
+
+    Raises:
+        InvalidOptionError: Two options do not go together.
+    """
+    names = [each.name for each in options_of(operator)]
+    return operator(**{name: value for name, value in vars(arguments).items() if name in names})
+
+
+def parse_function(text: str) -> tuple[str, Operator]:
+    """Read a SQL function's name and its operator.
+
+    Args:
+        text: Such as `embed_image=ImageViTEmbedding:model_name=facebook/dinov2-base`.
+            A comma separates fields where `name=` follows, so that JSON values can hold commas.
+
+    Returns:
+        The function's name and the operator.
+
+    Raises:
+        InvalidOptionError: Naming the part that is wrong, and what is allowed.
+    """
+    shape = re.fullmatch(r"\s*(\w+)\s*=\s*(\w+)\s*(?::(.*))?", text, re.DOTALL)
+    if shape is None:
+        # A field may be a secret: the text is not repeated.
+        raise InvalidOptionError(
+            "a function was not understood; allowed: name=Operator or "
+            "name=Operator:field=value,field=value"
+        )
+    name, operator_name, fields = shape.groups()
+    if operator_name not in OPERATORS:
+        raise InvalidOptionError(
+            f"function {name} got the operator {operator_name!r}; allowed: {', '.join(OPERATORS)}"
+        )
+    operator = OPERATORS[operator_name]
+    return name, operator(**_parse_fields(operator, fields or ""))
+
+
+def _parse_fields(operator: type[Operator], text: str) -> dict[str, Any]:
+    options = {each.name: each for each in options_of(operator)}
+    values: dict[str, Any] = {}
+    for field in re.split(r",(?=\s*[A-Za-z_]\w*\s*=)", text) if text.strip() else []:
+        name, equals, value = field.partition("=")
+        name = name.strip()
+        if name not in options or not equals:
+            raise InvalidOptionError(
+                f"{operator.__name__} has no field {name!r}; allowed: {', '.join(options)}"
+            )
+        if name in values:
+            raise InvalidOptionError(f"{operator.__name__}.{name} is given twice")
+        values[name] = options[name].parse(operator.__name__, value.strip())
+    return values
+
+
+def _parser_of(option: Option, owner: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return option.parse(owner, text)
+        except InvalidOptionError as error:
+            # argparse would repeat the value of any other ValueError, and it may be a secret.
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse
+
+
+def _metavar(option: Option) -> str:
+    if option.allowed:
+        return "{" + ",".join(map(str, option.allowed)) + "}"
+    return {int: "N", float: "X", str: "TEXT"}.get(option.kind, "JSON|@FILE")
+
+
+def _help(option: Option) -> str:
+    said = option.help
+    if option.allowed or option.nullable or option.kind in (int, float):
+        said += f" Allowed: {option.describe_allowed()}."
+    if not option.secret:
+        said += f" Default: {describe_default(option)}."
+    return said.replace("%", "%%")
+
+
+def describe_default(option: Option) -> str:
+    """Write an option's default as a command line takes it; a secret's stays unsaid."""
+    value = option.default
+    if option.secret:
+        return "not shown"
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if is_dataclass(value) and not isinstance(value, type):
+        return json.dumps(asdict(value))
+    if isinstance(value, Mapping):
+        return json.dumps(dict(value))
+    return str(value)

@@ -1,0 +1,32 @@
+"""The README's table of operators and options: `python -m spark_vision.option_table` prints it."""
+
+from spark_vision.command_line import describe_default
+from spark_vision.operators import OPERATORS
+from spark_vision.options import Option, options_of
+
+
+def option_table() -> str:
+    """Write every option of every operator as a Markdown table.
+
+    An option that means the same in several operators has one row, which names them.
+    """
+    owners: dict[Option, list[str]] = {}
+    for name, operator in OPERATORS.items():
+        for each in options_of(operator):
+            owners.setdefault(each, []).append(name)
+    rows = ["| option | default | allowed | meaning | operators |", "|---|---|---|---|---|"]
+    for each, names in owners.items():
+        whose = "all" if len(names) == len(OPERATORS) else ", ".join(f"`{name}`" for name in names)
+        cells = (
+            f"`{each.name}`",
+            f"`{describe_default(each)}`",
+            each.describe_allowed(),
+            each.help,
+            whose,
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    print(option_table(), end="")

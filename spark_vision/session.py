@@ -1,0 +1,174 @@
+"""What a Spark session needs for this package: Delta, Arrow, the running interpreter, quiet logs.
+
+A setting that the user made, in the builder, by spark-submit or in `spark-defaults.conf`, stands;
+where it is a list, Delta's entry is appended to it.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pyspark import SparkContext
+from pyspark.errors import AnalysisException
+from pyspark.sql import SparkSession
+
+from spark_vision.errors import SessionError
+
+EXTENSIONS = "spark.sql.extensions"
+PACKAGES = "spark.jars.packages"
+CATALOG = "spark.sql.catalog.spark_catalog"
+DELTA_EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
+DELTA_CATALOG = "org.apache.spark.sql.delta.catalog.DeltaCatalog"
+
+_RUNTIME_SETTINGS = {"spark.sql.execution.arrow.pyspark.enabled": "true"}
+_STATIC_SETTINGS = {
+    "spark.log.level": "WARN",
+    "spark.ui.showConsoleProgress": "false",
+    # Metrics of running tasks travel with the heartbeats: the progress of a write is as fresh.
+    "spark.executor.heartbeatInterval": "2s",
+}
+
+
+def configure(builder: SparkSession.Builder) -> SparkSession.Builder:
+    """Give a session builder the settings that this package needs.
+
+    In a script that spark-submit started, and on a session that runs already, Delta's JARs can no
+    longer be added; `check_delta` says what to do then. A remote server keeps its own settings.
+
+    Args:
+        builder: As from `SparkSession.builder`, with whatever the user has set.
+
+    Returns:
+        The same builder.
+
+    Example:
+        >>> spark = configure(SparkSession.builder.master("local[*]")).getOrCreate()
+    """
+    present = _present_settings(builder)
+    wanted = dict(_RUNTIME_SETTINGS)
+    if not _is_remote_server(present) and SparkContext._active_spark_context is None:
+        wanted |= _STATIC_SETTINGS
+        wanted |= _delta_settings(present)
+        if "spark.pyspark.python" not in present:
+            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+            os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
+    for name, value in wanted.items():
+        if name in (EXTENSIONS, PACKAGES) or name not in present:
+            builder.config(name, value)
+    return builder
+
+
+def delta_package() -> str | None:
+    """Name the Maven coordinate of Delta's JARs for the installed pyspark and delta-spark.
+
+    Returns:
+        Such as `io.delta:delta-spark_4.2_2.13:4.4.0`; None where delta-spark is not installed.
+    """
+    if find_spec("delta") is None:
+        return None
+    from delta import configure_spark_with_delta_pip
+
+    # Delta has changed the scheme of its artifact names: its own code knows which one it follows.
+    options: dict[str, Any] = configure_spark_with_delta_pip(SparkSession.Builder())._options
+    return str(options[PACKAGES])
+
+
+def check_delta(spark: SparkSession) -> None:
+    """Make sure that a session can read and write Delta tables; costs one failed look-up.
+
+    Raises:
+        SessionError: Delta's JARs or its settings are missing; the message says what to add.
+    """
+    try:
+        _ = spark.read.format("delta").load("/spark_vision/no_such_table").schema
+    except AnalysisException as error:
+        condition = error.getCondition() or ""
+        if condition == "DATA_SOURCE_NOT_FOUND":
+            package = delta_package() or "io.delta:delta-spark_<spark>_2.13:<version>"
+            raise SessionError(
+                "Delta's JARs are missing from this Spark session; start it with: "
+                f"spark-submit --packages {package}"
+            ) from error
+        if condition.startswith("DELTA_CONFIGURE_SPARK_SESSION"):
+            raise SessionError(
+                "this Spark session does not know Delta; build it by spark_vision.configure(), or "
+                f"start it with: --conf {EXTENSIONS}={DELTA_EXTENSION} --conf "
+                f"{CATALOG}={DELTA_CATALOG}"
+            ) from error
+
+
+def _delta_settings(present: Mapping[str, str]) -> dict[str, str]:
+    settings = {EXTENSIONS: _append(present, EXTENSIONS, DELTA_EXTENSION), CATALOG: DELTA_CATALOG}
+    if _jvm_is_running():
+        return settings if _jvm_has_delta() else {}
+    jars = present.get("spark.jars", "") + present.get(PACKAGES, "")
+    if "delta-spark" in jars:
+        return settings
+    package = delta_package()
+    if package is None:
+        return {}
+    return settings | {PACKAGES: _append(present, PACKAGES, package)}
+
+
+def _append(present: Mapping[str, str], name: str, entry: str) -> str:
+    entries = [each.strip() for each in present.get(name, "").split(",") if each.strip()]
+    return ",".join(entries if entry in entries else [*entries, entry])
+
+
+def _is_remote_server(present: Mapping[str, str]) -> bool:
+    """A Connect server somewhere else; `local` starts one here, with this builder's settings."""
+    return present.get("spark.remote", os.environ.get("SPARK_REMOTE", "")).startswith("sc://")
+
+
+def _jvm_is_running() -> bool:
+    return "PYSPARK_GATEWAY_PORT" in os.environ or SparkContext._gateway is not None
+
+
+def _jvm_has_delta() -> bool:
+    from py4j.protocol import Py4JJavaError
+
+    # JARs of --packages are known to the thread's class loader only.
+    loader = _jvm().java.lang.Thread.currentThread().getContextClassLoader()
+    try:
+        loader.loadClass(DELTA_EXTENSION)
+    except Py4JJavaError:
+        return False
+    return True
+
+
+def _jvm() -> Any:
+    SparkContext._ensure_initialized()
+    return SparkContext._jvm
+
+
+def _present_settings(builder: SparkSession.Builder) -> dict[str, str]:
+    """The user's settings: spark-submit's or the defaults file's, and over them the builder's."""
+    if _jvm_is_running():
+        pairs = _jvm().org.apache.spark.SparkConf(True).getAll()
+        settings = {pair._1(): pair._2() for pair in pairs}
+    else:
+        settings = _read_defaults_file()
+    options: dict[str, Any] = builder._options
+    return settings | {name: str(value) for name, value in options.items()}
+
+
+def _read_defaults_file() -> dict[str, str]:
+    """Read what spark-submit will read once it starts the JVM; its own parser is in that JVM."""
+    folder = os.environ.get("SPARK_CONF_DIR")
+    home = os.environ.get("SPARK_HOME")
+    if folder is None and home is not None:
+        folder = str(Path(home) / "conf")
+    file = Path(folder or Path(sys.modules["pyspark"].__file__ or "").parent / "conf")
+    file /= "spark-defaults.conf"
+    if not file.is_file():
+        return {}
+    settings = {}
+    for line in file.read_text().splitlines():
+        setting = re.match(r"\s*(spark\.[^\s=:]+)[\s=:]+(.*?)\s*$", line)
+        if setting:
+            settings[setting[1]] = setting[2]
+    return settings

@@ -1,0 +1,1 @@
+"""Checkpoints, their preprocessing and their models; torch and transformers, never pyspark."""

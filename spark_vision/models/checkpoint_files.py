@@ -1,0 +1,173 @@
+"""A checkpoint's folder as Hugging Face lays it out: what it holds, and what it lacks.
+
+Weights are never loaded here, and neither torch nor transformers is imported.
+"""
+
+import json
+import pickletools
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from spark_vision.errors import UnsupportedCheckpointError
+from spark_vision.operators import ClipTextEmbedding, ImageOperator, Operator
+from spark_vision.options import FrozenMapping
+
+CONFIG_FILE = "config.json"
+# The first of these that a folder or repository has is its weights; an index names its shards.
+SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
+PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+)
+TOKENIZER_FILES = (
+    *VOCABULARY_FILES,
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+# The pickles of a file in torch's format before 1.6: magic number, protocol, system, weights.
+_LEGACY_PICKLE_COUNT = 4
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with a model's configuration and weights.
+
+    Attributes:
+        folder: Where it is on this host.
+        model_type: The family, in the words of its config.json.
+        config: All of its config.json.
+    """
+
+    folder: Path
+    model_type: str
+    config: Mapping[str, Any]
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """Read the configuration of a checkpoint.
+
+    Raises:
+        UnsupportedCheckpointError: config.json is not a configuration with a model_type.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnsupportedCheckpointError(f"{path} is not JSON: {error}") from error
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(model_type, str):
+        raise UnsupportedCheckpointError(
+            f"{path} has no model_type, so this is not a checkpoint in the layout of "
+            "Hugging Face transformers"
+        )
+    return Checkpoint(folder, model_type, FrozenMapping(config))
+
+
+def missing_parts(folder: Path, operator: Operator) -> list[str]:
+    """Say what a folder lacks of the files that an operator reads, in words for a message."""
+    missing = []
+    if not (folder / CONFIG_FILE).is_file():
+        missing.append(CONFIG_FILE)
+    weights = first_present(folder, SAFETENSORS_FILES + PICKLE_FILES)
+    if weights is None:
+        missing.append(f"weights ({SAFETENSORS_FILES[0]} or {PICKLE_FILES[0]})")
+    else:
+        missing += [path.name for path in _shards(weights) if not path.is_file()]
+    if isinstance(operator, ImageOperator) and first_present(folder, PROCESSOR_FILES) is None:
+        missing.append(f"an image processor ({' or '.join(PROCESSOR_FILES)})")
+    if isinstance(operator, ClipTextEmbedding) and first_present(folder, VOCABULARY_FILES) is None:
+        missing.append(f"a tokenizer ({', '.join(VOCABULARY_FILES)})")
+    return missing
+
+
+def first_present(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """Return the first of the files that the folder has."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def weight_files(checkpoint: Checkpoint) -> list[Path]:
+    """List the files that hold the weights: one, or the shards of an index.
+
+    Raises:
+        UnsupportedCheckpointError: There is none, or an index cannot be read.
+    """
+    weights = first_present(checkpoint.folder, SAFETENSORS_FILES + PICKLE_FILES)
+    if weights is None:
+        raise UnsupportedCheckpointError(f"{checkpoint.folder} has no weights")
+    return _shards(weights)
+
+
+def weight_names(checkpoint: Checkpoint) -> frozenset[str]:
+    """List the names of a checkpoint's weights from the files' headers; no weight is read.
+
+    A pickled file is scanned for its texts, never unpickled, so a few of the names given back may
+    be none.
+
+    Raises:
+        UnsupportedCheckpointError: A header cannot be read.
+    """
+    names: set[str] = set()
+    for path in weight_files(checkpoint):
+        try:
+            with path.open("rb") as file:
+                if path.suffix == ".safetensors":
+                    names |= json.loads(read_safetensors_header(file)).keys() - {"__metadata__"}
+                else:
+                    names |= _pickled_texts(file)
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise UnsupportedCheckpointError(
+                f"cannot read the header of {path}: {error}"
+            ) from error
+    return frozenset(names)
+
+
+def read_safetensors_header(file: IO[bytes]) -> bytes:
+    """Read the JSON that a safetensors file starts with.
+
+    Raises:
+        ValueError: The file is shorter than it says.
+    """
+    size = int.from_bytes(file.read(8), "little")
+    # The length comes from the file: it must not decide how much memory is taken.
+    if size > 100_000_000:
+        raise ValueError(f"its header would be {size} bytes long")
+    header = file.read(size)
+    if not header or len(header) < size:
+        raise ValueError("the file is truncated")
+    return header
+
+
+def _shards(weights: Path) -> list[Path]:
+    if not weights.name.endswith(".index.json"):
+        return [weights]
+    try:
+        names = sorted(set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UnsupportedCheckpointError(f"{weights} is not an index of weights") from error
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise UnsupportedCheckpointError(f"{weights} names files outside of its folder")
+    return [weights.parent / name for name in names]
+
+
+def _pickled_texts(file: IO[bytes]) -> set[str]:
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            pickled = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            with archive.open(pickled) as stream:
+                return _texts_of(stream)
+    file.seek(0)
+    return set().union(*(_texts_of(file) for _ in range(_LEGACY_PICKLE_COUNT)))
+
+
+def _texts_of(stream: IO[bytes]) -> set[str]:
+    return {value for _, value, _ in pickletools.genops(stream) if isinstance(value, str)}

@@ -1,0 +1,84 @@
+"""CLIP, Chinese-CLIP and SigLIP: images and texts as vectors of one space."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from spark_vision.models.checkpoint_files import Checkpoint
+from spark_vision.models.loading import load_pretrained
+from spark_vision.models.pixel_scaling import scale_pixels
+from spark_vision.models.precision import choose_dtype
+from spark_vision.models.protocols import PixelScaling
+
+
+class ImageTextModel:
+    """A loaded model with an image tower and a text tower.
+
+    Args:
+        model: A CLIPModel, ChineseCLIPModel or SiglipModel, ready for inference.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        size = model.config.vision_config.image_size
+        self._native_size = (size, size) if isinstance(size, int) else tuple(size)
+
+    @torch.inference_mode()
+    def embed_images(
+        self, pixels: torch.Tensor, scaling: PixelScaling, pooling: str
+    ) -> torch.Tensor:
+        """Compute the vector of each image in the space that it shares with texts.
+
+        Args:
+            pixels: uint8 `[images, 3, height, width]` RGB on the CPU. Sizes other than the one
+                trained on are computed with interpolated position embeddings.
+            scaling: The processor's rescale and normalise steps.
+            pooling: `projection`, the only one.
+
+        Returns:
+            float32 `[images, dimension]`, contiguous, on the CPU, not normalised.
+        """
+        if pooling != "projection":
+            raise ValueError(f"{type(self._model).__name__} has no pooling {pooling!r}")
+        scaled = scale_pixels(pixels, scaling, self._model.device, self._model.dtype)
+        native = tuple(pixels.shape[-2:]) == self._native_size
+        output = self._model.get_image_features(scaled, interpolate_pos_encoding=not native)
+        return _to_vectors(output)
+
+    @torch.inference_mode()
+    def embed_texts(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Compute the vector of each text in the space that it shares with images.
+
+        Args:
+            tokens: int64 `[texts, tokens]` tensors by name, of the checkpoint's own tokenizer.
+
+        Returns:
+            float32 `[texts, dimension]`, contiguous, on the CPU, not normalised.
+        """
+        moved = {name: ids.to(self._model.device) for name, ids in tokens.items()}
+        return _to_vectors(self._model.get_text_features(**moved))
+
+
+def load(checkpoint: Checkpoint, dtype: str, device: torch.device) -> ImageTextModel:
+    """Load a CLIP, Chinese-CLIP or SigLIP checkpoint.
+
+    Raises:
+        UnsupportedCheckpointError: Weights are missing or misshapen.
+    """
+    import transformers
+
+    classes = {
+        "clip": transformers.CLIPModel,
+        "chinese_clip": transformers.ChineseCLIPModel,
+        "siglip": transformers.SiglipModel,
+    }
+    precision = choose_dtype(dtype, device)
+    model_class = classes[checkpoint.model_type]
+    return ImageTextModel(load_pretrained(model_class, checkpoint, precision, device))
+
+
+def _to_vectors(output: Any) -> torch.Tensor:
+    # Since version 5 the features come inside an output, as its pooler_output.
+    features: torch.Tensor = output.pooler_output
+    return features.to("cpu", torch.float32).contiguous()

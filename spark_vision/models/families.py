@@ -1,0 +1,192 @@
+"""Which family a checkpoint belongs to, which operators it serves, and how its parts are loaded.
+
+The mapping below is the only place that knows the families; a new one is a line here and a module
+with a `load` function. Importing this costs neither torch nor transformers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+from spark_vision.errors import UnsupportedCheckpointError
+from spark_vision.models.checkpoint_files import Checkpoint, weight_names
+from spark_vision.models.processor_settings import check_overrides
+from spark_vision.operators import (
+    ClipImageEmbedding,
+    ClipTextEmbedding,
+    ImageOperator,
+    ImageViTEmbedding,
+    Operator,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from spark_vision.models.protocols import (
+        ImageEmbedder,
+        ImagePreprocessor,
+        TextEmbedder,
+        TextTokenizer,
+    )
+
+_VIT = "spark_vision.models.vit"
+_CLIP = "spark_vision.models.clip"
+
+FAMILIES: Mapping[str, str] = {
+    "vit": _VIT,
+    "dinov2": _VIT,
+    "dinov2_with_registers": _VIT,
+    "clip": _CLIP,
+    "chinese_clip": _CLIP,
+    "siglip": _CLIP,
+}
+_OPERATORS: Mapping[str, tuple[type[Operator], ...]] = {
+    _VIT: (ImageViTEmbedding,),
+    _CLIP: (ClipImageEmbedding, ClipTextEmbedding),
+}
+# What transformers takes where a config.json is silent, as published ones are.
+_HIDDEN_SIZE = 768
+_PROJECTION_SIZE = 512
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What is known of a model before its weights are loaded.
+
+    Attributes:
+        model_type: The checkpoint's family.
+        dimension: Length of every vector; of every token's vector with pooling `tokens`.
+        image_size: Height and width in pixels that the model was trained on. The processor may
+            give others.
+    """
+
+    model_type: str
+    dimension: int
+    image_size: tuple[int, int]
+
+
+def check_operator(checkpoint: Checkpoint, operator: Operator) -> ModelDescription:
+    """Check that a checkpoint can do what an operator asks, without loading weights.
+
+    Raises:
+        UnsupportedCheckpointError: Its family is unknown, is not the operator's, or has no such
+            pooling.
+        InvalidOptionError: `image_processor_kwargs` has an unknown setting.
+    """
+    fitting = _OPERATORS[_family(checkpoint)]
+    if not isinstance(operator, fitting):
+        raise UnsupportedCheckpointError(
+            f"{type(operator).__name__} cannot use {checkpoint.folder}, a checkpoint of model_type "
+            f"{checkpoint.model_type!r}; use {' or '.join(each.__name__ for each in fitting)}"
+        )
+    if isinstance(operator, ImageViTEmbedding) and operator.effective_pooling == "pooler":
+        _check_pooler(checkpoint)
+    if isinstance(operator, ImageOperator) and operator.image_processor_kwargs:
+        check_overrides(checkpoint, operator.image_processor_kwargs)
+    vision = checkpoint.config.get("vision_config") or {}
+    if checkpoint.model_type == "siglip" and vision.get("vision_use_head") is False:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.folder} has no attention pooling head (vision_use_head is false), so its "
+            "images have no vector in the space of its texts"
+        )
+    return ModelDescription(
+        checkpoint.model_type, _dimension(checkpoint, operator), _image_size(checkpoint)
+    )
+
+
+def load_model(
+    checkpoint: Checkpoint, dtype: str, device: "torch.device"
+) -> "ImageEmbedder | TextEmbedder":
+    """Load a checkpoint's weights: one object, which also is a TextEmbedder where it has texts.
+
+    Args:
+        checkpoint: Of a family that this package knows.
+        dtype: float32, float16 or bfloat16; a CPU computes float16 as bfloat16.
+        device: Where the weights stay.
+
+    Raises:
+        UnsupportedCheckpointError: The family is unknown, or weights are missing or misshapen.
+    """
+    module = import_module(_family(checkpoint))
+    return cast("ImageEmbedder | TextEmbedder", module.load(checkpoint, dtype, device))
+
+
+def load_preprocessor(
+    checkpoint: Checkpoint, image_processor_kwargs: Mapping[str, Any] | None
+) -> "ImagePreprocessor":
+    """Load the image processor of a checkpoint, with settings that override its own.
+
+    Raises:
+        InvalidOptionError: A setting is unknown, or its value is not allowed.
+        UnsupportedCheckpointError: Its processor gives no RGB images.
+    """
+    from spark_vision.models import preprocessing
+
+    return preprocessing.load(checkpoint, image_processor_kwargs or {})
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> "TextTokenizer":
+    """Load the tokenizer of a checkpoint with texts.
+
+    Raises:
+        UnsupportedCheckpointError: It cannot be loaded.
+    """
+    from spark_vision.models import tokenizing
+
+    return tokenizing.load(checkpoint)
+
+
+def _family(checkpoint: Checkpoint) -> str:
+    if checkpoint.model_type in FAMILIES:
+        return FAMILIES[checkpoint.model_type]
+    if checkpoint.model_type == "siglip2":
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.folder} is a SigLIP 2 checkpoint of variable resolution (NaFlex), which "
+            "is not supported yet; use a SigLIP 2 checkpoint of fixed resolution, such as "
+            "google/siglip2-base-patch16-224"
+        )
+    raise UnsupportedCheckpointError(
+        f"{checkpoint.folder} has model_type {checkpoint.model_type!r}; supported: "
+        f"{', '.join(FAMILIES)}"
+    )
+
+
+def _check_pooler(checkpoint: Checkpoint) -> None:
+    if checkpoint.model_type != "vit":
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.folder} is of model_type {checkpoint.model_type!r}, which has no trained "
+            "pooler: its pooler_output is the CLS token; use pooling='cls'"
+        )
+    if not has_trained_pooler(checkpoint):
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.folder} has no trained pooler among its weights; use pooling='cls' or "
+            "'mean'"
+        )
+
+
+def has_trained_pooler(checkpoint: Checkpoint) -> bool:
+    """Whether a ViT checkpoint has weights for the pooler, which many were published without."""
+    poolers = {"pooler.dense.weight", "vit.pooler.dense.weight"}
+    return not poolers.isdisjoint(weight_names(checkpoint))
+
+
+def _dimension(checkpoint: Checkpoint, operator: Operator) -> int:
+    config = checkpoint.config
+    if FAMILIES[checkpoint.model_type] == _VIT:
+        hidden_size = config.get("hidden_size") or _HIDDEN_SIZE
+        if isinstance(operator, ImageViTEmbedding) and operator.effective_pooling == "pooler":
+            return int(config.get("pooler_output_size") or hidden_size)
+        return int(hidden_size)
+    if checkpoint.model_type != "siglip":
+        return int(config.get("projection_dim") or _PROJECTION_SIZE)
+    if isinstance(operator, ClipTextEmbedding):
+        text = config.get("text_config") or {}
+        return int(text.get("projection_size") or text.get("hidden_size") or _HIDDEN_SIZE)
+    vision = config.get("vision_config") or {}
+    return int(vision.get("hidden_size") or _HIDDEN_SIZE)
+
+
+def _image_size(checkpoint: Checkpoint) -> tuple[int, int]:
+    size = (checkpoint.config.get("vision_config") or checkpoint.config).get("image_size") or 224
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

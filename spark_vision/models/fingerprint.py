@@ -1,0 +1,64 @@
+"""The identity of a checkpoint's weights, processor and tokenizer, cheap for files of many GB."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from spark_vision.models.checkpoint_files import (
+    CONFIG_FILE,
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    Checkpoint,
+    read_safetensors_header,
+    weight_files,
+)
+
+MIB = 2**20
+SAMPLE_COUNT = 64
+SAMPLE_BYTES = 16 * 2**10
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Identify what a checkpoint computes, by the contents of its files.
+
+    Configuration, processor and tokenizer count in full. A file of weights counts by its size, its
+    safetensors header, its first and last MiB and 64 evenly spaced samples of 16 KiB (in full where
+    it is smaller than those together): training changes nearly every byte, so a model that was
+    trained further is told apart; an edit of a few bytes between the samples is not. Names of
+    files count, the folder's name, dates and permissions do not.
+
+    Returns:
+        64 hexadecimal digits (SHA-256).
+
+    Raises:
+        UnsupportedCheckpointError: The checkpoint has no weights.
+    """
+    names = (CONFIG_FILE, *PROCESSOR_FILES, *TOKENIZER_FILES)
+    small = [path for name in names if (path := checkpoint.folder / name).is_file()]
+    weights = weight_files(checkpoint)
+    digest = hashlib.sha256()
+    for path in sorted({*small, *weights}, key=lambda path: path.name):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        for chunk in _sampled(path) if path in weights else _whole(path):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _whole(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(MIB):
+            yield chunk
+
+
+def _sampled(path: Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    if size <= 2 * MIB + SAMPLE_COUNT * SAMPLE_BYTES:
+        yield from _whole(path)
+        return
+    with path.open("rb") as file:
+        if path.suffix == ".safetensors":
+            yield read_safetensors_header(file)
+        starts = [MIB + index * (size - 2 * MIB) // SAMPLE_COUNT for index in range(SAMPLE_COUNT)]
+        for start, length in [(0, MIB), *((at, SAMPLE_BYTES) for at in starts), (size - MIB, MIB)]:
+            file.seek(start)
+            yield file.read(length)

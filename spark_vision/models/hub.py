@@ -1,0 +1,162 @@
+"""Checkpoints of the Hugging Face hub: in the local cache, or downloaded into it once per host.
+
+HF_HOME, HF_ENDPOINT and HF_TOKEN work as `huggingface_hub` reads them. No message holds a token.
+"""
+
+import fcntl
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from spark_vision.errors import CheckpointNotFoundError
+from spark_vision.models.checkpoint_files import (
+    CONFIG_FILE,
+    PICKLE_FILES,
+    PROCESSOR_FILES,
+    SAFETENSORS_FILES,
+    TOKENIZER_FILES,
+    missing_parts,
+)
+from spark_vision.operators import Operator
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
+
+def cached_folder(operator: Operator) -> Path | None:
+    """Return the snapshot that the local cache has of an operator's checkpoint and revision."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(
+            operator.checkpoint_name, CONFIG_FILE, revision=operator.revision
+        )
+    except HFValidationError:
+        return None  # a path, which no hub has
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def download(operator: Operator, looked_into: str) -> Path:
+    """Download the files that any operator reads of a checkpoint; safetensors where it has them.
+
+    Args:
+        operator: Names the checkpoint and its revision.
+        looked_into: Where it was not found before, for the message.
+
+    Returns:
+        The folder of its snapshot in the local cache.
+
+    Raises:
+        CheckpointNotFoundError: With every place looked into, the reason, and what to change.
+    """
+    from huggingface_hub import constants
+
+    name = operator.checkpoint_name
+    try:
+        if not _HUB_NAME.fullmatch(name):
+            raise _HubFailure("a folder's path, which no hub has; correct model_path or model_name")
+        with _one_process_at_a_time(name):
+            cached = cached_folder(operator)
+            # Another process may have downloaded it while this one waited for the lock.
+            if cached is not None and not missing_parts(cached, operator):
+                return cached
+            return _fetch(operator)
+    except _HubFailure as failure:
+        revision = f" at revision {operator.revision!r}" if operator.revision else ""
+        raise CheckpointNotFoundError(
+            f"no checkpoint {name!r}{revision}; looked into {looked_into}, the local cache "
+            f"{constants.HF_HUB_CACHE} (not there, or not all of it), and the hub "
+            f"{_without_credentials(constants.ENDPOINT)}: {failure}"
+        ) from failure.__cause__
+
+
+class _HubFailure(Exception):  # noqa: N818 - becomes the error's last sentence
+    """Why the hub gives no checkpoint, and what to change."""
+
+
+def _fetch(operator: Operator) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    name, revision = operator.checkpoint_name, operator.revision
+    try:
+        present = HfApi().list_repo_files(name, revision=revision)
+        folder = snapshot_download(name, revision=revision, allow_patterns=_needed(present))
+    except HFValidationError as error:
+        raise _HubFailure("not a name that a hub can have; correct model_name") from error
+    except OfflineModeIsEnabled as error:
+        raise _HubFailure(
+            "HF_HUB_OFFLINE is set; unset it, or put the checkpoint under model_path"
+        ) from error
+    except HfHubHTTPError as error:
+        raise _HubFailure(_http_reason(error.response.status_code, operator)) from error
+    except LocalEntryNotFoundError as error:
+        raise _HubFailure("the download was cut off; try again") from error
+    except OSError as error:
+        raise _HubFailure(
+            f"cannot write the cache ({error}); set HF_HOME to a folder that can be written"
+        ) from error
+    except Exception as error:
+        # The HTTP library of huggingface_hub has changed with its versions, and so did what it
+        # raises for a host that does not answer.
+        raise _HubFailure(
+            f"no connection ({type(error).__name__}); put the checkpoint under model_path, or set "
+            "HF_ENDPOINT to a mirror that this host can reach"
+        ) from error
+    return Path(folder)
+
+
+def _needed(present: list[str]) -> list[str]:
+    """Choose the files to download: other formats of the same weights stay where they are."""
+    kind = next((kind for kind in (SAFETENSORS_FILES, PICKLE_FILES) if set(kind) & {*present}), ())
+    weights = next((name for name in kind if name in present), None)
+    chosen = [CONFIG_FILE, *PROCESSOR_FILES, *TOKENIZER_FILES]
+    if weights is not None:
+        chosen.append(weights)
+        if weights.endswith(".index.json"):
+            stem, suffix = weights.removesuffix(".index.json").split(".")
+            chosen.append(f"{stem}-*-of-*.{suffix}")
+    return chosen
+
+
+def _http_reason(status_code: int, operator: Operator) -> str:
+    if status_code == 404:
+        return "it has no such model or revision (404); correct model_name or revision"
+    if status_code in (401, 403):
+        from huggingface_hub import get_token
+
+        held = "the token that HF_TOKEN gives has no access" if get_token() else "no token is set"
+        return (
+            f"access is refused ({status_code}) and {held}: there is no such model, or it is "
+            "private or gated; correct model_name, or set HF_TOKEN to a token that may read it"
+        )
+    return f"it answers with HTTP status {status_code}; try again, or set HF_ENDPOINT to a mirror"
+
+
+@contextmanager
+def _one_process_at_a_time(name: str) -> Iterator[None]:
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / ".locks" / "spark-vision"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / name.replace("/", "--")).open("w")
+    except OSError as error:
+        raise _HubFailure(
+            f"cannot write the cache ({error}); set HF_HOME to a folder that can be written"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

@@ -1,0 +1,89 @@
+"""Loads a checkpoint's weights by its transformers class, and refuses one that lacks some."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from spark_vision.errors import UnsupportedCheckpointError
+from spark_vision.models.checkpoint_files import Checkpoint, weight_files
+from spark_vision.models.precision import ATTENTION
+
+logger = logging.getLogger(__name__)
+
+# Parameters that no vector depends on: of the training's loss, and of masked images.
+_UNUSED = ("logit_scale", "logit_bias", "mask_token")
+_SHOWN_NAME_COUNT = 4
+
+
+def load_pretrained(
+    model_class: Any,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    **kwargs: Any,
+) -> Any:
+    """Load a model for inference: all its weights, no gradients, on its device.
+
+    Args:
+        model_class: A class of transformers, with no heads that the checkpoint may lack.
+        checkpoint: Where the weights are.
+        dtype: The type of the weights in memory.
+        device: Where they stay.
+        **kwargs: For the class's constructor.
+
+    Raises:
+        UnsupportedCheckpointError: Weights are missing, have another shape, or cannot be read.
+    """
+    if any(path.suffix != ".safetensors" for path in weight_files(checkpoint)):
+        logger.warning(
+            "%s has its weights as pickles only; they are loaded as plain tensors "
+            "(torch.load with weights_only=True)",
+            checkpoint.folder,
+        )
+    try:
+        with _quiet_transformers():
+            model, report = model_class.from_pretrained(
+                str(checkpoint.folder),
+                dtype=dtype,
+                attn_implementation=ATTENTION,
+                local_files_only=True,
+                weights_only=True,
+                output_loading_info=True,
+                **kwargs,
+            )
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Every reader of every format has its own errors; each means that these files are no
+        # weights of this family.
+        raise UnsupportedCheckpointError(
+            f"cannot load {checkpoint.folder} as {model_class.__name__}: {error}"
+        ) from error
+    missing = sorted(name for name in report["missing_keys"] if not name.endswith(_UNUSED))
+    if missing:
+        shown = ", ".join(missing[:_SHOWN_NAME_COUNT])
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.folder} lacks {len(missing)} weights of {model_class.__name__}, such as "
+            f"{shown}; the file is incomplete, or of another model"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep its report on unused heads and its progress bar out of an executor's log."""
+    from transformers.utils import logging
+
+    their_logging: Any = logging
+    verbosity, bar = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
+    their_logging.set_verbosity_error()
+    their_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        their_logging.set_verbosity(verbosity)
+        if bar:
+            their_logging.enable_progress_bar()

@@ -1,0 +1,64 @@
+"""To which size an image is resized: the rules of Hugging Face's image processors, to the pixel."""
+
+from collections.abc import Callable, Mapping
+
+from spark_vision.errors import RowFailure
+from spark_vision.status import Status
+
+ResizedSize = Callable[[int, int], tuple[int, int]]
+
+# An image of 1 × 60,000 pixels whose shortest edge becomes 224 would take 9 GB before its crop.
+# This is 100 MB, and lets sides differ 668-fold at that size.
+MAX_RESIZED_PIXELS = 2**25
+
+
+def resized_size_rule(size: Mapping[str, int | None]) -> ResizedSize | None:
+    """Return the rule that a processor's `size` stands for: (height, width) to (height, width).
+
+    Args:
+        size: `height` and `width`; or `shortest_edge`, with or without `longest_edge`.
+
+    Returns:
+        The rule, or None for a `size` of another kind.
+    """
+    named = {name: value for name, value in size.items() if value}
+    match named:
+        case {"shortest_edge": shortest, "longest_edge": longest, **rest} if not rest:
+            return lambda height, width: _bounded(height, width, shortest, longest)
+        case {"shortest_edge": shortest, **rest} if not rest:
+            return lambda height, width: _shortest_edge(height, width, shortest)
+        case {"height": fixed_height, "width": fixed_width, **rest} if not rest:
+            return lambda height, width: (fixed_height, fixed_width)
+    return None
+
+
+def check_resized_size(height: int, width: int, resized: tuple[int, int]) -> None:
+    """Refuse an image that is too long and thin to be resized.
+
+    Raises:
+        RowFailure: With status `bad_dimensions`.
+    """
+    if min(resized) < 1 or resized[0] * resized[1] > MAX_RESIZED_PIXELS:
+        raise RowFailure(
+            Status.BAD_DIMENSIONS,
+            f"its {width}×{height} pixels would be resized to {resized[1]}×{resized[0]}",
+        )
+
+
+def _shortest_edge(height: int, width: int, shortest: int) -> tuple[int, int]:
+    if width <= height:
+        return int(shortest * height / width), shortest
+    return shortest, int(shortest * width / height)
+
+
+def _bounded(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
+    short, long = sorted((height, width))
+    edge: float = shortest
+    if long / short * shortest > longest:
+        edge = longest * short / long
+        shortest = round(edge)
+    if short == shortest:
+        return height, width
+    if width < height:
+        return int(edge * height / width), shortest
+    return shortest, int(edge * width / height)

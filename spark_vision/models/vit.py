@@ -1,0 +1,95 @@
+"""ViT, DINOv2 and DINOv2 with registers: image vectors by CLS token, patch mean or pooler."""
+
+from typing import Any
+
+import torch
+
+from spark_vision.models.checkpoint_files import Checkpoint
+from spark_vision.models.families import has_trained_pooler
+from spark_vision.models.loading import load_pretrained
+from spark_vision.models.pixel_scaling import scale_pixels
+from spark_vision.models.precision import choose_dtype
+from spark_vision.models.protocols import PixelScaling
+
+
+class VisionTransformer:
+    """A loaded vision transformer.
+
+    Args:
+        model: A ViTModel, Dinov2Model or Dinov2WithRegistersModel, ready for inference.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        config = model.config
+        # The tokens are CLS, then registers where the family has them, then the patches.
+        self._special_token_count = 1 + getattr(config, "num_register_tokens", 0)
+        size = config.image_size
+        self._native_size = (size, size) if isinstance(size, int) else tuple(size)
+        # DINOv2 fits its position embeddings to any image size; ViT only when told to.
+        self._must_ask_to_interpolate = config.model_type == "vit"
+
+    @torch.inference_mode()
+    def embed_images(
+        self, pixels: torch.Tensor, scaling: PixelScaling, pooling: str
+    ) -> torch.Tensor:
+        """Compute one vector, or one row of token vectors, per image.
+
+        Args:
+            pixels: uint8 `[images, 3, height, width]` RGB on the CPU. Sizes other than the one
+                trained on are computed with interpolated position embeddings.
+            scaling: The processor's rescale and normalise steps.
+            pooling: `cls`; `mean` of the patch tokens; `pooler`, the trained one; `tokens`, all of
+                them after the last layer norm, in the model's order: CLS, registers, then patches
+                row by row.
+
+        Returns:
+            float32 `[images, dimension]`, or `[images, tokens, dimension]`, contiguous, on the CPU.
+        """
+        scaled = scale_pixels(pixels, scaling, self._model.device, self._model.dtype)
+        options: dict[str, Any] = {}
+        if self._must_ask_to_interpolate and tuple(pixels.shape[-2:]) != self._native_size:
+            options["interpolate_pos_encoding"] = True
+        output = self._model(scaled, **options)
+        return self._pool(output, pooling).to("cpu", torch.float32).contiguous()
+
+    def _pool(self, output: Any, pooling: str) -> torch.Tensor:
+        tokens: torch.Tensor = output.last_hidden_state
+        match pooling:
+            case "cls":
+                return tokens[:, 0]
+            case "mean":
+                return tokens[:, self._special_token_count :].mean(dim=1, dtype=torch.float32)
+            case "pooler" if output.pooler_output is not None:
+                pooled: torch.Tensor = output.pooler_output
+                return pooled
+            case "tokens":
+                return tokens
+        raise ValueError(f"{type(self._model).__name__} has no pooling {pooling!r}")
+
+
+def load(checkpoint: Checkpoint, dtype: str, device: torch.device) -> VisionTransformer:
+    """Load a ViT, DINOv2 or DINOv2-with-registers checkpoint.
+
+    Raises:
+        UnsupportedCheckpointError: Weights are missing or misshapen.
+    """
+    import transformers
+
+    precision = choose_dtype(dtype, device)
+    match checkpoint.model_type:
+        case "vit":
+            model = load_pretrained(
+                transformers.ViTModel,
+                checkpoint,
+                precision,
+                device,
+                add_pooling_layer=has_trained_pooler(checkpoint),
+            )
+        case "dinov2":
+            model = load_pretrained(transformers.Dinov2Model, checkpoint, precision, device)
+        case _:
+            model = load_pretrained(
+                transformers.Dinov2WithRegistersModel, checkpoint, precision, device
+            )
+    return VisionTransformer(model)

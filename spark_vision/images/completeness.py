@@ -4,7 +4,17 @@ This tells a broken download (`incomplete`, worth fetching again) from a broken 
 only after a decoder failed, as decoders forgive what they do not need.
 """
 
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
 from spark_vision.images.headers import Format
+
+_TIFF_TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+_STRIPS = 273, 279
+_TILES = 324, 325
+"""The tags of where the pixels stand, and of how many bytes each piece has."""
 
 
 def ends_early(format: Format, data: memoryview) -> bool:
@@ -37,21 +47,44 @@ def _png_ends_early(data: memoryview) -> bool:
 
 
 def _tiff_ends_early(data: memoryview) -> bool:
+    """Look at the first directory, what its entries point to, and the strips or tiles of pixels."""
     if len(data) < 8:
         return True
-    directory = int.from_bytes(data[4:8], "little" if data[0] == ord("I") else "big")
-    return directory + 2 > len(data)
+    order: Literal["little", "big"] = "little" if data[0] == ord("I") else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(data[at : at + size], order)
+
+    directory = number(4, 4)
+    end = directory + 2 + 12 * number(directory, 2)
+    if len(data) < directory + 2 or len(data) < end:
+        return True
+    values: dict[int, npt.NDArray[np.int64]] = {}
+    for entry in range(directory + 2, end, 12):
+        tag, kind, count = number(entry, 2), number(entry + 2, 2), number(entry + 4, 4)
+        size = _TIFF_TYPE_BYTES.get(kind, 1)
+        start = entry + 8 if size * count <= 4 else number(entry + 8, 4)
+        if start + size * count > len(data):
+            return True
+        if tag in (*_STRIPS, *_TILES) and size in (2, 4):
+            unsigned = np.dtype(f"u{size}").newbyteorder("<" if order == "little" else ">")
+            values[tag] = np.frombuffer(data, unsigned, count, start).astype(np.int64)
+    for offsets, sizes in (_STRIPS, _TILES):
+        if offsets in values and sizes in values and len(values[offsets]) == len(values[sizes]):
+            return bool((values[offsets] + values[sizes] > len(data)).any())
+    return False
 
 
 def _boxes_end_early(data: memoryview) -> bool:
-    at = 0
+    """Walk the boxes of an AVIF; the pixels are in one named `mdat`."""
+    at, has_pixels = 0, False
     while at + 8 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
-        if size == 0:
-            return False
+        has_pixels |= bytes(data[at + 4 : at + 8]) == b"mdat"
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
         if size < 8:
+            # 0 means that the box goes on to the end; others make no sense.
             return False
         at += size
-    return at != len(data)
+    return at != len(data) or not has_pixels

@@ -10,6 +10,7 @@ are not 8 bits wide are scaled so that the widest value is white:
 """
 
 import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,7 @@ _DECODERS: dict[Format, type[ImageFile]] = {
     Format.AVIF: AvifImagePlugin.AvifImageFile,
 }
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+_CUT_SHORT = re.compile("truncated|no more images", re.IGNORECASE)
 _TURNED_BY_PILLOW = (Format.TIFF,)
 _BOTH_BYTES = {
     "RGB;16B": ("RGB;16B", "RGB;16L"),
@@ -86,7 +88,7 @@ def decode_by_pillow(
             Status.OUT_OF_MEMORY, f"no memory for the pixels of the {format}"
         ) from error
     except Exception as error:  # Hostile bytes make decoders raise nearly anything.
-        if "truncated" in str(error).lower() or ends_early(format, data):
+        if _CUT_SHORT.search(str(error)) or ends_early(format, data):
             raise RowFailure(
                 Status.INCOMPLETE, f"the {format} ends before its pixels do"
             ) from error

@@ -207,7 +207,7 @@ def make_sensitive(model: torch.nn.Module, seed: int) -> None:
                 noise = 0.1 * noise + (1.0 if name.endswith("weight") else 0.0)
             elif name.endswith("lambda1"):
                 noise = 1.0 + 0.1 * noise
-            elif "embedding" in name and "patch" not in name or name.endswith("_token"):
+            elif ("embedding" in name and "patch" not in name) or name.endswith("_token"):
                 noise = 0.5 * noise
             elif parameter.ndim > 1:
                 noise = 1.5 * noise / math.sqrt(parameter[0].numel())

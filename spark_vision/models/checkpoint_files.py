@@ -110,8 +110,8 @@ def weight_files(checkpoint: Checkpoint) -> list[Path]:
 def weight_names(checkpoint: Checkpoint) -> frozenset[str]:
     """List the names of a checkpoint's weights from the files' headers; no weight is read.
 
-    A pickled file is scanned for its texts, never unpickled, so a few of the names given back may
-    be none.
+    A pickled file is scanned for its texts, never unpickled. So a few of what is given back are no
+    names of weights.
 
     Raises:
         UnsupportedCheckpointError: A header cannot be read.
@@ -121,10 +121,10 @@ def weight_names(checkpoint: Checkpoint) -> frozenset[str]:
         try:
             with path.open("rb") as file:
                 if path.suffix == ".safetensors":
-                    names |= json.loads(read_safetensors_header(file)).keys() - {"__metadata__"}
+                    names |= dict(json.loads(read_safetensors_header(file))).keys()
                 else:
                     names |= _pickled_texts(file)
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
+        except (ValueError, TypeError, LookupError, OSError, zipfile.BadZipFile) as error:
             raise UnsupportedCheckpointError(
                 f"cannot read the header of {path}: {error}"
             ) from error
@@ -162,8 +162,8 @@ def _shards(weights: Path) -> list[Path]:
 def _pickled_texts(file: IO[bytes]) -> set[str]:
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
-            pickled = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            with archive.open(pickled) as stream:
+            pickled = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            with archive.open(pickled[0]) as stream:
                 return _texts_of(stream)
     file.seek(0)
     return set().union(*(_texts_of(file) for _ in range(_LEGACY_PICKLE_COUNT)))

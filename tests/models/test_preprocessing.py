@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import draw_pictures
-from published_processors import PUBLISHED
 from transformers import AutoImageProcessor
 
+from oracles import draw_pictures
+from published_processors import PUBLISHED
 from spark_vision.errors import InvalidOptionError, RowFailure, UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import open_folder
 from spark_vision.models.families import load_preprocessor
@@ -143,9 +143,7 @@ def test_the_pixel_check_sees_a_missing_crop(tmp_path):
     ],
     ids=lambda settings: "-".join(settings),
 )
-def test_every_common_setting_gives_the_pixels_of_their_own_processor(
-    tmp_path, settings, resample
-):
+def test_every_common_setting_gives_the_pixels_of_their_own_processor(tmp_path, settings, resample):
     base = {"image_processor_type": "BitImageProcessor", "do_center_crop": False}
     folder = write_processor(tmp_path / "processor", {**base, "resample": resample, **settings})
     preprocessor = load(folder)
@@ -183,7 +181,9 @@ def test_settings_inside_processor_config_are_read(tmp_path):
 
 
 def test_overrides_take_the_place_of_the_processor_settings(tmp_path):
-    folder = write_processor(tmp_path / "clip", PUBLISHED["openai/clip-vit-base-patch32"][1], "clip")
+    folder = write_processor(
+        tmp_path / "clip", PUBLISHED["openai/clip-vit-base-patch32"][1], "clip"
+    )
     overrides = {"size": {"shortest_edge": 90}, "crop_size": {"height": 80, "width": 70}}
     (image,) = draw_pictures(1, 120, 150)
     preprocessor = load(folder, **overrides)
@@ -240,7 +240,9 @@ def test_an_override_of_a_wrong_value_is_refused(tmp_path):
 
 
 def test_an_image_that_would_be_resized_beyond_memory_fails_its_row(tmp_path):
-    folder = write_processor(tmp_path / "clip", PUBLISHED["openai/clip-vit-base-patch32"][1], "clip")
+    folder = write_processor(
+        tmp_path / "clip", PUBLISHED["openai/clip-vit-base-patch32"][1], "clip"
+    )
     preprocessor = load(folder)
     with pytest.raises(RowFailure, match="1×60000") as caught:
         preprocessor(torch.zeros(3, 60_000, 1, dtype=torch.uint8))
@@ -258,7 +260,9 @@ def test_an_image_that_would_be_resized_to_nothing_fails_its_row(tmp_path):
 
 
 def test_a_crop_does_not_keep_the_whole_image_alive(tmp_path):
-    folder = write_processor(tmp_path / "clip", PUBLISHED["openai/clip-vit-base-patch32"][1], "clip")
+    folder = write_processor(
+        tmp_path / "clip", PUBLISHED["openai/clip-vit-base-patch32"][1], "clip"
+    )
     pixels = load(folder)(torch.zeros(3, 37, 2000, dtype=torch.uint8))
     assert pixels.untyped_storage().nbytes() == 3 * 224 * 224
 

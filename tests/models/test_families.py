@@ -1,0 +1,210 @@
+"""Which checkpoint serves which operator, and what is said where it does not."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import checkpoints
+from spark_vision.errors import InvalidOptionError, UnsupportedCheckpointError
+from spark_vision.models.checkpoint_files import open_folder
+from spark_vision.models.families import (
+    FAMILIES,
+    check_operator,
+    load_model,
+    load_preprocessor,
+    load_tokenizer,
+)
+from spark_vision.operators import ClipImageEmbedding, ClipTextEmbedding, ImageViTEmbedding
+
+CPU = torch.device("cpu")
+
+
+def config_only(folder, **config):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return open_folder(folder)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "qwen2_vl", "clip_vision_model"])
+def test_an_unknown_family_is_refused_with_those_there_are(tmp_path, model_type):
+    checkpoint = config_only(tmp_path, model_type=model_type)
+    with pytest.raises(UnsupportedCheckpointError, match=f"'{model_type}'; supported: .*siglip"):
+        check_operator(checkpoint, ImageViTEmbedding())
+    with pytest.raises(UnsupportedCheckpointError, match=f"'{model_type}'; supported"):
+        load_model(checkpoint, "float32", CPU)
+
+
+def test_siglip2_of_variable_resolution_is_refused_by_name(tmp_path):
+    checkpoint = config_only(tmp_path, model_type="siglip2")
+    with pytest.raises(UnsupportedCheckpointError, match=r"NaFlex.*fixed resolution"):
+        check_operator(checkpoint, ClipImageEmbedding())
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("operator", [ImageViTEmbedding, ClipImageEmbedding, ClipTextEmbedding])
+def test_an_operator_of_another_family_is_refused_with_the_right_one(
+    tmp_path, model_type, operator
+):
+    checkpoint = config_only(tmp_path, model_type=model_type)
+    is_vit = model_type in ("vit", "dinov2", "dinov2_with_registers")
+    if is_vit == (operator is ImageViTEmbedding):
+        assert check_operator(checkpoint, operator()).model_type == model_type
+        return
+    hint = "use ImageViTEmbedding" if is_vit else "use ClipImageEmbedding or ClipTextEmbedding"
+    with pytest.raises(UnsupportedCheckpointError, match=f"{operator.__name__} cannot .*{hint}"):
+        check_operator(checkpoint, operator())
+
+
+@pytest.mark.parametrize(
+    ("config_class", "operator", "own"),
+    [
+        ("ViTConfig", ImageViTEmbedding(), lambda config: config.hidden_size),
+        ("Dinov2Config", ImageViTEmbedding(), lambda config: config.hidden_size),
+        ("Dinov2WithRegistersConfig", ImageViTEmbedding(), lambda config: config.hidden_size),
+        ("CLIPConfig", ClipImageEmbedding(), lambda config: config.projection_dim),
+        ("CLIPConfig", ClipTextEmbedding(), lambda config: config.projection_dim),
+        ("ChineseCLIPConfig", ClipTextEmbedding(), lambda config: config.projection_dim),
+        ("SiglipConfig", ClipImageEmbedding(), lambda config: config.vision_config.hidden_size),
+        ("SiglipConfig", ClipTextEmbedding(), lambda config: config.text_config.projection_size),
+    ],
+)
+def test_what_a_config_is_silent_about_is_what_transformers_takes(
+    tmp_path, config_class, operator, own
+):
+    config = getattr(transformers, config_class)()
+    description = check_operator(config_only(tmp_path, model_type=config.model_type), operator)
+    size = getattr(config, "vision_config", config).image_size
+    assert description.dimension == own(config)
+    assert description.image_size == (size, size)
+
+
+@pytest.mark.parametrize(
+    ("write", "operator"),
+    [
+        (checkpoints.write_vit, ImageViTEmbedding(pooling="pooler")),
+        (checkpoints.write_vit, ImageViTEmbedding(pooling="tokens")),
+        (checkpoints.write_dinov2, ImageViTEmbedding()),
+        (checkpoints.write_clip, ClipImageEmbedding()),
+        (checkpoints.write_chinese_clip, ClipImageEmbedding()),
+        (checkpoints.write_siglip, ClipImageEmbedding()),
+    ],
+)
+def test_the_dimension_is_that_of_the_vectors(tmp_path, write, operator):
+    checkpoint = open_folder(write(tmp_path / "checkpoint"))
+    preprocessor = load_preprocessor(checkpoint, None)
+    pixels = preprocessor(torch.zeros(3, 40, 40, dtype=torch.uint8))[None]
+    model = load_model(checkpoint, "float32", CPU)
+    vectors = model.embed_images(pixels, preprocessor.scaling, operator.effective_pooling)
+    assert vectors.shape[-1] == check_operator(checkpoint, operator).dimension
+
+
+@pytest.mark.parametrize("write", [checkpoints.write_clip, checkpoints.write_siglip])
+def test_the_dimension_is_that_of_the_text_vectors(tmp_path, write):
+    checkpoint = open_folder(write(tmp_path / "checkpoint"))
+    vectors = load_model(checkpoint, "float32", CPU).embed_texts(load_tokenizer(checkpoint)(["a"]))
+    assert vectors.shape == (1, check_operator(checkpoint, ClipTextEmbedding()).dimension)
+
+
+@pytest.mark.parametrize("safetensors", [True, False])
+@pytest.mark.parametrize("without", [{"pooler": False}, {"classifier": True}])
+def test_a_pooler_that_was_not_trained_is_refused(tmp_path, without, safetensors):
+    folder = checkpoints.write_vit(tmp_path / "vit", safetensors=safetensors, **without)
+    checkpoint = open_folder(folder)
+    with pytest.raises(UnsupportedCheckpointError, match=r"no trained pooler.*pooling='cls'"):
+        check_operator(checkpoint, ImageViTEmbedding(pooling="pooler"))
+    model = load_model(checkpoint, "float32", CPU)
+    scaling = load_preprocessor(checkpoint, None).scaling
+    with pytest.raises(ValueError, match="pooler"):
+        model.embed_images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), scaling, "pooler")
+
+
+@pytest.mark.parametrize("safetensors", [True, False])
+def test_a_trained_pooler_is_seen_in_the_header(tmp_path, safetensors):
+    folder = checkpoints.write_vit(tmp_path / "vit", safetensors=safetensors)
+    check_operator(open_folder(folder), ImageViTEmbedding(pooling="pooler"))
+
+
+def test_the_pooler_of_dinov2_is_refused_in_favour_of_cls(tmp_path):
+    checkpoint = open_folder(checkpoints.write_dinov2(tmp_path / "dinov2"))
+    with pytest.raises(UnsupportedCheckpointError, match="CLS token; use pooling='cls'"):
+        check_operator(checkpoint, ImageViTEmbedding(pooling="pooler"))
+
+
+def test_a_siglip_without_its_pooling_head_is_refused(tmp_path):
+    vision = {"vision_use_head": False}
+    checkpoint = config_only(tmp_path, model_type="siglip", vision_config=vision)
+    with pytest.raises(UnsupportedCheckpointError, match="vision_use_head"):
+        check_operator(checkpoint, ClipImageEmbedding())
+
+
+def test_an_unknown_processor_setting_is_refused_before_any_model(tmp_path):
+    checkpoint = open_folder(checkpoints.write_vit(tmp_path / "vit"))
+    operator = ImageViTEmbedding(image_processor_kwargs={"sizes": 224})
+    with pytest.raises(InvalidOptionError, match=r"'sizes'.*allowed: .*size"):
+        check_operator(checkpoint, operator)
+
+
+@pytest.mark.parametrize(
+    "write", [checkpoints.write_vit, checkpoints.write_dinov2, checkpoints.write_siglip]
+)
+def test_missing_weights_are_refused_by_name(tmp_path, write):
+    folder = write(tmp_path / "checkpoint")
+    weights = load_file(folder / "model.safetensors")
+    dropped = next(name for name in weights if "norm" in name and name.endswith("bias"))
+    del weights[dropped]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedCheckpointError, match=r"lacks 1 weights .*norm.*bias"):
+        load_model(open_folder(folder), "float32", CPU)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    folder = checkpoints.write_vit(tmp_path / "vit")
+    weights = load_file(folder / "model.safetensors")
+    weights["layernorm.weight"] = torch.ones(7)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedCheckpointError, match=f"cannot load {folder} as ViTModel"):
+        load_model(open_folder(folder), "float32", CPU)
+
+
+def test_a_truncated_file_of_weights_is_refused(tmp_path):
+    folder = checkpoints.write_dinov2(tmp_path / "dinov2")
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UnsupportedCheckpointError, match=f"cannot load {folder}"):
+        load_model(open_folder(folder), "float32", CPU)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    folder = checkpoints.write_vit(tmp_path / "vit")
+    (folder / "model.safetensors").unlink()
+    witness = tmp_path / "it_ran"
+
+    class Malicious:
+        def __reduce__(self):
+            return (type(witness).touch, (witness,))
+
+    torch.save({"layernorm.weight": Malicious()}, folder / "pytorch_model.bin")
+    with pytest.raises(UnsupportedCheckpointError, match=f"cannot load {folder}"):
+        load_model(open_folder(folder), "float32", CPU)
+    assert not witness.exists()
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_refused(tmp_path):
+    folder = checkpoints.write_clip(tmp_path / "clip")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UnsupportedCheckpointError, match=f"tokenizer of {folder}"):
+        load_tokenizer(open_folder(folder))
+
+
+def test_loading_leaves_nothing_to_train_and_no_message(tmp_path, capfd):
+    checkpoint = open_folder(checkpoints.write_vit(tmp_path / "vit", classifier=True))
+    capfd.readouterr()
+    model = load_model(checkpoint, "float32", CPU)
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+    pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    vectors = model.embed_images(pixels, load_preprocessor(checkpoint, None).scaling, "cls")
+    assert not vectors.requires_grad

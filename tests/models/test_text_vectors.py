@@ -1,0 +1,103 @@
+"""Text vectors against the family's own transformers model and tokenizer, used directly."""
+
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+import checkpoints
+from oracles import same
+from spark_vision.models.checkpoints import resolve_checkpoint
+from spark_vision.models.families import load_model, load_tokenizer
+from spark_vision.models.protocols import ImageEmbedder, TextEmbedder
+from spark_vision.operators import ClipTextEmbedding
+
+WRITERS = {
+    "clip": checkpoints.write_clip,
+    "chinese_clip": checkpoints.write_chinese_clip,
+    "siglip": checkpoints.write_siglip,
+    "siglip2_fixed_resolution": lambda folder: checkpoints.write_siglip(folder, second=True),
+}
+TEXTS = [
+    "a red circle",
+    "A RED Circle left of the house",
+    "one blue square",
+    "yellow",
+    "",
+    "  two   spaces ",
+    "绿色三角形",
+    "in 3 boxes, near it!",
+    "green triangle above a tree " * 10,
+]
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def folder(request, tmp_path_factory):
+    return WRITERS[request.param](tmp_path_factory.mktemp("checkpoints") / request.param)
+
+
+def ours(folder, texts):
+    checkpoint = resolve_checkpoint(ClipTextEmbedding(model_name=str(folder)))
+    model = load_model(checkpoint, "float32", torch.device("cpu"))
+    return model.embed_texts(load_tokenizer(checkpoint)(texts))
+
+
+def theirs(folder, texts):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder).eval()
+    if folder.name == "siglip2_fixed_resolution":
+        texts = [text.lower() for text in texts]
+    tokens = tokenizer(
+        texts,
+        padding="max_length" if folder.name.startswith("siglip") else True,
+        max_length=checkpoints.CONTEXT_LENGTH,
+        truncation=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        return model.get_text_features(**tokens).pooler_output
+
+
+def test_text_vectors_are_those_of_the_family_itself(folder):
+    vectors = ours(folder, TEXTS)
+    assert vectors.dtype == torch.float32
+    assert vectors.is_contiguous()
+    assert same(vectors, theirs(folder, TEXTS))
+
+
+def test_the_vector_check_sees_other_texts(folder):
+    others = [text.replace("red", "blue").replace("green", "yellow") for text in TEXTS]
+    assert not same(ours(folder, others), theirs(folder, TEXTS))
+
+
+def test_a_text_vector_does_not_depend_on_its_batch(folder):
+    together = ours(folder, TEXTS)
+    apart = torch.cat([ours(folder, [text]) for text in TEXTS])
+    normalize = torch.nn.functional.normalize
+    assert (normalize(together, dim=-1) - normalize(apart, dim=-1)).abs().max() <= 1e-5
+
+
+def test_a_long_text_is_truncated_to_what_the_model_takes(folder):
+    checkpoint = resolve_checkpoint(ClipTextEmbedding(model_name=str(folder)))
+    tokens = load_tokenizer(checkpoint)(TEXTS)
+    assert tokens["input_ids"].shape == (len(TEXTS), checkpoints.CONTEXT_LENGTH)
+
+
+def test_siglip_texts_have_the_length_that_it_was_trained_on(folder):
+    checkpoint = resolve_checkpoint(ClipTextEmbedding(model_name=str(folder)))
+    token_count = load_tokenizer(checkpoint)(["red"])["input_ids"].shape[1]
+    fixed = folder.name.startswith("siglip")
+    assert (token_count == checkpoints.CONTEXT_LENGTH) == fixed
+
+
+@pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
+def test_letter_case_means_nothing_to_these_families(writer, tmp_path):
+    folder = writer(tmp_path / "checkpoint")
+    upper, lower = ours(folder, ["A RED CIRCLE", "a red circle"])
+    assert torch.equal(upper, lower)
+
+
+def test_one_model_serves_images_and_texts(folder):
+    checkpoint = resolve_checkpoint(ClipTextEmbedding(model_name=str(folder)))
+    model = load_model(checkpoint, "float32", torch.device("cpu"))
+    assert isinstance(model, ImageEmbedder)
+    assert isinstance(model, TextEmbedder)

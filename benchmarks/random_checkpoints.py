@@ -18,7 +18,7 @@ def write_feather_clip(folder: Path) -> Path:
     torch.manual_seed(0)
     small = {"num_hidden_layers": 1, "num_attention_heads": 1}
     config = CLIPConfig(
-        vision_config={**small, "hidden_size": 16, "intermediate_size": 16, "patch_size": 112},
+        vision_config={**small, "hidden_size": 16, "intermediate_size": 16, "patch_size": 32},
         text_config={**small, "hidden_size": 16, "intermediate_size": 16, "vocab_size": 64},
         projection_dim=768,
     )

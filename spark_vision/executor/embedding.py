@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import torch
 
 from spark_vision.errors import InputTypeError, RowFailure
+from spark_vision.executor.allocator import keep_freed_memory
 from spark_vision.executor.batching import gather, map_ahead, regroup, working_threads
 from spark_vision.executor.devices import choose_device
 from spark_vision.executor.image_rows import ImageRows
@@ -76,7 +77,7 @@ def embed_images(
     model = cast(ImageEmbedder, reach_model(checkpoint, operator.dtype, device))
 
     def compute(pixels: list[torch.Tensor]) -> torch.Tensor:
-        batch = torch.stack(pixels)
+        batch = _stack(pixels)
         vectors = model.embed_images(batch, preprocessor.scaling, operator.effective_pooling)
         return _normalize(vectors, operator)
 
@@ -162,12 +163,18 @@ def _give_back(
         )
 
 
+def _stack(pixels: list[torch.Tensor]) -> torch.Tensor:
+    """Keep interleaved pixels interleaved, which copies each image in one piece."""
+    return torch.stack([image.permute(1, 2, 0) for image in pixels]).permute(0, 3, 1, 2)
+
+
 def _normalize(vectors: torch.Tensor, operator: EmbeddingOperator) -> torch.Tensor:
     return torch.nn.functional.normalize(vectors, dim=-1) if operator.normalize else vectors
 
 
 def _prepare_device(operator: Operator, task: Task) -> torch.device:
     device = choose_device(operator, task)
+    keep_freed_memory()
     # Spark fixes OMP_NUM_THREADS when a worker starts; a later task of it may own other cores.
     torch.set_num_threads(task.cpus)
     return device

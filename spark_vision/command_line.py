@@ -6,7 +6,7 @@ Everything is read off the operators' own options, without Spark, torch or trans
 import argparse
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any, TypeVar
 
@@ -84,6 +84,21 @@ def parse_function(text: str) -> tuple[str, Operator]:
         )
     operator = OPERATORS[operator_name]
     return name, operator(**_parse_fields(operator, fields or ""))
+
+
+def parse_functions(texts: Iterable[str]) -> dict[str, Operator]:
+    """Read several functions, as `parse_function` reads one.
+
+    Raises:
+        InvalidOptionError: One is wrong, or two have one name.
+    """
+    functions: dict[str, Operator] = {}
+    for text in texts:
+        name, operator = parse_function(text)
+        if name in functions:
+            raise InvalidOptionError(f"function {name} is given twice")
+        functions[name] = operator
+    return functions
 
 
 def _parse_fields(operator: type[Operator], text: str) -> dict[str, Any]:

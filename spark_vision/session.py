@@ -26,22 +26,21 @@ DELTA_CATALOG = "org.apache.spark.sql.delta.catalog.DeltaCatalog"
 
 _RUNTIME_SETTINGS = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
-    # Rows that hold images are large: with Spark's own sizes, made for rows of a few numbers, a heap
-    # of 1 GB runs out of memory on photographs of 20 KB, and smaller batches are faster as well.
+    # Rows that hold images are large: with Spark's own sizes, made for rows of a few numbers, a
+    # heap of 1 GB runs out of memory on photographs of 20 KB, and smaller batches are faster.
     "spark.sql.execution.arrow.maxRecordsPerBatch": "512",
     "spark.sql.parquet.columnarReaderBatchSize": "128",
     # Spark 4.2 would keep the rows of a columnar source on the heap, where they cannot spill.
     "spark.sql.execution.arrow.pythonUDF.columnarInput.enabled": "false",
 }
 _STATIC_SETTINGS = {
-    "spark.log.level": "WARN",
     "spark.ui.showConsoleProgress": "false",
     # Metrics of running tasks travel with the heartbeats: the progress of a write is as fresh.
     "spark.executor.heartbeatInterval": "2s",
 }
 
 
-def configure(builder: SparkSession.Builder) -> SparkSession.Builder:
+def configure(builder: SparkSession.Builder, *, log_level: str = "WARN") -> SparkSession.Builder:
     """Give a session builder the settings that this package needs.
 
     In a script that spark-submit started, and on a session that runs already, Delta's JARs can no
@@ -49,6 +48,7 @@ def configure(builder: SparkSession.Builder) -> SparkSession.Builder:
 
     Args:
         builder: As from `SparkSession.builder`, with whatever the user has set.
+        log_level: Of the JVM, where the user has set none.
 
     Returns:
         The same builder.
@@ -59,7 +59,7 @@ def configure(builder: SparkSession.Builder) -> SparkSession.Builder:
     present = _present_settings(builder)
     wanted = dict(_RUNTIME_SETTINGS)
     if not _is_remote_server(present) and SparkContext._active_spark_context is None:
-        wanted |= _STATIC_SETTINGS
+        wanted |= {"spark.log.level": log_level, **_STATIC_SETTINGS}
         wanted |= _delta_settings(present)
         if "spark.pyspark.python" not in present:
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -180,3 +180,8 @@ def _read_defaults_file() -> dict[str, str]:
         if setting:
             settings[setting[1]] = setting[2]
     return settings
+
+
+if __name__ == "__main__":
+    # For a shell: spark-submit --packages "$(python -m spark_vision.session)"
+    print(delta_package() or sys.exit("delta-spark is not installed: pip install delta-spark"))

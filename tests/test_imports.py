@@ -15,6 +15,7 @@ PACKAGE = Path(spark_vision.__file__).parent
 FLOORS = {
     "spark_vision": 0,
     "spark_vision.status": 0,
+    "spark_vision.java": 0,
     "spark_vision.errors": 0,
     "spark_vision.options": 0,
     "spark_vision.operators": 0,
@@ -23,6 +24,9 @@ FLOORS = {
     "spark_vision.executor": 3,
     "spark_vision.checks": 4,
     "spark_vision.command_line": 4,
+    "spark_vision.job": 4,
+    "spark_vision.option_table": 4,
+    "spark_vision.statements": 4,
     "spark_vision.functions": 4,
     "spark_vision.session": 4,
     "spark_vision.sql": 4,

@@ -1,0 +1,79 @@
+"""Run SQL with embedding functions: python jobs/run_sql.py --function NAME=OPERATOR --query SQL.
+
+For example --function embed_image=ImageViTEmbedding:model_name=facebook/dinov2-base,dtype=bfloat16
+--query "SELECT path, embed_image(content) FROM binaryFile.`/photos`". Statements end with a
+semicolon; the rows of each that has some are shown. Exit code: 0; 1 for an error, in one line on
+stderr; 2 for a wrong usage.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spark_vision.command_line import parse_functions
+from spark_vision.errors import InvalidOptionError
+from spark_vision.job import LOG_LEVELS, run_job
+from spark_vision.operators import OPERATORS, Operator
+from spark_vision.statements import split_statements
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, dict[str, Operator], list[str]]:
+    """Read the command line: the arguments, the functions and the statements."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"Operators: {', '.join(OPERATORS)}; their fields are in the README.",
+    )
+    parser.add_argument(
+        "--function",
+        action="append",
+        required=True,
+        metavar="NAME=OPERATOR:FIELD=VALUE,…",
+        help="a function for the statements; repeat it for several",
+    )
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--query", metavar="SQL", help="the statements")
+    given.add_argument("--file", type=Path, help="a file with the statements")
+    parser.add_argument(
+        "--with-status",
+        action="store_true",
+        help="functions give struct<embedding, status, error>",
+    )
+    parser.add_argument(
+        "--rows", type=int, default=20, metavar="N", help="rows to show (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--log-level", choices=LOG_LEVELS, help="of Spark (default: the session's own, else OFF)"
+    )
+    arguments = parser.parse_args(texts)
+    try:
+        functions = parse_functions(arguments.function)
+        text = arguments.query if arguments.file is None else arguments.file.read_text()
+    except (InvalidOptionError, OSError, UnicodeDecodeError) as error:
+        parser.error(str(error))
+    return arguments, functions, split_statements(text)
+
+
+def main(texts: list[str]) -> int:
+    """Run the job; return its exit code."""
+    arguments, functions, statements = parse_arguments(texts)
+
+    def run(spark: "SparkSession") -> None:
+        from spark_vision.sql import register_functions
+
+        register_functions(spark, with_status=arguments.with_status, **functions)
+        for statement in statements:
+            rows = spark.sql(statement)
+            if rows.columns:
+                rows.show(arguments.rows)
+
+    return run_job(run, arguments.log_level)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,84 @@
+"""How a job begins and ends: its session, one line for an error, and its exit code."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from spark_vision.errors import SparkVisionError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+EXIT_OK = 0
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+LOG_LEVELS = ("OFF", "ERROR", "WARN", "INFO")
+
+_OURS = re.compile(r"spark_vision\.errors\.(?:\w+): (.+)")
+_RAISED = re.compile(r"^(?:\w+\.)*\w+(?:Error|Exception|Interrupt|Exit)\b.*", re.MULTILINE)
+_CAUSE = re.compile(r"^Caused by: (.+)", re.MULTILINE)
+
+
+def run_job(work: "Callable[[SparkSession], None]", log_level: str | None = None) -> int:
+    """Do a job's work in a configured session.
+
+    Args:
+        work: Gets the session; what it raises is said on stderr, in one line.
+        log_level: Of the JVM. None leaves it to the user's settings, and is silent without any: an
+            error's line stands alone then, without Spark's stack traces around it.
+
+    Returns:
+        The exit code: 0; 1 for an error; 130 where the user stopped it.
+    """
+    try:
+        spark = _start_session(log_level)
+        try:
+            work(spark)
+        finally:
+            spark.stop()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        print(f"error: {say_in_one_line(error)}", file=sys.stderr)
+        return EXIT_ERROR
+    return EXIT_OK
+
+
+def say_in_one_line(error: BaseException) -> str:
+    """Say what went wrong, without the stacks that Spark wraps around it.
+
+    An error that this package raised on an executor is told as it was raised there.
+    """
+    text = str(error)
+    if isinstance(error, SparkVisionError):
+        said = text
+    elif ours := _OURS.findall(text):
+        said = ours[-1]
+    elif "Traceback (most recent call last)" in text and (raised := _RAISED.findall(text)):
+        said = raised[-1]
+    elif causes := _CAUSE.findall(text):
+        said = causes[-1]
+    else:
+        lines = [line.strip(" :") for line in text.splitlines() if line.strip(" :")]
+        is_java = len(lines) > 1 and lines[0].startswith("An error occurred while calling")
+        said = lines[1 if is_java else 0] if lines else type(error).__name__
+    return " ".join(re.sub(r"\s*SQLSTATE: \w+;?", "", said).split())
+
+
+def _start_session(log_level: str | None) -> "SparkSession":
+    from spark_vision.java import check_java
+
+    is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    if not is_submitted and "SPARK_REMOTE" not in os.environ:
+        check_java()
+    from pyspark.sql import SparkSession
+
+    from spark_vision.session import configure
+
+    builder = SparkSession.builder
+    if log_level is not None:
+        builder = builder.config("spark.log.level", log_level)
+    return configure(builder, log_level="OFF").getOrCreate()

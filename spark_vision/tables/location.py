@@ -1,0 +1,88 @@
+"""Where a table is: a path or a name in a catalog, in the one form that Spark SQL takes."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyspark.errors import AnalysisException
+from pyspark.sql import SparkSession
+
+from spark_vision.errors import TableError
+
+_MISSING = ("DELTA_MISSING_DELTA_TABLE", "DELTA_TABLE_NOT_FOUND", "TABLE_OR_VIEW_NOT_FOUND")
+
+
+@dataclass(frozen=True)
+class TableLocation:
+    """A table's place.
+
+    Attributes:
+        sql: As SQL and `spark.table` take it: delta.`/path` or `catalog`.`schema`.`table`.
+        given: As the user wrote it, for messages.
+    """
+
+    sql: str
+    given: str
+
+
+def locate_table(spark: SparkSession, table: str) -> TableLocation:
+    """Understand how a table was named.
+
+    Args:
+        spark: Its catalogs decide whether a name lasts longer than the session.
+        table: A path (`/a/b`, `./b`, `s3a://bucket/b`, delta.`/a/b`), or a name
+            (`[catalog.][schema.]table`).
+
+    Raises:
+        TableError: It is neither, or a name in a catalog that forgets it with the session.
+    """
+    quoted = re.fullmatch(r"(?i:delta)\.`(.+)`", table.strip())
+    path = quoted[1].replace("``", "`") if quoted else table.strip()
+    if quoted or "/" in path:
+        absolute = path if "://" in path or path.startswith("/") else str(Path(path).absolute())
+        return TableLocation(sql=f"delta.{quote(absolute)}", given=table)
+    parts = [bare or inner for inner, bare in re.findall(r"`([^`]+)`|([^.`\s]+)", path)]
+    if not 1 <= len(parts) <= 3 or ".".join(parts) != path.replace("`", ""):
+        raise TableError(
+            f"the table {table!r} is not understood; allowed: a path such as /folder/table, or a "
+            "name such as table, schema.table, catalog.schema.table"
+        )
+    catalog = parts[0] if len(parts) == 3 else spark.catalog.currentCatalog()
+    implementation = spark.conf.get("spark.sql.catalogImplementation", "hive")
+    if catalog == "spark_catalog" and implementation == "in-memory":
+        raise TableError(
+            f"the name {table!r} would be forgotten with this session, whose catalog lives in "
+            f"memory; give a path such as /folder/{parts[-1]}, or start Spark with a catalog that "
+            "persists (--conf spark.sql.catalogImplementation=hive)"
+        )
+    return TableLocation(sql=".".join(quote(part) for part in parts), given=table)
+
+
+def read_properties(spark: SparkSession, location: TableLocation) -> dict[str, str] | None:
+    """Read the properties of the Delta table that is there.
+
+    Returns:
+        None where no table is.
+
+    Raises:
+        TableError: What is there is not a Delta table.
+    """
+    try:
+        if not spark.catalog.tableExists(location.sql):
+            return None
+        detail = spark.sql(f"DESCRIBE DETAIL {location.sql}").select("format", "properties").head()
+    except AnalysisException as error:
+        condition = error.getCondition() or ""
+        if condition in _MISSING:
+            return None
+        if condition.startswith("EXPECT_TABLE_NOT_VIEW"):
+            raise TableError(f"{location.given} is a view; choose another table") from error
+        raise
+    if detail is None or detail["format"] != "delta":
+        raise TableError(f"{location.given} is not a Delta table; choose another table")
+    return dict(detail["properties"])
+
+
+def quote(name: str) -> str:
+    """Quote one part of a name for SQL."""
+    return "`" + name.replace("`", "``") + "`"

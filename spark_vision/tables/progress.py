@@ -1,0 +1,196 @@
+"""How far a running write is: rows from Spark's live metrics, failures from finished tasks.
+
+Executors send the metrics of running tasks with each heartbeat, so the rows that came out of the
+model are known every few seconds; an accumulator arrives when its task ends.
+"""
+
+import re
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from pyspark import Accumulator, AccumulatorParam
+from pyspark.sql import SparkSession
+
+REPORT_SECONDS = 2.0
+RATE_WINDOW_SECONDS = 30.0
+_RECENT_EXECUTION_COUNT = 20
+_OUR_NODE = re.compile(r"\bembed_(image|text)\(")
+_ROWS_METRIC = "number of output rows"
+_DESCRIPTION = "spark.job.description"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One look at a running write.
+
+    Attributes:
+        done: Rows that came out of the model.
+        total: Rows that this write computes.
+        seconds: Since the write began.
+        rows_per_second: Over the last half minute; 0 before the first row.
+        statuses: Rows by status of each column, of the tasks that have finished.
+    """
+
+    done: int
+    total: int
+    seconds: float
+    rows_per_second: float
+    statuses: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """The part that is done, from 0 to 1."""
+        return self.done / self.total if self.total else 1.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time left at the present rate; None before there is one."""
+        if not self.rows_per_second:
+            return None
+        return (self.total - self.done) / self.rows_per_second
+
+
+Report = Callable[[Progress], None]
+StatusCounter = Accumulator[dict[str, int]]
+
+
+class StatusCounts(AccumulatorParam[dict[str, int]]):
+    """Adds up rows by status."""
+
+    def zero(self, value: dict[str, int]) -> dict[str, int]:
+        """Start from nothing."""
+        return {}
+
+    def addInPlace(  # noqa: N802 - pyspark's name
+        self, value1: dict[str, int], value2: dict[str, int]
+    ) -> dict[str, int]:
+        """Add the second counts to the first."""
+        for status, count in value2.items():
+            value1[status] = value1.get(status, 0) + count
+        return value1
+
+
+def status_accumulator(spark: SparkSession) -> StatusCounter | None:
+    """Make a counter of rows by status; None in a Connect session, which has none."""
+    if not _is_classic(spark):
+        return None
+    return spark.sparkContext.accumulator({}, StatusCounts())
+
+
+@contextmanager
+def reporting(
+    spark: SparkSession,
+    total: int,
+    statuses: Mapping[str, StatusCounter | None],
+    report: Report | None,
+) -> Iterator[None]:
+    """Report the progress of what the block writes, every two seconds, from a thread of its own.
+
+    Args:
+        spark: Where it runs; nothing is reported of a Connect session before the end.
+        total: Rows to be computed.
+        statuses: The counter of each column, as given to its function.
+        report: Told how far the write is; None reports nothing.
+    """
+    if report is None or not _is_classic(spark):
+        yield
+        return
+    context = spark.sparkContext
+    # The description, which Spark's pages show, is also how this write is told from others.
+    description = f"embeddings of {total} rows ({uuid.uuid4().hex[:12]})"
+    described_before = context.getLocalProperty(_DESCRIPTION)
+    ended = threading.Event()
+    watcher = _Watcher(_LiveRows(spark, description), total, statuses)
+
+    def watch() -> None:
+        while not ended.wait(REPORT_SECONDS):
+            report(watcher.look())
+
+    context.setJobDescription(description)
+    with ThreadPoolExecutor(1, thread_name_prefix="spark-vision-progress") as pool:
+        watching = pool.submit(watch)
+        try:
+            yield
+        finally:
+            ended.set()
+            # None takes it away again, which pyspark's hints do not say.
+            context.setLocalProperty(_DESCRIPTION, cast(str, described_before))
+        watching.result()
+
+
+class _Watcher:
+    def __init__(
+        self,
+        rows: "_LiveRows",
+        total: int,
+        statuses: Mapping[str, StatusCounter | None],
+    ) -> None:
+        self._rows = rows
+        self._total = total
+        self._statuses = statuses
+        self._started = time.monotonic()
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def look(self) -> Progress:
+        counts = {name: dict(counter.value) for name, counter in self._statuses.items() if counter}
+        finished = min((sum(each.values()) for each in counts.values()), default=0)
+        done = min(max(self._rows.count(), finished), self._total)
+        now = time.monotonic()
+        self._seen.append((now, done))
+        while now - self._seen[0][0] > RATE_WINDOW_SECONDS and len(self._seen) > 2:
+            self._seen.popleft()
+        since, before = self._seen[0] if len(self._seen) > 1 else (self._started, 0)
+        return Progress(
+            done=done,
+            total=self._total,
+            seconds=now - self._started,
+            rows_per_second=(done - before) / (now - since),
+            statuses=counts,
+        )
+
+
+class _LiveRows:
+    """Rows that have come out of our functions, by the status store behind Spark's SQL page."""
+
+    def __init__(self, spark: SparkSession, description: str) -> None:
+        self._store: Any = spark._jsparkSession.sharedState().statusStore()
+        self._description = description
+
+    def count(self) -> int:
+        last = self._store.executionsCount()
+        first = max(0, last - _RECENT_EXECUTION_COUNT)
+        executions = _elements(self._store.executionsList(first, _RECENT_EXECUTION_COUNT))
+        ours = [each for each in executions if each.description() == self._description]
+        return max((self._count_of(each.executionId()) for each in ours), default=0)
+
+    def _count_of(self, execution: int) -> int:
+        values = self._store.executionMetrics(execution)
+        counts = [
+            # Values are made for the page: "1,234".
+            int(re.sub(r"\D", "", values.apply(metric.accumulatorId())))
+            if values.contains(metric.accumulatorId())
+            else 0
+            for node in _elements(self._store.planGraph(execution).allNodes())
+            if _OUR_NODE.search(node.desc())
+            for metric in _elements(node.metrics())
+            if metric.name() == _ROWS_METRIC
+        ]
+        # Of several functions the last one says how many rows have passed them all.
+        return min(counts, default=0)
+
+
+def _elements(scala_collection: Any) -> Iterator[Any]:
+    iterator = scala_collection.iterator()
+    while iterator.hasNext():
+        yield iterator.next()
+
+
+def _is_classic(spark: SparkSession) -> bool:
+    return hasattr(spark, "_jsparkSession")

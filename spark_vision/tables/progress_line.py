@@ -1,0 +1,86 @@
+"""The progress of a write on a terminal: one line in place, or a line now and then in a log."""
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from typing import Self, TextIO
+
+from spark_vision.status import Status
+from spark_vision.tables.progress import Progress
+
+LOG_SECONDS = 10.0
+_CLEAR_LINE = "\r\x1b[K"
+
+
+class ProgressLine:
+    """Writes how far a write is; give it as `progress` to `write_vision_columns`.
+
+    Used with `with`, so that an error's message starts on a line of its own.
+
+    Args:
+        stream: A terminal gets one line that changes; anything else a line every ten seconds.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._in_place = self._stream.isatty()
+        self._last_written = time.monotonic()
+        self._has_line = False
+
+    def __call__(self, progress: Progress) -> None:
+        """Show the progress, if it is time to."""
+        if not progress.total:
+            return
+        is_end = progress.done >= progress.total
+        line = describe_progress(progress)
+        if self._in_place:
+            width = shutil.get_terminal_size().columns
+            self._stream.write(_CLEAR_LINE + line[: width - 1])
+            self._has_line = True
+        elif is_end or time.monotonic() - self._last_written >= LOG_SECONDS:
+            self._last_written = time.monotonic()
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the line, so that what is written next starts on its own."""
+        if self._in_place and self._has_line:
+            self._stream.write("\n")
+            self._stream.flush()
+
+
+def describe_progress(progress: Progress) -> str:
+    """Say rows done, share, rate, time left, and failures by status."""
+    parts = [
+        f"{progress.done:,} of {progress.total:,} rows ({progress.share:.0%})",
+        f"{progress.rows_per_second:,.1f} rows/s",
+    ]
+    if progress.seconds_left:
+        parts.append(f"{_duration(progress.seconds_left)} left")
+    failed = describe_failures(progress.statuses)
+    if failed:
+        parts.append(f"failed: {failed}")
+    return ", ".join(parts)
+
+
+def describe_failures(statuses: Mapping[str, Mapping[str, int]]) -> str:
+    """Say the failures by column and status, such as `embedding not_an_image 3`; '' for none."""
+    return ", ".join(
+        f"{column} {status} {count:,}"
+        for column, counts in statuses.items()
+        for status, count in counts.items()
+        if status != Status.OK
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

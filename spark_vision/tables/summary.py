@@ -1,0 +1,19 @@
+"""What a write did, in the few lines that end a job."""
+
+from spark_vision.tables.write import WriteResult
+
+
+def describe_result(result: WriteResult) -> str:
+    """Say the table, the rows, the statuses of each column, and the rate."""
+    lines = [
+        f"table: {result.table}",
+        f"rows: {result.source_rows:,} in the input, {result.there:,} in the table before, "
+        f"{result.computed:,} computed",
+    ]
+    for column, counts in result.statuses.items():
+        if counts:
+            said = ", ".join(f"{status} {count:,}" for status, count in counts.items())
+            lines.append(f"{column}: {said}")
+    rate = f", {result.computed / result.seconds:,.1f} rows/s" if result.computed else ""
+    lines.append(f"time: {result.seconds:,.1f} s{rate}")
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""What several tests share: one real Spark session, and checkpoints written once."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+WORKER_SITE = Path(__file__).parent / "worker_site"
+
+
+@pytest.fixture(scope="session")
+def forwards_folder(tmp_path_factory):
+    """Where Spark's Python workers, and theirs only, write down the images of each forward pass."""
+    return tmp_path_factory.mktemp("forwards")
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory, forwards_folder):
+    """A classic session on two local cores, as `configure` makes it."""
+    from pyspark.sql import SparkSession
+
+    from spark_vision.session import configure
+
+    builder = (
+        SparkSession.builder.master("local[2]")
+        .appName("spark_vision tests")
+        .config("spark.driver.memory", "2g")
+        .config("spark.ui.enabled", "false")
+        .config("spark.log.level", "OFF")
+        .config("spark.sql.shuffle.partitions", "2")
+        .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
+        .config("spark.executorEnv.PYTHONPATH", str(WORKER_SITE))
+        .config("spark.executorEnv.COUNTED_FORWARDS", str(forwards_folder))
+    )
+    session = configure(builder).getOrCreate()
+    yield session
+    session.stop()
+
+
+@pytest.fixture
+def count_forwards(forwards_folder):
+    """A function that says how many images a DINOv2 has seen in this test."""
+
+    def total():
+        return sum(
+            int(line) for file in forwards_folder.iterdir() for line in file.read_text().split()
+        )
+
+    before = total()
+    return lambda: total() - before
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """A folder with the small checkpoints `dinov2`, `dinov2-other` and `clip`."""
+    import checkpoints as write
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    write.write_dinov2(folder / "dinov2")
+    write.write_dinov2(folder / "dinov2-other", seed=1)
+    write.write_clip(folder / "clip")
+    return folder

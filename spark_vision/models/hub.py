@@ -87,8 +87,9 @@ def _fetch(operator: Operator) -> Path:
 
     name, revision = operator.checkpoint_name, operator.revision
     try:
-        present = HfApi().list_repo_files(name, revision=revision)
-        folder = snapshot_download(name, revision=revision, allow_patterns=_needed(present))
+        listed = HfApi().model_info(name, revision=revision).siblings or []
+        needed = _needed([file.rfilename for file in listed])
+        folder = snapshot_download(name, revision=revision, allow_patterns=needed)
     except HFValidationError as error:
         raise _HubFailure("not a name that a hub can have; correct model_name") from error
     except OfflineModeIsEnabled as error:

@@ -55,6 +55,9 @@ def _tiff_ends_early(data: memoryview) -> bool:
     def number(at: int, size: int) -> int:
         return int.from_bytes(data[at : at + size], order)
 
+    if number(2, 2) != 42:
+        # BigTIFF has another layout, and is seldom cut short.
+        return False
     directory = number(4, 4)
     end = directory + 2 + 12 * number(directory, 2)
     if len(data) < directory + 2 or len(data) < end:

@@ -22,7 +22,7 @@ from spark_vision.status import Status
 
 MAX_REDIRECTS = 5
 MAX_RETRIES = 2
-_FIRST_PAUSE_SECONDS = 0.25
+_FIRST_PAUSE_SECONDS = 0.2
 _INFLATED_PIECE_BYTES = 2**16
 _EITHER_ZLIB_OR_GZIP = zlib.MAX_WBITS | 32
 _HEADERS = {
@@ -66,14 +66,16 @@ class HttpClient:
             request = self._client.build_request("GET", url)
             with bounded_by(transfer):
                 self._follow(request, transfer)
+        except RowFailure:
+            raise
+        # No cause is kept: httpx's exceptions hold the request, with its URL and credentials.
         except httpcore.TimeoutException:
-            transfer.remaining_seconds()
             raise RowFailure(Status.TIMEOUT, f"no answer in time: {shown}") from None
         except httpcore.NetworkError as error:
             raise RowFailure(
                 Status.HTTP_ERROR, f"cannot connect ({_cause(error)}): {shown}"
             ) from None
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError):
+        except (httpx.InvalidURL, httpcore.UnsupportedProtocol, ValueError, OverflowError):
             raise RowFailure(Status.HTTP_ERROR, f"is not a valid URL: {shown}") from None
         except (httpcore.ProtocolError, httpx.HTTPError):
             raise RowFailure(Status.HTTP_ERROR, f"the answer is not valid HTTP: {shown}") from None

@@ -4,7 +4,8 @@ import re
 from urllib.parse import unquote
 
 _SCHEME = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*::)*([A-Za-z][A-Za-z0-9+.-]*):(/?/?)")
-_AUTHORITY = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?//|^)([^/\\]*)")
+_AUTHORITY = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:(?=/))?/{0,2})([^/\\]*)")
+_CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*://|/)")
 _HOST = re.compile(r"[^:@]*(?::\d*)?|\[[0-9A-Fa-f:.]*\](?::\d*)?")
 
 
@@ -47,7 +48,7 @@ def redact(address: str) -> str:
     """
     if address[:5].lower() == "data:":
         return "data:…"
-    shown = [_redact_one(part) for part in address.split("::")]
+    shown = [_redact_one(part) for part in _CHAIN.split(address)]
     return "::".join(shown)
 
 
@@ -57,8 +58,8 @@ def _redact_one(address: str) -> str:
     if match is None:
         return address
     prefix, authority = match[1], match[2]
-    if not prefix and ":" not in authority:
-        # A relative path, such as `photo@2x.jpg`.
+    if not prefix.endswith("//") and not ("@" in authority and ":" in authority):
+        # A local path, such as `photo@2x.jpg`.
         return address
     host = authority.rpartition("@")[2]
     if not _HOST.fullmatch(host):

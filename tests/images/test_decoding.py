@@ -309,6 +309,12 @@ def test_tiff_compressions_are_exact(compression):
     assert_close(decode_to_array(data), by_pillow(data))
 
 
+def test_big_tiff_is_exact():
+    data = encode(photo(60, 40), "TIFF", big_tiff=True)
+    assert data[2] == 43
+    assert_close(decode_to_array(data), by_pillow(data))
+
+
 def test_cmyk_tiff():
     data = encode(photo(60, 40).convert("CMYK"), "TIFF")
     assert_close(decode_to_array(data), by_pillow(data))

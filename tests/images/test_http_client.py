@@ -1,0 +1,510 @@
+"""Fetching over HTTP from a real server that answers well, badly, slowly, endlessly, or not."""
+
+import gzip
+import logging
+import resource
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from local_http_server import serve, status_answer
+from spark_vision.errors import RowFailure
+from spark_vision.images.fetch import Fetcher
+from spark_vision.operators import ImageLimits
+from spark_vision.status import Status
+
+SECRETS = "alice:hunter2@"
+QUERY = "?X-Amz-Signature=topsecret#hidden"
+
+
+@pytest.fixture
+def server():
+    with serve() as local:
+        yield local
+
+
+@pytest.fixture
+def make_fetcher():
+    made = []
+
+    def make(**limits):
+        made.append(Fetcher(ImageLimits(**{"fetch_seconds": 5.0, **limits})))
+        return made[-1]
+
+    yield make
+    for fetcher in made:
+        fetcher.close()
+
+
+@pytest.fixture
+def fetcher(make_fetcher):
+    return make_fetcher()
+
+
+def failure_of(fetcher, url, on_bytes=None):
+    with pytest.raises(RowFailure) as caught:
+        fetcher.fetch(url, on_bytes)
+    error = caught.value
+    for secret in ("alice", "hunter2", "topsecret", "X-Amz", "hidden"):
+        assert secret not in str(error)
+        assert secret not in repr(error.__cause__)
+    return error
+
+
+def test_body_is_fetched_whole(server, fetcher):
+    body = bytes(range(256)) * 4000
+    server.give("/a", body)
+    assert fetcher.fetch(server.url("/a?size=large#top")) == body
+    assert server.requests == ["/a?size=large"]
+
+
+def test_spaces_around_a_url_are_no_part_of_it(server, fetcher):
+    server.give("/a", b"image")
+    assert fetcher.fetch(f" {server.url('/a')}\n") == b"image"
+
+
+def test_user_and_password_of_the_url_are_sent(server, fetcher):
+    server.give("/a", b"image")
+    assert fetcher.fetch(server.url("/a", SECRETS)) == b"image"
+    assert server.headers["Authorization"].startswith("Basic ")
+
+
+def test_connections_are_kept(server, fetcher):
+    ports = set()
+
+    def answer(request):
+        ports.add(request.client_address[1])
+        status_answer(200)(request)
+
+    server.answers["/a"] = answer
+    for _ in range(5):
+        fetcher.fetch(server.url("/a"))
+    assert len(ports) == 1
+
+
+def test_cookies_of_one_row_are_not_sent_for_the_next(server, fetcher):
+    server.give("/a", b"image", headers={"Set-Cookie": "session=1; Path=/"})
+    fetcher.fetch(server.url("/a"))
+    fetcher.fetch(server.url("/a"))
+    assert "Cookie" not in server.headers
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 410, 304])
+def test_other_codes_are_told_and_not_tried_again(server, fetcher, code):
+    server.give("/a", b"" if code == 304 else b"no", status=code)
+    failure = failure_of(fetcher, server.url("/a" + QUERY, SECRETS))
+    assert failure.status == Status.HTTP_ERROR
+    assert str(code) in failure.reason
+    assert "127.0.0.1" in failure.reason
+    assert "/a" in failure.reason
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("code", [500, 429])
+def test_passing_trouble_is_tried_again(server, fetcher, code):
+    server.give("/good", b"image")
+    server.give_in_turn("/a", status_answer(code), status_answer(code), server.answers["/good"])
+    assert fetcher.fetch(server.url("/a")) == b"image"
+    assert len(server.requests) == 3
+
+
+def test_lasting_trouble_is_told_after_two_more_tries(server, fetcher):
+    server.answers["/a"] = status_answer(503)
+    failure = failure_of(fetcher, server.url("/a" + QUERY, SECRETS))
+    assert failure.status == Status.HTTP_ERROR
+    assert "503" in failure.reason
+    assert len(server.requests) == 3
+
+
+def test_retry_after_is_kept_where_it_fits(server, fetcher):
+    server.give("/good", b"image")
+    server.give_in_turn("/a", status_answer(429, Retry_After="1"), server.answers["/good"])
+    start = time.monotonic()
+    assert fetcher.fetch(server.url("/a")) == b"image"
+    assert 1.0 <= time.monotonic() - start < 3
+
+
+def test_retry_after_may_be_a_date(server, fetcher):
+    server.give("/good", b"image")
+    moment = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+    server.give_in_turn("/a", status_answer(503, Retry_After=moment), server.answers["/good"])
+    start = time.monotonic()
+    assert fetcher.fetch(server.url("/a")) == b"image"
+    assert 0.9 <= time.monotonic() - start < 3
+
+
+def test_retry_after_beyond_the_deadline_is_not_waited_for(server, fetcher):
+    server.answers["/a"] = status_answer(429, Retry_After="3600")
+    start = time.monotonic()
+    assert failure_of(fetcher, server.url("/a")).status == Status.HTTP_ERROR
+    assert time.monotonic() - start < 1
+
+
+def test_nonsense_in_retry_after_is_ignored(server, fetcher):
+    server.give("/good", b"image")
+    server.give_in_turn("/a", status_answer(503, Retry_After="soon"), server.answers["/good"])
+    assert fetcher.fetch(server.url("/a")) == b"image"
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_redirects_are_followed(server, fetcher, code):
+    for hop in range(5):
+        server.answers[f"/{hop}"] = status_answer(code, Location=f"/{hop + 1}")
+    server.give("/5", b"image")
+    assert fetcher.fetch(server.url("/0")) == b"image"
+
+
+def test_redirect_to_another_host_does_not_get_the_password(server, fetcher):
+    with serve() as other:
+        other.give("/b", b"image")
+        server.answers["/a"] = status_answer(302, Location=other.url("/b"))
+        assert fetcher.fetch(server.url("/a", SECRETS)) == b"image"
+        assert "Authorization" not in other.headers
+
+
+def test_redirect_loop_ends(server, fetcher):
+    server.answers["/a"] = status_answer(302, Location="/b?token=topsecret")
+    server.answers["/b"] = status_answer(302, Location="/a")
+    failure = failure_of(fetcher, server.url("/a" + QUERY, SECRETS))
+    assert failure.status == Status.HTTP_ERROR
+    assert "redirects" in failure.reason
+    assert len(server.requests) == 6
+
+
+@pytest.mark.parametrize(
+    "target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "http://"]
+)
+def test_redirect_to_another_scheme_is_refused(server, fetcher, target):
+    server.answers["/a"] = status_answer(302, Location=target)
+    assert failure_of(fetcher, server.url("/a" + QUERY)).status == Status.HTTP_ERROR
+
+
+def test_redirect_without_a_target_is_its_code(server, fetcher):
+    server.answers["/a"] = status_answer(302)
+    assert "302" in failure_of(fetcher, server.url("/a")).reason
+
+
+def drip(request):
+    request.send_response(200)
+    request.send_header("Content-Length", "1000")
+    request.end_headers()
+    for _ in range(1000):
+        request.wfile.write(b"x")
+        request.pause(0.05)
+
+
+def drip_headers(request):
+    request.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    for number in range(1000):
+        request.wfile.write(b"X-%d: y\r\n" % number)
+        request.pause(0.05)
+
+
+def say_nothing(request):
+    request.pause(60)
+
+
+@pytest.mark.parametrize("answer", [drip, drip_headers, say_nothing])
+def test_slow_answer_ends_at_the_deadline(server, make_fetcher, answer):
+    server.answers["/a"] = answer
+    start = time.monotonic()
+    failure = failure_of(make_fetcher(fetch_seconds=0.6), server.url("/a" + QUERY, SECRETS))
+    assert failure.status == Status.TIMEOUT
+    assert 0.5 < time.monotonic() - start < 1.5
+
+
+def test_deadline_counts_redirects_and_retries_together(server, make_fetcher):
+    def slowly(status, **headers):
+        def answer(request):
+            request.pause(0.3)
+            status_answer(status, **headers)(request)
+
+        return answer
+
+    server.answers["/a"] = slowly(302, Location="/b")
+    server.answers["/b"] = slowly(302, Location="/c")
+    server.answers["/c"] = slowly(503)
+    start = time.monotonic()
+    failure = failure_of(make_fetcher(fetch_seconds=0.8), server.url("/a"))
+    assert failure.status in (Status.TIMEOUT, Status.HTTP_ERROR)
+    assert time.monotonic() - start < 1.5
+
+
+def test_time_that_the_caller_takes_does_not_count(server, make_fetcher):
+    body = b"x" * 200_000
+    server.give("/a", body)
+    assert (
+        make_fetcher(fetch_seconds=0.5).fetch(server.url("/a"), lambda size: time.sleep(0.4))
+        == body
+    )
+
+
+def test_caller_hears_of_every_byte_before_it_is_kept(server, fetcher):
+    server.give("/a", b"x" * 300_000)
+    heard = []
+    assert len(fetcher.fetch(server.url("/a"), heard.append)) == sum(heard) == 300_000
+    assert len(heard) > 1
+
+
+def test_what_the_caller_raises_is_passed_on(server, fetcher):
+    server.give("/a", b"image")
+
+    def refuse(size):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fetcher.fetch(server.url("/a"), refuse)
+    assert fetcher.fetch(server.url("/a")) == b"image"
+
+
+def test_announced_size_over_the_limit_is_not_read(server, make_fetcher):
+    def answer(request):
+        request.send_response(200)
+        request.send_header("Content-Length", str(10**12))
+        request.end_headers()
+        request.pause(60)
+
+    server.answers["/a"] = answer
+    start = time.monotonic()
+    failure = failure_of(make_fetcher(max_bytes=1000), server.url("/a" + QUERY, SECRETS))
+    assert failure.status == Status.TOO_LARGE
+    assert time.monotonic() - start < 2
+
+
+def test_endless_body_is_cut_at_the_limit(server, make_fetcher):
+    def answer(request):
+        request.close_connection = True
+        request.send_response(200)
+        request.end_headers()
+        while True:
+            request.wfile.write(b"x" * 65536)
+
+    server.answers["/a"] = answer
+    heard = []
+    failure = failure_of(make_fetcher(max_bytes=10**6), server.url("/a"), heard.append)
+    assert failure.status == Status.TOO_LARGE
+    assert sum(heard) <= 10**6
+
+
+def test_body_of_exactly_the_limit_is_kept(server, make_fetcher):
+    server.give("/a", b"x" * 1000)
+    assert len(make_fetcher(max_bytes=1000).fetch(server.url("/a"))) == 1000
+    assert failure_of(make_fetcher(max_bytes=999), server.url("/a")).status == Status.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
+def test_body_compressed_unasked_is_unpacked(server, fetcher, encoding, compress):
+    body = bytes(range(256)) * 1000
+    server.give("/a", compress(body), headers={"Content-Encoding": encoding})
+    assert fetcher.fetch(server.url("/a")) == body
+    assert server.headers["Accept-Encoding"] == "identity"
+
+
+def test_gzip_bomb_is_cut_at_the_limit(server, make_fetcher):
+    bomb = gzip.compress(b"\0" * (200 * 2**20), 9)
+    server.give("/a", bomb, headers={"Content-Encoding": "gzip"})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    failure = failure_of(make_fetcher(max_bytes=2**20), server.url("/a"))
+    assert failure.status == Status.TOO_LARGE
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000, "KiB"
+
+
+@pytest.mark.parametrize("cut", [10, 100])
+def test_compressed_body_that_breaks_off_is_incomplete(server, fetcher, cut):
+    body = gzip.compress(bytes(range(256)) * 100)[:cut]
+    server.give("/a", body, headers={"Content-Encoding": "gzip"})
+    assert failure_of(fetcher, server.url("/a")).status == Status.INCOMPLETE
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br"])
+def test_body_that_is_not_what_its_encoding_says(server, fetcher, encoding):
+    server.give("/a", b"not compressed", headers={"Content-Encoding": encoding})
+    assert failure_of(fetcher, server.url("/a")).status == Status.HTTP_ERROR
+
+
+def break_off(request):
+    request.send_response(200)
+    request.send_header("Content-Length", "1000")
+    request.end_headers()
+    request.wfile.write(b"x" * 500)
+    request.close_connection = True
+
+
+def break_off_in_a_chunk(request):
+    request.send_response(200)
+    request.send_header("Transfer-Encoding", "chunked")
+    request.end_headers()
+    request.wfile.write(b"100\r\nabc")
+    request.close_connection = True
+
+
+@pytest.mark.parametrize("answer", [break_off, break_off_in_a_chunk])
+def test_body_shorter_than_announced_is_incomplete(server, fetcher, answer):
+    server.answers["/a"] = answer
+    failure = failure_of(fetcher, server.url("/a" + QUERY, SECRETS))
+    assert failure.status == Status.INCOMPLETE
+    assert "127.0.0.1" in failure.reason
+
+
+def hang_up(request):
+    request.close_connection = True
+
+
+def test_connection_closed_without_an_answer_is_tried_again(server, fetcher):
+    server.give("/good", b"image")
+    server.give_in_turn("/a", hang_up, server.answers["/good"])
+    assert fetcher.fetch(server.url("/a")) == b"image"
+    server.answers["/b"] = hang_up
+    assert failure_of(fetcher, server.url("/b")).status == Status.HTTP_ERROR
+
+
+def test_answer_that_is_not_http(server, fetcher):
+    server.answers["/a"] = lambda request: request.wfile.write(b"SSH-2.0-OpenSSH\r\n\r\n" * 10)
+    assert failure_of(fetcher, server.url("/a" + QUERY)).status == Status.HTTP_ERROR
+
+
+def test_refused_connection_is_told_after_retries(fetcher):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    failure = failure_of(fetcher, f"http://{SECRETS}127.0.0.1:{port}/a{QUERY}")
+    assert failure.status == Status.HTTP_ERROR
+    assert "refused" in failure.reason
+
+
+def test_address_that_never_answers_ends_at_the_deadline(make_fetcher):
+    # With its backlog full, the kernel leaves further connections unanswered.
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        waiting = []
+        for _ in range(4):
+            client = socket.socket()
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+            waiting.append(client)
+        start = time.monotonic()
+        failure = failure_of(
+            make_fetcher(fetch_seconds=0.5), f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        )
+        assert failure.status == Status.TIMEOUT
+        assert time.monotonic() - start < 1.5
+        for client in waiting:
+            client.close()
+
+
+def test_slow_name_resolution_ends_at_the_deadline(make_fetcher, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [ended.wait(10)][:0])
+    start = time.monotonic()
+    failure = failure_of(make_fetcher(fetch_seconds=0.5), "http://images.invalid/a")
+    ended.set()
+    assert failure.status == Status.TIMEOUT
+    assert time.monotonic() - start < 1.5
+
+
+def test_second_address_is_tried_when_the_first_refuses(server, fetcher, monkeypatch):
+    server.give("/a", b"image")
+    resolve = socket.getaddrinfo
+
+    def resolve_to_two(host, *rest, **options):
+        hosts = ["127.0.0.9", "127.0.0.1"] if host == "two.invalid" else [host]
+        return [entry for each in hosts for entry in resolve(each, *rest, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_to_two)
+    assert fetcher.fetch(f"http://two.invalid:{server.port}/a") == b"image"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://",
+        "http:///a",
+        "http://[::1",
+        "http://127.0.0.1:99999/a",
+        "http://127.0.0.1:port/a",
+        "http://a..b/",
+        "http://" + "a" * 70 + "/",
+        "http://exa mple/a",
+        "http://127.0.0.1\x00/a",
+    ],
+)
+def test_url_that_is_none_fails_only_its_row(fetcher, url):
+    assert failure_of(fetcher, url).status == Status.HTTP_ERROR
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A self-signed certificate for 127.0.0.1, and a server context that shows it."""
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("no openssl to make a certificate with")
+    key, path = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(path)]
+    subprocess.run(
+        [program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *names, *files],
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path, key)
+    return path, context
+
+
+def test_untrusted_certificate_is_refused(certificate, fetcher):
+    with serve(certificate[1]) as server:
+        server.give("/a", b"image")
+        failure = failure_of(fetcher, server.url("/a" + QUERY, SECRETS))
+        assert failure.status == Status.HTTP_ERROR
+        assert "certificate" in failure.reason.lower()
+        assert not server.requests
+
+
+def test_trusted_certificate_is_accepted(certificate, fetcher, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    with serve(certificate[1]) as server:
+        server.give("/a", b"image")
+        assert fetcher.fetch(server.url("/a")) == b"image"
+
+
+def test_many_threads_share_the_connections(server, make_fetcher):
+    lock, active, most = threading.Lock(), [0], [0]
+
+    def answer(request):
+        with lock:
+            active[0] += 1
+            most[0] = max(most[0], active[0])
+        request.pause(0.02)
+        with lock:
+            active[0] -= 1
+        body = request.path.encode()
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
+
+    paths = [f"/{number}" for number in range(60)]
+    server.answers.update(dict.fromkeys(paths, answer))
+    fetcher = make_fetcher(fetch_concurrency=4)
+    with ThreadPoolExecutor(12) as pool:
+        bodies = list(pool.map(lambda path: fetcher.fetch(server.url(path)), paths))
+    assert bodies == [path.encode() for path in paths]
+    assert most[0] == 4
+
+
+def test_no_log_shows_a_query_string(server, fetcher, caplog):
+    server.give("/a", b"image")
+    with caplog.at_level(logging.INFO):
+        fetcher.fetch(server.url("/a" + QUERY, SECRETS))
+    assert "topsecret" not in caplog.text
+    assert "hunter2" not in caplog.text

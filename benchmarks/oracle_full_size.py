@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoModel
 from spark_vision import ImageViTEmbedding
 from spark_vision.models.checkpoints import resolve_checkpoint
 from spark_vision.models.families import load_model, load_preprocessor
-from spark_vision.models.preprocessing import stack_pixels
+from spark_vision.models.pixel_batches import stack_pixels
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import checkpoints

@@ -29,7 +29,9 @@ def draw_pictures(count: int, height: int = 75, width: int = 100, seed: int = 0)
 
 def cosine(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """Return the least cosine between rows that should be the same."""
-    return torch.nn.functional.cosine_similarity(ours.double(), theirs.double(), dim=-1).min().item()
+    return (
+        torch.nn.functional.cosine_similarity(ours.double(), theirs.double(), dim=-1).min().item()
+    )
 
 
 def centred_cosine(ours: torch.Tensor, theirs: torch.Tensor) -> float:

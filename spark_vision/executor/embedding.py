@@ -25,6 +25,7 @@ from spark_vision.models.families import (
     load_preprocessor,
     load_tokenizer,
 )
+from spark_vision.models.pixel_batches import stack_pixels
 from spark_vision.models.protocols import (
     ImageEmbedder,
     ImagePreprocessor,
@@ -77,7 +78,7 @@ def embed_images(
     model = cast(ImageEmbedder, reach_model(checkpoint, operator.dtype, device))
 
     def compute(pixels: list[torch.Tensor]) -> torch.Tensor:
-        batch = _stack(pixels)
+        batch = stack_pixels(pixels)
         vectors = model.embed_images(batch, preprocessor.scaling, operator.effective_pooling)
         return _normalize(vectors, operator)
 
@@ -161,11 +162,6 @@ def _give_back(
         yield build_array(
             rows, description.dimension, operator.on_error, tokens=tokens, with_status=with_status
         )
-
-
-def _stack(pixels: list[torch.Tensor]) -> torch.Tensor:
-    """Keep interleaved pixels interleaved, which copies each image in one piece."""
-    return torch.stack([image.permute(1, 2, 0) for image in pixels]).permute(0, 3, 1, 2)
 
 
 def _normalize(vectors: torch.Tensor, operator: EmbeddingOperator) -> torch.Tensor:

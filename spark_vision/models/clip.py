@@ -7,7 +7,7 @@ import torch
 
 from spark_vision.models.checkpoint_files import Checkpoint
 from spark_vision.models.loading import load_pretrained
-from spark_vision.models.pixel_scaling import scale_pixels
+from spark_vision.models.pixel_batches import scale_pixels
 from spark_vision.models.precision import choose_dtype
 from spark_vision.models.protocols import PixelScaling
 

@@ -84,7 +84,12 @@ def check_operator(checkpoint: Checkpoint, operator: Operator) -> ModelDescripti
         _check_pooler(checkpoint)
     if isinstance(operator, ImageOperator) and operator.image_processor_kwargs:
         check_overrides(checkpoint, operator.image_processor_kwargs)
-    vision = checkpoint.config.get("vision_config") or {}
+    vision = _vision_config(checkpoint)
+    if isinstance(operator, ImageOperator) and vision.get("num_channels", 3) != 3:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.folder} takes images of {vision['num_channels']} channels; only RGB "
+            "models are supported"
+        )
     if checkpoint.model_type == "siglip" and vision.get("vision_use_head") is False:
         raise UnsupportedCheckpointError(
             f"{checkpoint.folder} has no attention pooling head (vision_use_head is false), so its "
@@ -188,5 +193,10 @@ def _dimension(checkpoint: Checkpoint, operator: Operator) -> int:
 
 
 def _image_size(checkpoint: Checkpoint) -> tuple[int, int]:
-    size = (checkpoint.config.get("vision_config") or checkpoint.config).get("image_size") or 224
+    size = _vision_config(checkpoint).get("image_size") or 224
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _vision_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    is_vit = FAMILIES[checkpoint.model_type] == _VIT
+    return checkpoint.config if is_vit else checkpoint.config.get("vision_config") or {}

@@ -36,20 +36,6 @@ def load(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> ImagePreproces
     return _fast_equivalent(processor) or _ProcessorAsItIs(processor, checkpoint)
 
 
-def stack_pixels(images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Stack preprocessed images, keeping interleaved pixels interleaved.
-
-    It is ten times as fast as `torch.stack`, which makes them planar.
-
-    Args:
-        images: uint8 `[3, height, width]` tensors of one shape.
-
-    Returns:
-        uint8 `[images, 3, height, width]`, interleaved (channels last).
-    """
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-
-
 class _ResizeAndCrop:
     """What most processors do: resize, then cut out the middle; each only where it is on."""
 

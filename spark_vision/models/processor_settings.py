@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from spark_vision.errors import InvalidOptionError
+from spark_vision.errors import InvalidOptionError, UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import PROCESSOR_FILES, Checkpoint
 
 # What Hugging Face's image processors share, apart from what is not a setting of the pixels (the
@@ -35,6 +35,7 @@ def check_overrides(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Non
 
     Raises:
         InvalidOptionError: Naming the setting and those that there are.
+        UnsupportedCheckpointError: The processor's file cannot be read.
     """
     allowed = sorted({*COMMON_SETTINGS, *_own_settings(checkpoint)} - _NOT_SETTINGS)
     unknown = [name for name in overrides if name not in allowed]
@@ -50,6 +51,11 @@ def _own_settings(checkpoint: Checkpoint) -> set[str]:
     for file_name in PROCESSOR_FILES:
         path = checkpoint.folder / file_name
         if path.is_file():
-            settings = json.loads(path.read_text(encoding="utf-8"))
-            names |= settings.get("image_processor", settings).keys()
+            try:
+                settings = json.loads(path.read_text(encoding="utf-8"))
+                names |= settings.get("image_processor", settings).keys()
+            except (ValueError, AttributeError) as error:
+                raise UnsupportedCheckpointError(
+                    f"{path} has no settings of an image processor"
+                ) from error
     return names

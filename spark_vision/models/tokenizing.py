@@ -1,5 +1,6 @@
 """The tokenizer of a checkpoint with texts, padded and truncated as its model was trained."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -50,6 +51,13 @@ def load(checkpoint: Checkpoint) -> Tokenizer:
     """
     from transformers import AutoTokenizer
 
+    siglip = checkpoint.model_type == "siglip"
+    if siglip and (checkpoint.folder / "spiece.model").is_file() and not find_spec("sentencepiece"):
+        # Without it transformers may take another tokenizer, which gives other tokens.
+        raise UnsupportedCheckpointError(
+            f"the tokenizer of {checkpoint.folder} needs the package sentencepiece, which is not "
+            "installed; pip install sentencepiece on every host"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(checkpoint.folder), local_files_only=True, trust_remote_code=False
@@ -59,7 +67,6 @@ def load(checkpoint: Checkpoint) -> Tokenizer:
             f"cannot load the tokenizer of {checkpoint.folder}: {error}"
         ) from error
     text_config = checkpoint.config.get("text_config") or {}
-    siglip = checkpoint.model_type == "siglip"
     default_length = {"clip": 77, "chinese_clip": 512, "siglip": 64}[checkpoint.model_type]
     position_count = text_config.get("max_position_embeddings") or default_length
     return Tokenizer(

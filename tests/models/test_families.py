@@ -140,6 +140,20 @@ def test_a_siglip_without_its_pooling_head_is_refused(tmp_path):
         check_operator(checkpoint, ClipImageEmbedding())
 
 
+def test_a_model_of_gray_images_is_refused(tmp_path):
+    checkpoint = config_only(tmp_path, model_type="vit", num_channels=1)
+    with pytest.raises(UnsupportedCheckpointError, match="1 channels; only RGB"):
+        check_operator(checkpoint, ImageViTEmbedding())
+
+
+def test_a_processor_file_that_cannot_be_read_is_refused(tmp_path):
+    folder = checkpoints.write_vit(tmp_path / "vit")
+    (folder / "preprocessor_config.json").write_text("[]")
+    operator = ImageViTEmbedding(image_processor_kwargs={"size": 224})
+    with pytest.raises(UnsupportedCheckpointError, match=r"preprocessor_config\.json"):
+        check_operator(open_folder(folder), operator)
+
+
 def test_an_unknown_processor_setting_is_refused_before_any_model(tmp_path):
     checkpoint = open_folder(checkpoints.write_vit(tmp_path / "vit"))
     operator = ImageViTEmbedding(image_processor_kwargs={"sizes": 224})
@@ -190,6 +204,33 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     with pytest.raises(UnsupportedCheckpointError, match=f"cannot load {folder}"):
         load_model(open_folder(folder), "float32", CPU)
     assert not witness.exists()
+
+
+def test_code_inside_a_checkpoint_never_runs(tmp_path):
+    folder = checkpoints.write_clip(tmp_path / "clip")
+    witness = tmp_path / "it_ran"
+    (folder / "remote.py").write_text(f"open({str(witness)!r}, 'w')\nclass Remote: pass\n")
+    for name, auto_class in (
+        ("config.json", "AutoModel"),
+        ("preprocessor_config.json", "AutoImageProcessor"),
+        ("tokenizer_config.json", "AutoTokenizer"),
+    ):
+        settings = json.loads((folder / name).read_text())
+        reference = ["remote.Remote", None] if auto_class == "AutoTokenizer" else "remote.Remote"
+        settings["auto_map"] = {auto_class: reference}
+        (folder / name).write_text(json.dumps(settings))
+    checkpoint = open_folder(folder)
+    load_model(checkpoint, "float32", CPU)
+    load_preprocessor(checkpoint, None)
+    load_tokenizer(checkpoint)
+    assert not witness.exists()
+
+
+def test_siglip_without_sentencepiece_says_what_to_install(tmp_path, monkeypatch):
+    folder = checkpoints.write_siglip(tmp_path / "siglip")
+    monkeypatch.setattr("spark_vision.models.tokenizing.find_spec", lambda name: None)
+    with pytest.raises(UnsupportedCheckpointError, match="pip install sentencepiece"):
+        load_tokenizer(open_folder(folder))
 
 
 def test_a_tokenizer_that_cannot_be_loaded_is_refused(tmp_path):

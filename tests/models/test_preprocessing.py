@@ -13,8 +13,7 @@ from published_processors import PUBLISHED
 from spark_vision.errors import InvalidOptionError, RowFailure, UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import open_folder
 from spark_vision.models.families import load_preprocessor
-from spark_vision.models.pixel_scaling import scale_pixels
-from spark_vision.models.preprocessing import stack_pixels
+from spark_vision.models.pixel_batches import scale_pixels, stack_pixels
 from spark_vision.models.protocols import ImagePreprocessor, PixelScaling
 from spark_vision.status import Status
 

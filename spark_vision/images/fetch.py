@@ -57,10 +57,10 @@ class Fetcher:
             self._http_client().fetch(address, transfer)
         elif scheme is None:
             _read_local(url, transfer)
-        elif scheme == "file":
+        elif scheme in ("file", "local"):
             self._read_file_url(address, transfer)
         else:
-            self._read_by_fsspec(address, scheme, transfer)
+            self._read_by_fsspec(address, transfer)
         return transfer.data()
 
     def close(self) -> None:
@@ -83,23 +83,24 @@ class Fetcher:
             raise RowFailure(Status.READ_ERROR, f"{error}: {redact(url)}") from None
         _read_local(path, transfer)
 
-    def _read_by_fsspec(self, url: str, scheme: str, transfer: Transfer) -> None:
+    def _read_by_fsspec(self, url: str, transfer: Transfer) -> None:
         import fsspec
-        from fsspec.registry import known_implementations
 
         shown = redact(url)
+        if "://" not in url:
+            # Hadoop writes `hdfs:/path`, which fsspec takes for a local path.
+            url = url.replace(":/", ":///", 1)
         # What a file system's exception says may hold credentials: only its kind is told.
         try:
             file_system, path = fsspec.core.url_to_fs(url, **self._storage_options)
-        except ImportError:
-            advice = known_implementations.get(scheme, {}).get("err", "install its package")
+        except ImportError as error:
             raise RowFailure(
-                Status.READ_ERROR, f"no file system for {scheme}: {advice}: {shown}"
+                Status.READ_ERROR, f"a package is missing ({error}): {shown}"
             ) from None
         except Exception as error:
-            if isinstance(error, ValueError) and "protocol" in str(error).lower():
+            if isinstance(error, ValueError) and "protocol not known" in str(error).lower():
                 raise RowFailure(
-                    Status.READ_ERROR, f"no file system knows the scheme {scheme}: {shown}"
+                    Status.READ_ERROR, f"no file system has this scheme: {shown}"
                 ) from None
             raise _read_error(error, shown) from None
         try:

@@ -3,14 +3,16 @@
 import re
 from urllib.parse import unquote
 
-_SCHEME = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*::)*([A-Za-z][A-Za-z0-9+.-]*):(/?/?)")
+_SCHEME = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]*)(?:::[A-Za-z][A-Za-z0-9+.-]*)*:(/?)"  # perhaps a chain, a::b:/
+)
 _AUTHORITY = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:(?=/))?/{0,2})([^/\\]*)")
 _CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*://|/)")
 _HOST = re.compile(r"[^:@]*(?::\d*)?|\[[0-9A-Fa-f:.]*\](?::\d*)?")
 
 
 def scheme_of(address: str) -> str | None:
-    """Return the scheme in lower case (of a chain `a::b://…` the last), None for a local path.
+    """Return the scheme in lower case (of a chain `a::b://…` the first), None for a local path.
 
     A scheme is followed by a slash; `file:` and `data:` are schemes without one too. So a local
     path may hold colons, `#`, `?` and `%`, all of which then mean themselves.
@@ -31,7 +33,7 @@ def path_of_file_url(url: str) -> str:
     Raises:
         ValueError: The URL names another host.
     """
-    rest = url[len("file:") :]
+    rest = url.partition(":")[2]
     if rest.startswith("//"):
         host, slash, path = rest[2:].partition("/")
         if host.lower() not in ("", "localhost"):
@@ -54,10 +56,7 @@ def redact(address: str) -> str:
 
 def _redact_one(address: str) -> str:
     address = re.split(r"[?#]", address, maxsplit=1)[0]
-    match = _AUTHORITY.match(address)
-    if match is None:
-        return address
-    prefix, authority = match[1], match[2]
+    _, prefix, authority, rest = _AUTHORITY.split(address, maxsplit=1)
     if not prefix.endswith("//") and not ("@" in authority and ":" in authority):
         # A local path, such as `photo@2x.jpg`.
         return address
@@ -65,4 +64,4 @@ def _redact_one(address: str) -> str:
     if not _HOST.fullmatch(host):
         # A password with a slash in it ends up here: the rest of it may be in the path.
         return f"{prefix}…"
-    return f"{prefix}{host}{address[match.end() :]}"
+    return f"{prefix}{host}{rest}"

@@ -286,7 +286,7 @@ from spark_vision.operators import ImageLimits
 for path in sys.argv[1:]:
     data = torch.frombuffer(bytearray(open(path, "rb").read()), dtype=torch.uint8)
     used = int(open("/proc/self/statm").read().split()[0]) * 4096
-    resource.setrlimit(resource.RLIMIT_AS, (used + 60 * 2**20, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (used + 30 * 2**20, resource.RLIM_INFINITY))
     try:
         decode(data, ImageLimits())
         print("decoded")
@@ -295,7 +295,7 @@ for path in sys.argv[1:]:
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 """
     for format in ("JPEG", "PNG"):
-        Image.new("L", (9000, 9000)).save(tmp_path / format, format)
+        Image.new("L", (5000, 5000)).save(tmp_path / format, format)
     run = subprocess.run(
         [sys.executable, "-c", program, tmp_path / "JPEG", tmp_path / "PNG"],
         capture_output=True,

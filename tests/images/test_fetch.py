@@ -116,7 +116,8 @@ def test_pipes_sockets_and_devices_are_refused_at_once(tmp_path):
     start = time.monotonic()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
-        for path in (tmp_path / "pipe", tmp_path / "socket", "/dev/zero", "/dev/urandom"):
+        pipe = tmp_path / "pipe"
+        for path in (pipe, f"local://{pipe}", tmp_path / "socket", "/dev/zero", "/dev/urandom"):
             assert failure_of(str(path)).status == Status.READ_ERROR
     assert time.monotonic() - start < 2
 
@@ -149,6 +150,8 @@ def test_fsspec_file_is_read(memory):
     data = os.urandom(3_000_000)
     memory.pipe("/folder/a.png", data)
     assert FETCHER.fetch("memory://folder/a.png") == data
+    assert FETCHER.fetch("memory:/folder/a.png") == data
+    assert FETCHER.fetch("simplecache::memory://folder/a.png") == data
 
 
 def test_fsspec_file_over_the_limit_is_too_large(memory):

@@ -22,7 +22,9 @@ from spark_vision.images.urls import path_of_file_url, redact, scheme_of
         ("hdfs:/a", "hdfs"),
         ("data:image/png;base64,AA", "data"),
         ("zip://a.png::s3://bucket/b.zip", "zip"),
-        ("simplecache::s3://bucket/a", "s3"),
+        ("simplecache::s3://bucket/a", "simplecache"),
+        ("a::b.png", None),
+        ("local:///a", "local"),
         ("", None),
     ],
 )
@@ -42,6 +44,7 @@ def test_scheme(address, scheme):
         ("file:/图 片.png", "/图 片.png"),
         ("file:/a#1?2.png", "/a#1?2.png"),
         ("FILE:///a", "/a"),
+        ("local:///a%20b", "/a b"),
     ],
 )
 def test_file_url_names_a_path(url, path):

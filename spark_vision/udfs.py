@@ -119,7 +119,8 @@ def _vectorized_udf(body: ArrowBody, return_type: DataType, name: str) -> Any:
         return map(_to_pandas, body(map(_to_arrow, batches)))  # type: ignore[arg-type]
 
     compute_pandas.__name__ = name
-    return pandas_udf(compute_pandas, return_type)
+    make_udf: Any = pandas_udf  # its type hints know functions of one series only
+    return make_udf(compute_pandas, return_type)
 
 
 def _to_arrow(batch: "pd.Series[Any] | pd.DataFrame") -> pa.Array:
@@ -130,12 +131,16 @@ def _to_arrow(batch: "pd.Series[Any] | pd.DataFrame") -> pa.Array:
 
 
 def _to_pandas(array: pa.Array) -> "pd.Series[Any] | pd.DataFrame":
-    """Keep Arrow's buffers behind pandas' face; Spark takes a frame where it expects a struct."""
+    """Keep Arrow's buffer behind pandas' face; Spark takes a frame where it expects a struct.
+
+    Spark's converters know None, but not the NA that pandas puts for a null of an Arrow type.
+    """
     if isinstance(array, pa.StructArray):
-        return pd.DataFrame(
-            {
-                field.name: pd.arrays.ArrowExtensionArray(pa.chunked_array([column]))
-                for field, column in zip(array.type, array.flatten(), strict=True)
-            }
-        )
+        names = [field.name for field in array.type]
+        columns = [column.to_pandas() for column in array.flatten()]
+        frame: pd.DataFrame = pd.concat(columns, axis=1, keys=names)
+        return frame
+    if array.null_count:
+        series: pd.Series[Any] = array.to_pandas()
+        return series
     return pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([array])))

@@ -1,0 +1,88 @@
+"""Operators as SQL functions, in a classic session and over Spark Connect."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from PIL import Image
+
+from oracles import draw_pictures
+from spark_vision import ClipTextEmbedding, ImageViTEmbedding, register_functions
+from spark_vision.errors import InputTypeError, InvalidOptionError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, picture in enumerate(draw_pictures(6)):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    (folder / "bad.png").write_text("not an image")
+    return folder
+
+
+def test_sql_computes_each_row_once(spark, folder, checkpoints, count_forwards):
+    register_functions(spark, dino_vector=ImageViTEmbedding(model_name=str(checkpoints / "dinov2")))
+    spark.read.format("binaryFile").load(str(folder)).createOrReplaceTempView("pictures")
+    rows = spark.sql(
+        "SELECT path, v, size(v) AS length FROM "
+        "(SELECT path, dino_vector(content) AS v FROM pictures) WHERE v IS NOT NULL"
+    ).collect()
+    assert len(rows) == 6
+    assert {row.length for row in rows} == {48}
+    assert count_forwards() == 6
+
+
+def test_any_name_serves_any_operator_with_status(spark, checkpoints):
+    register_functions(
+        spark, with_status=True, words=ClipTextEmbedding(model_name=str(checkpoints / "clip"))
+    )
+    (row,) = spark.sql("SELECT words('a red circle') AS r").collect()
+    assert row.r.status == "ok"
+    assert len(row.r.embedding) > 0
+
+
+def test_bad_registrations_are_refused_on_the_driver(spark, checkpoints):
+    dino = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
+    with pytest.raises(InvalidOptionError, match="embed-image"):
+        register_functions(spark, **{"embed-image": dino})
+    with pytest.raises(InvalidOptionError, match="no operator"):
+        register_functions(spark)
+    with pytest.raises(InputTypeError, match=r"write ImageViTEmbedding\(\.\.\.\)"):
+        register_functions(spark, embed_image=ImageViTEmbedding)
+    with pytest.raises(InputTypeError, match="got str"):
+        register_functions(spark, embed_image="dinov2")
+
+
+def test_spark_connect_runs_columns_and_sql(folder, checkpoints):
+    script = f"""
+        from pyspark.sql import SparkSession
+        from spark_vision import ImageViTEmbedding, configure, embed_image, register_functions
+
+        builder = SparkSession.builder.remote("local[2]").config("spark.ui.enabled", "false")
+        spark = configure(builder).getOrCreate()
+        assert type(spark).__module__.startswith("pyspark.sql.connect")
+        dino = ImageViTEmbedding(model_name={str(checkpoints / "dinov2")!r})
+        register_functions(spark, with_status=True, embed_image=dino)
+        files = spark.read.format("binaryFile").load({str(folder)!r})
+        files.createOrReplaceTempView("pictures")
+        by_sql = spark.sql("SELECT path, embed_image(content) AS r FROM pictures").collect()
+        print(sorted(row.r.status for row in by_sql))
+        by_column = files.select("path", embed_image("content", dino).alias("v")).collect()
+        vectors = {{row.path: row.v for row in by_column}}
+        assert all(vectors[row.path] == row.r.embedding for row in by_sql)
+        spark.stop()
+    """
+    environment = {name: value for name, value in os.environ.items() if "SPARK" not in name}
+    environment["SPARK_TESTING"] = "1"  # Spark's own switch for a server on any free port
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip().endswith(str(["not_an_image"] + ["ok"] * 6))

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -367,6 +368,19 @@ def test_decoding_in_many_threads_gives_the_same_pixels():
     for thread in threads:
         thread.join()
     assert not differing
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_other_threads_run_while_one_decodes(format):
+    data = as_tensor(encode(photo(2400, 1800), format))
+    thread = threading.Thread(target=decode, args=(data, LIMITS))
+    turns = 0
+    thread.start()
+    while thread.is_alive():
+        # A turn waits for the interpreter's lock, which decoding must not hold.
+        time.sleep(0.0005)
+        turns += 1
+    assert turns > 5
 
 
 def test_decoding_starts_no_threads_of_its_own(tmp_path):

@@ -131,6 +131,8 @@ def _embed_distinct(
     tokenizer: TextTokenizer,
     embed_chunk: Callable[[dict[str, torch.Tensor]], list[Outcome]],
 ) -> Iterator[list[Outcome]]:
+    if pa.types.is_null(array.type):  # a pandas batch of nulls alone
+        array = array.cast(pa.string())
     if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
         raise InputTypeError(
             f"embed_text got a column of {array.type}; allowed: string. Cast it, or choose another"

@@ -1,0 +1,57 @@
+"""The README says what is true: its tables are the code's, and its examples run."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from spark_vision.option_table import option_table
+from spark_vision.statements import split_statements
+from spark_vision.status import Status
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_table_of_options_is_that_of_the_operators():
+    assert option_table() in README, "run python -m spark_vision.option_table"
+
+
+def test_every_status_is_explained_once():
+    named = re.findall(r"^\| `([a-z0-9_]+)` \| [^|]+ \|$", README, re.MULTILINE)
+    assert named == [status.value for status in Status]
+
+
+@pytest.fixture
+def localize(tmp_path, checkpoints):
+    """Puts small checkpoints and a folder of images in the place of those that the README names."""
+    from spark_vision.demo.images import write_images
+
+    write_images(tmp_path / "photos", 4)
+    places = {
+        "/data/photos": str(tmp_path / "photos"),
+        "/data/photo_vectors": str(tmp_path / "vectors"),
+        "facebook/dinov2-base": str(checkpoints / "dinov2"),
+        "openai/clip-vit-base-patch32": str(checkpoints / "clip"),
+    }
+
+    def replace(text):
+        pattern = "|".join(map(re.escape, sorted(places, key=len, reverse=True)))
+        return re.sub(pattern, lambda found: places[found[0]], text)
+
+    return replace
+
+
+def test_the_examples_run(spark, tmp_path, localize, capsys):
+    names = {"spark": spark}
+    for block in blocks("python"):
+        exec(localize(block), names)
+    for block in blocks("sql"):
+        for statement in split_statements(localize(block)):
+            assert len(spark.sql(statement).first()["embedding"]) > 0
+    assert "'ok': 4" in capsys.readouterr().out
+    table = spark.read.format("delta").load(str(tmp_path / "vectors"))
+    assert {"path", "length", "embedding", "embedding_status"} <= set(table.columns)

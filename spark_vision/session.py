@@ -28,7 +28,7 @@ _RUNTIME_SETTINGS = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     # Rows that hold images are large: with Spark's own sizes, made for rows of a few numbers, a
     # heap of 1 GB runs out of memory on photographs of 20 KB, and smaller batches are faster.
-    "spark.sql.execution.arrow.maxRecordsPerBatch": "512",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "128",
     "spark.sql.parquet.columnarReaderBatchSize": "128",
     # Spark 4.2 would keep the rows of a columnar source on the heap, where they cannot spill.
     "spark.sql.execution.arrow.pythonUDF.columnarInput.enabled": "false",
@@ -93,20 +93,25 @@ def check_delta(spark: SparkSession) -> None:
     """
     try:
         _ = spark.read.format("delta").load("/spark_vision/no_such_table").schema
-    except AnalysisException as error:
-        condition = error.getCondition() or ""
-        if condition == "DATA_SOURCE_NOT_FOUND":
+    except Exception as error:
+        # A class that is not found reaches a classic session as an error of the JVM, and a Connect
+        # session as one of Spark: what they share is the name of the condition.
+        said = str(error)
+        if "DATA_SOURCE_NOT_FOUND" in said:
             package = delta_package() or "io.delta:delta-spark_<spark>_2.13:<version>"
             raise SessionError(
                 "Delta's JARs are missing from this Spark session; start it with: "
                 f"spark-submit --packages {package}"
             ) from error
-        if condition.startswith("DELTA_CONFIGURE_SPARK_SESSION"):
+        if "DELTA_CONFIGURE_SPARK_SESSION" in said:
             raise SessionError(
                 "this Spark session does not know Delta; build it by spark_vision.configure(), or "
                 f"start it with: --conf {EXTENSIONS}={DELTA_EXTENSION} --conf "
                 f"{CATALOG}={DELTA_CATALOG}"
             ) from error
+        # With Delta, that there is no such table is an error of the analysis.
+        if not isinstance(error, AnalysisException):
+            raise
 
 
 def _delta_settings(present: Mapping[str, str]) -> dict[str, str]:

@@ -9,6 +9,8 @@ from pyspark.sql import SparkSession
 
 from spark_vision.errors import TableError
 
+_PART = re.compile(r"`[^`]+`|[\w-]+")
+_NAME = re.compile(rf"(?:{_PART.pattern})(?:\.(?:{_PART.pattern})){{0,2}}")
 _MISSING = ("DELTA_MISSING_DELTA_TABLE", "DELTA_TABLE_NOT_FOUND", "TABLE_OR_VIEW_NOT_FOUND")
 
 
@@ -41,15 +43,17 @@ def locate_table(spark: SparkSession, table: str) -> TableLocation:
     if quoted or "/" in path:
         absolute = path if "://" in path or path.startswith("/") else str(Path(path).absolute())
         return TableLocation(sql=f"delta.{quote(absolute)}", given=table)
-    parts = [bare or inner for inner, bare in re.findall(r"`([^`]+)`|([^.`\s]+)", path)]
-    if not 1 <= len(parts) <= 3 or ".".join(parts) != path.replace("`", ""):
+    parts = [part.strip("`") for part in _PART.findall(path)]
+    if not _NAME.fullmatch(path):
         raise TableError(
             f"the table {table!r} is not understood; allowed: a path such as /folder/table, or a "
             "name such as table, schema.table, catalog.schema.table"
         )
     catalog = parts[0] if len(parts) == 3 else spark.catalog.currentCatalog()
-    implementation = spark.conf.get("spark.sql.catalogImplementation", "hive")
-    if catalog == "spark_catalog" and implementation == "in-memory":
+    if (
+        catalog == "spark_catalog"
+        and spark.conf.get("spark.sql.catalogImplementation") == "in-memory"
+    ):
         raise TableError(
             f"the name {table!r} would be forgotten with this session, whose catalog lives in "
             f"memory; give a path such as /folder/{parts[-1]}, or start Spark with a catalog that "

@@ -1,0 +1,198 @@
+"""The jobs as people start them: by python and by the real spark-submit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from encoded_images import encode, photo
+from spark_vision.session import delta_package
+
+ROOT = Path(__file__).parent.parent.parent
+EMBED_IMAGES = str(ROOT / "jobs" / "embed_images.py")
+RUN_SQL = str(ROOT / "jobs" / "run_sql.py")
+SPARK_SUBMIT = str(Path(sys.executable).parent / "spark-submit")
+SECONDS = 240
+
+
+def run(*command, cwd):
+    environment = {
+        **os.environ,
+        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_DRIVER_PYTHON": sys.executable,
+        "SPARK_LOCAL_IP": "127.0.0.1",
+    }
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+
+
+def submit(*arguments, cwd, packages=True):
+    options = ["--master", "local[2]", "--conf", "spark.ui.enabled=false"]
+    if packages:
+        options += ["--packages", delta_package()]
+    return run(SPARK_SUBMIT, *options, *arguments, cwd=cwd)
+
+
+def assert_one_clear_line(done, *said):
+    assert done.returncode == 1, done.stderr
+    # spark-submit gives what Python says on stderr to its own stdout.
+    said_in_all = done.stdout + done.stderr
+    errors = [line for line in said_in_all.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, said_in_all
+    for words in said:
+        assert words in errors[0]
+    assert "Traceback" not in said_in_all
+    assert "\tat " not in said_in_all
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(4):
+        (folder / f"{index}.jpg").write_bytes(encode(photo(48 + index, 40, seed=index), "JPEG"))
+    (folder / "text.jpg").write_text("not an image")
+    return folder
+
+
+def test_spark_submit_fills_a_table_of_a_catalog_that_persists(
+    spark, photos, checkpoints, tmp_path
+):
+    done = submit(
+        "--conf",
+        "spark.sql.catalogImplementation=hive",
+        "--conf",
+        f"spark.sql.warehouse.dir={tmp_path / 'warehouse'}",
+        EMBED_IMAGES,
+        *("--input", str(photos), "--table", "photo_vectors", "--keep", "length"),
+        *("--model-path", str(checkpoints), "--model-name", "dinov2", "--show", "2"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "rows: 5 in the input, 0 in the table before, 5 computed" in lines
+    assert "embedding: ok 4, not_an_image 1" in lines
+    assert any("rows/s" in line for line in lines)
+    assert "text.jpg|not_an_image|NULL" in done.stdout.replace(" ", "")
+    assert "5 of 5 rows (100%), " in done.stdout
+    rows = spark.read.format("delta").load(str(tmp_path / "warehouse" / "photo_vectors"))
+    assert rows.filter("embedding_status = 'ok' AND size(embedding) = 48").count() == 4
+
+
+def test_spark_submit_without_delta_says_which_packages_to_give(photos, checkpoints, tmp_path):
+    done = submit(
+        EMBED_IMAGES,
+        *("--input", str(photos), "--table", str(tmp_path / "vectors")),
+        *("--model-name", str(checkpoints / "dinov2")),
+        cwd=tmp_path,
+        packages=False,
+    )
+    assert_one_clear_line(done, f"--packages {delta_package()}")
+
+
+def test_python_fills_a_table_from_a_table_by_clip(spark, photos, checkpoints, tmp_path):
+    rows = [(index, file.read_bytes()) for index, file in enumerate(sorted(photos.iterdir()))]
+    source = spark.createDataFrame(rows, "id int, image binary")
+    source.write.format("delta").save(str(tmp_path / "source"))
+    done = run(
+        *(sys.executable, EMBED_IMAGES, "--input", "source", "--table", "./vectors"),
+        *("--key", "id", "--image-column", "image", "--column", "clip"),
+        *("--operator", "ClipImageEmbedding", "--model-name", str(checkpoints / "clip")),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "clip: ok 4, not_an_image 1" in done.stdout.splitlines()
+    table = spark.read.format("delta").load(str(tmp_path / "vectors"))
+    assert {row["id"] for row in table.filter("size(clip) = 24").collect()} == {0, 1, 2, 3}
+
+
+def test_a_failure_on_an_executor_ends_in_one_clear_line(photos, checkpoints, tmp_path):
+    done = run(
+        *(sys.executable, EMBED_IMAGES, "--input", str(photos), "--table", "./vectors"),
+        *("--model-name", str(checkpoints / "dinov2"), "--on-error", "raise"),
+        cwd=tmp_path,
+    )
+    assert_one_clear_line(done, "not_an_image")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--input"),
+        (["--input", "a", "--table", "b", "--dtype", "float12"], "float32, float16, bfloat16"),
+        (["--input", "a", "--table", "b", "--batch-size", "0"], "a whole number, 1 or more"),
+        (["--input", "a", "--table", "b", "--operator", "Resnet"], "ImageViTEmbedding"),
+        (
+            ["--input", "a", "--table", "b", "--pooling", "tokens", "--on-error", "zero"],
+            "allowed: null, raise",
+        ),
+        (["--input", "a", "--table", "b", "--nothing"], "--nothing"),
+    ],
+)
+def test_a_wrong_usage_exits_with_2_and_says_what_is_allowed(arguments, said, tmp_path):
+    done = run(sys.executable, EMBED_IMAGES, *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("job", [EMBED_IMAGES, RUN_SQL])
+def test_help_is_there_at_once_and_without_spark(job, tmp_path):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{job!r}, '--help']\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'pyspark', 'torch', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(3 if heavy else 0)"
+    )
+    done = run(sys.executable, "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    wanted = "--use-cls-token-embedding" if job == EMBED_IMAGES else "--function"
+    assert wanted in done.stdout
+
+
+def test_sql_runs_by_python_with_several_functions_and_statements(photos, checkpoints, tmp_path):
+    (tmp_path / "q.sql").write_text(
+        f"CREATE TEMP VIEW photos AS SELECT * FROM binaryFile.`{photos}`; -- no rows; none shown\n"
+        "SELECT size(image(content).embedding) AS dimension, count(*) AS number,\n"
+        "  'a;b' AS text FROM photos GROUP BY ALL;\n"
+        "SELECT size(words('a red circle').embedding) AS words_dimension\n"
+    )
+    done = run(
+        *(sys.executable, RUN_SQL, "--file", "q.sql", "--with-status"),
+        *("--function", f"image=ImageViTEmbedding:model_name={checkpoints / 'dinov2'}"),
+        *("--function", f"words=ClipTextEmbedding:model_name={checkpoints / 'clip'},batch_size=4"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.replace(" ", "")
+    assert "|48|4|a;b|" in shown
+    assert "|words_dimension|\n+---------------+\n|24|" in shown
+
+
+def test_sql_that_is_wrong_ends_in_one_clear_line_by_spark_submit(checkpoints, tmp_path):
+    done = submit(
+        *(RUN_SQL, "--query", "SELECT 1; SELECT nothing"),
+        *("--function", f"image=ImageViTEmbedding:model_name={checkpoints / 'dinov2'}"),
+        cwd=tmp_path,
+    )
+    assert_one_clear_line(done, "nothing")
+    assert "|  1|" in done.stdout
+
+
+def test_a_wrong_function_is_a_wrong_usage(tmp_path):
+    done = run(
+        *(sys.executable, RUN_SQL, "--query", "SELECT 1", "--function", "f=Resnet"), cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "ImageViTEmbedding" in done.stderr

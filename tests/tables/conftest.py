@@ -1,0 +1,28 @@
+"""What the tests of tables share: a folder of images, and their operator."""
+
+import pytest
+
+from encoded_images import encode, photo
+from spark_vision import ImageViTEmbedding
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Six photographs and a text that claims to be one."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(6):
+        (folder / f"{index}.jpg").write_bytes(encode(photo(48 + index, 40, seed=index), "JPEG"))
+    (folder / "text.jpg").write_bytes(b"not an image")
+    return folder
+
+
+@pytest.fixture
+def read_photos(spark, photos):
+    """Reads the folder as it is now."""
+    return lambda: spark.read.format("binaryFile").load(str(photos))
+
+
+@pytest.fixture
+def dino(checkpoints):
+    return ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))

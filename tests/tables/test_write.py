@@ -1,0 +1,285 @@
+"""A table is made, filled with what it lacks, and nothing is computed twice."""
+
+import hashlib
+
+import pytest
+from pyspark.sql import functions as F
+
+from encoded_images import encode, photo
+from spark_vision import ClipImageEmbedding, ClipTextEmbedding, write_vision_columns
+from spark_vision.errors import InputTypeError, SparkVisionError, TableError
+
+COLUMNS = ["path", "length", "source_hash"]
+COLUMNS += ["embedding", "embedding_status", "embedding_error", "updated_at"]
+
+
+@pytest.fixture
+def table(tmp_path):
+    return str(tmp_path / "vectors")
+
+
+def history(spark, table):
+    return [
+        row["operation"]
+        for row in spark.sql(f"DESCRIBE HISTORY delta.`{table}`").orderBy("version").collect()
+    ]
+
+
+def test_a_table_has_the_schema_the_properties_and_a_row_per_image(
+    spark, read_photos, photos, dino, table, count_forwards
+):
+    result = write_vision_columns(
+        read_photos(), table, ["path"], {"embedding": dino}, keep=["length"]
+    )
+    rows = spark.read.format("delta").load(table)
+
+    assert rows.columns == COLUMNS
+    assert dict(rows.dtypes)["embedding"] == "array<float>"
+    assert dict(rows.dtypes)["updated_at"] == "timestamp"
+    assert [field.name for field in rows.schema if not field.nullable] == ["path"]
+    assert "48 numbers" in rows.schema["embedding"].metadata["comment"]
+
+    found = {row["path"].rsplit("/")[-1]: row for row in rows.collect()}
+    assert sorted(found) == sorted(file.name for file in photos.iterdir())
+    for name, row in found.items():
+        data = (photos / name).read_bytes()
+        assert row["source_hash"] == hashlib.sha256(data).hexdigest()
+        assert row["length"] == len(data)
+        if name == "text.jpg":
+            assert row["embedding"] is None
+            assert row["embedding_status"] == "not_an_image"
+            assert row["embedding_error"]
+        else:
+            assert len(row["embedding"]) == 48
+            assert sum(value**2 for value in row["embedding"]) == pytest.approx(1, abs=1e-4)
+            assert (row["embedding_status"], row["embedding_error"]) == ("ok", None)
+
+    assert (result.source_rows, result.there, result.computed) == (7, 0, 7)
+    assert result.statuses == {"embedding": {"ok": 6, "not_an_image": 1}}
+    assert count_forwards() == 6
+
+    properties = dict(spark.sql(f"SHOW TBLPROPERTIES delta.`{table}`").collect())
+    assert properties["delta.enableChangeDataFeed"] == "true"
+    said = {
+        key.removeprefix("spark_vision.embedding."): value
+        for key, value in properties.items()
+        if key.startswith("spark_vision.embedding.")
+    }
+    assert len(said.pop("fingerprint")) == 64
+    assert said == {
+        "operator": "ImageViTEmbedding",
+        "model_name": dino.model_name,
+        "model_type": "dinov2",
+        "revision": "",
+        "image_processor_kwargs": "{}",
+        "pooling": "cls",
+        "normalize": "true",
+        "dtype": "float32",
+        "dimension": "48",
+        "package_version": "0.1.0",
+    }
+
+
+def test_a_second_run_computes_only_new_keys_and_writes_nothing_without_any(
+    spark, read_photos, photos, dino, table, count_forwards
+):
+    columns = {"embedding": dino}
+    write_vision_columns(read_photos(), table, ["path"], columns)
+    first_history = history(spark, table)
+    assert first_history == ["CREATE TABLE", "ADD CONSTRAINT", "WRITE"]
+    assert count_forwards() == 6
+
+    again = write_vision_columns(read_photos(), table, ["path"], columns)
+    assert (again.source_rows, again.there, again.computed) == (7, 7, 0)
+    assert again.statuses == {"embedding": {}}
+    assert history(spark, table) == first_history
+    assert count_forwards() == 6
+
+    (photos / "new.jpg").write_bytes(encode(photo(50, 50, seed=99), "JPEG"))
+    third = write_vision_columns(read_photos(), table, ["path"], columns)
+    assert (third.source_rows, third.there, third.computed) == (8, 7, 1)
+    assert third.statuses == {"embedding": {"ok": 1}}
+    assert history(spark, table) == [*first_history, "WRITE"]
+    assert count_forwards() == 7
+    assert spark.read.format("delta").load(table).select("path").distinct().count() == 8
+
+
+def test_images_and_texts_fill_one_table_under_two_keys(spark, checkpoints, table):
+    data = encode(photo(40, 40), "PNG")
+    rows = [(1, "a", data, "a red circle"), (1, "b", None, "a blue square"), (2, "a", data, None)]
+    source = spark.createDataFrame(rows, "id int, part string, image binary, caption string")
+    name = str(checkpoints / "clip")
+    result = write_vision_columns(
+        source,
+        table,
+        ["id", "part"],
+        {
+            "image_vector": ClipImageEmbedding(model_name=name),
+            "text_vector": ClipTextEmbedding(model_name=name),
+        },
+        image_column="image",
+        text_column="caption",
+    )
+    assert result.statuses == {
+        "image_vector": {"ok": 2, "null_input": 1},
+        "text_vector": {"ok": 2, "null_input": 1},
+    }
+    found = {(row["id"], row["part"]): row for row in spark.table(result.table).collect()}
+    assert len(found[1, "a"]["text_vector"]) == len(found[1, "a"]["image_vector"]) == 24
+    assert len({row["source_hash"] for row in found.values()}) == 3
+    again = write_vision_columns(
+        source.filter("id = 1"),
+        table,
+        ["id", "part"],
+        {
+            "image_vector": ClipImageEmbedding(model_name=name),
+            "text_vector": ClipTextEmbedding(model_name=name),
+        },
+        image_column="image",
+        text_column="caption",
+    )
+    assert again.computed == 0
+
+
+def test_the_table_refuses_vectors_of_another_length(spark, read_photos, dino, table):
+    write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
+    row = spark.read.format("delta").load(table).limit(1).withColumn("path", F.lit("other"))
+    short = row.withColumn("embedding", F.array(F.lit(1.0).cast("float")))
+    with pytest.raises(Exception, match="embedding_dimension"):
+        short.write.format("delta").mode("append").save(table)
+    nothing = row.withColumn("embedding", F.lit(None).cast("array<float>"))
+    nothing.write.format("delta").mode("append").save(table)
+
+
+def test_token_vectors_fill_a_table(spark, read_photos, checkpoints, table):
+    from spark_vision import ImageViTEmbedding
+
+    tokens = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"), pooling="tokens")
+    result = write_vision_columns(read_photos(), table, ["path"], {"tokens": tokens})
+    row = spark.table(result.table).filter("tokens_status = 'ok'").first()
+    assert {len(vector) for vector in row["tokens"]} == {48}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([("a",), ("b",), ("a",)], "key='a' in 2 row"),
+        ([("a",), (None,)], "key=None in 1 row"),
+    ],
+)
+def test_bad_keys_are_named_before_any_image_is_read(spark, dino, table, rows, said):
+    source = spark.createDataFrame(rows, "key string").withColumn(
+        "content", F.raise_error(F.lit("an image was read")).cast("binary")
+    )
+    with pytest.raises(TableError, match=said):
+        write_vision_columns(source, table, ["key"], {"embedding": dino})
+    assert not spark._jvm.java.io.File(table).exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"keys": []}, TableError, "one or more column names"),
+        ({"keys": "path"}, TableError, "list of one or more"),
+        ({"keys": ["nowhere"]}, TableError, "no column 'nowhere'.*path, modificationTime"),
+        ({"keys": ["content"]}, TableError, "type binary"),
+        ({"keep": ["nowhere"]}, TableError, "no column 'nowhere'"),
+        ({"keep": ["path"]}, TableError, "two columns path"),
+        ({"image_column": "nowhere"}, TableError, "no column 'nowhere'"),
+        ({"image_column": "length"}, InputTypeError, "int64"),
+        ({"columns": {}}, TableError, "one or more"),
+        ({"name": "a b"}, TableError, "'a b'"),
+        ({"name": "source_hash"}, TableError, "two columns source_hash"),
+        ({"name": "path"}, TableError, "two columns path"),
+        ({"table": "vectors"}, TableError, "/folder/vectors"),
+        ({"table": "what is this"}, TableError, "not understood"),
+        ({"model": "/nowhere/checkpoint"}, SparkVisionError, "/nowhere/checkpoint"),
+    ],
+    ids=str,
+)
+def test_a_wrong_write_is_refused_on_the_driver_without_a_task(
+    spark, read_photos, dino, table, change, error, said
+):
+    from dataclasses import replace
+
+    operator = replace(dino, model_name=change.pop("model", dino.model_name))
+    arguments = {
+        "table": table,
+        "keys": ["path"],
+        "columns": {change.pop("name", "embedding"): operator},
+        **change,
+    }
+    source = read_photos()
+    group = f"refused {change}"
+    spark.sparkContext.setJobGroup(group, group)
+    try:
+        with pytest.raises(error, match=said):
+            write_vision_columns(source, **arguments)
+        assert not spark.sparkContext.statusTracker().getJobIdsForGroup(group)
+    finally:
+        spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "dinov2-other"},
+        {"dtype": "bfloat16"},
+        {"normalize": False},
+        {"use_cls_token_embedding": False},
+        {"image_processor_kwargs": {"do_center_crop": False}},
+    ],
+    ids=str,
+)
+def test_another_model_is_refused_with_the_way_out(
+    spark, checkpoints, dino, tmp_path_factory, change
+):
+    from dataclasses import replace
+
+    table = str(tmp_path_factory.getbasetemp() / "vectors-of-one-model")
+    empty = spark.createDataFrame([], "path string, content binary")
+    write_vision_columns(empty, table, ["path"], {"embedding": dino})
+    model = change.pop("model", "dinov2")
+    other = replace(dino, model_name=str(checkpoints / model), **change)
+    with pytest.raises(TableError, match="another table"):
+        write_vision_columns(empty, table, ["path"], {"embedding": other})
+
+
+def test_the_same_weights_under_another_name_are_the_same_model(
+    spark, checkpoints, dino, tmp_path, table
+):
+    import shutil
+    from dataclasses import replace
+
+    empty = spark.createDataFrame([], "path string, content binary")
+    write_vision_columns(empty, table, ["path"], {"embedding": dino})
+    shutil.copytree(checkpoints / "dinov2", tmp_path / "moved")
+    moved = replace(dino, model_name=str(tmp_path / "moved"))
+    write_vision_columns(empty, table, ["path"], {"embedding": moved})
+
+
+def test_what_is_not_our_table_is_refused(spark, dino, tmp_path):
+    empty = spark.createDataFrame([], "path string, content binary")
+    spark.range(1).write.format("delta").save(str(tmp_path / "delta"))
+    spark.range(1).write.parquet(str(tmp_path / "parquet"))
+    for name, said in (("delta", "not made by spark_vision"), ("parquet", "not a Delta table")):
+        with pytest.raises(TableError, match=said):
+            write_vision_columns(empty, str(tmp_path / name), ["path"], {"embedding": dino})
+
+
+def test_other_keys_columns_or_kept_columns_are_refused(spark, dino, table):
+    empty = spark.createDataFrame([], "path string, other string, content binary")
+    write_vision_columns(empty, table, ["path"], {"embedding": dino}, keep=["other"])
+    with pytest.raises(TableError, match="has the keys path"):
+        write_vision_columns(empty, table, ["path", "other"], {"embedding": dino})
+    with pytest.raises(TableError, match="has the columns embedding"):
+        write_vision_columns(empty, table, ["path"], {"vector": dino}, keep=["other"])
+    with pytest.raises(TableError, match="column other as string"):
+        write_vision_columns(empty, table, ["path"], {"embedding": dino})
+
+
+def test_a_key_column_may_have_any_name_that_delta_allows(spark, dino, table):
+    source = spark.createDataFrame([("a", b"x")], "`order` string, content binary")
+    for computed in (1, 0):
+        result = write_vision_columns(source, table, ["order"], {"embedding": dino})
+        assert result.computed == computed

@@ -14,6 +14,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -23,28 +25,40 @@ import pyarrow.parquet as pq
 import torch
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from torch.nn.functional import interpolate
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode
 
 from photographs import write_parquet
 from random_checkpoints import write_feather_clip
 from spark_vision import ClipImageEmbedding, configure, embed_image
+from spark_vision.executor.allocator import keep_freed_memory
+from spark_vision.models.checkpoints import resolve_checkpoint
+from spark_vision.models.families import load_preprocessor
+from spark_vision.models.protocols import ImagePreprocessor
 
 CORE_COUNT = 2
 DIMENSION = 768
 
 
-def decode_and_resize(parquet_file: str) -> int:
-    """Do the least that any reader of these images has to do, on one core."""
-    torch.set_num_threads(1)
+def decode_and_resize(parquet_file: str, checkpoint: str) -> int:
+    """Do the least that any reader of these images has to do, by the best code known."""
+    preprocess = preprocessor_of(checkpoint)
     contents = pq.read_table(parquet_file, columns=["content"])["content"]
     for chunk in contents.chunks:
         offsets = np.frombuffer(chunk.buffers()[1], np.int32)
         data = torch.frombuffer(bytearray(chunk.buffers()[2]), dtype=torch.uint8)
         for row in range(len(chunk)):
-            image = decode_jpeg(data[offsets[row] : offsets[row + 1]], mode=ImageReadMode.RGB)
-            interpolate(image[None], size=(224, 224), mode="bilinear", antialias=True)
+            content = data[offsets[row] : offsets[row + 1]]
+            preprocess(torch.ops.image.decode_jpeg(content, ImageReadMode.RGB.value, False))
     return len(contents)
+
+
+@cache
+def preprocessor_of(checkpoint: str) -> ImagePreprocessor:
+    """Load once per process, and keep to one core."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    operator = ClipImageEmbedding(model_name=checkpoint)
+    return load_preprocessor(resolve_checkpoint(operator), None)
 
 
 def no_op_udf() -> Callable[[str], object]:
@@ -79,9 +93,8 @@ def main() -> None:
 
     photographs = arguments.data / f"photographs-{arguments.rows}"
     write_parquet(photographs, arguments.rows)
-    operator = ClipImageEmbedding(
-        model_name=str(write_feather_clip(arguments.data / "clip")), batch_size=64
-    )
+    checkpoint = str(write_feather_clip(arguments.data / "clip"))
+    operator = ClipImageEmbedding(model_name=checkpoint, batch_size=64)
     builder = SparkSession.builder.master(f"local[{CORE_COUNT}]").config("spark.ui.enabled", False)
     spark = configure(builder).getOrCreate()
 
@@ -101,7 +114,7 @@ def main() -> None:
         contenders: dict[str, Callable[[], object]] = {
             "job": lambda: write(embed_image("content", operator)),
             "no-op": lambda: write(no_op("content")),
-            "decode": lambda: list(pool.map(decode_and_resize, files)),
+            "decode": lambda: list(pool.map(decode_and_resize, files, repeat(checkpoint))),
         }
         for work in contenders.values():
             work()

@@ -93,7 +93,10 @@ class Option:
         elif self.exclusive_minimum is not None:
             said = f"{_KIND_NAMES[self.kind]} above {self.exclusive_minimum:g}"
         else:
-            said = _KIND_NAMES.get(self.kind) or f"a {self.kind.__name__}"
+            said = (
+                _KIND_NAMES.get(self.kind)
+                or f"{self.kind.__name__}(...), or a mapping of its fields"
+            )
         return f"{said}, or none" if self.nullable else said
 
     def normalize(self, owner: str, value: Any) -> Any:

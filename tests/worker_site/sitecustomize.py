@@ -1,14 +1,15 @@
 """Counts the images that reach a model's forward, in whatever Python process loads it.
 
-On the PYTHONPATH of Spark's workers, Python imports this file at its start. Once transformers' DINOv2
-is imported, each forward pass adds its number of images to a file of the folder that the environment
-names: a count taken from outside of the code under test.
+On the PYTHONPATH of Spark's workers, Python imports this file at its start. Once transformers'
+DINOv2 is imported, each forward pass adds its number of images to a file of the folder that the
+environment names: a count taken from outside of the code under test.
 """
 
 import importlib.abc
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 WATCHED = "transformers.models.dinov2.modeling_dinov2"
 
@@ -33,8 +34,8 @@ def count_forwards(embeddings):
     forward = embeddings.forward
 
     def counted(self, pixel_values, *args, **kwargs):
-        path = os.path.join(os.environ["COUNTED_FORWARDS"], str(os.getpid()))
-        with open(path, "a") as file:
+        path = Path(os.environ["COUNTED_FORWARDS"]) / str(os.getpid())
+        with path.open("a") as file:
             file.write(f"{len(pixel_values)}\n")
         return forward(self, pixel_values, *args, **kwargs)
 

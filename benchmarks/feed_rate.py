@@ -94,7 +94,7 @@ def main() -> None:
     photographs = arguments.data / f"photographs-{arguments.rows}"
     write_parquet(photographs, arguments.rows)
     checkpoint = str(write_feather_clip(arguments.data / "clip"))
-    operator = ClipImageEmbedding(model_name=checkpoint, batch_size=64)
+    operator = ClipImageEmbedding(model_name=checkpoint, batch_size=128)
     builder = SparkSession.builder.master(f"local[{CORE_COUNT}]").config("spark.ui.enabled", False)
     spark = configure(builder).getOrCreate()
 

@@ -28,7 +28,7 @@ _RUNTIME_SETTINGS = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     # Rows that hold images are large: with Spark's own sizes, made for rows of a few numbers, a
     # heap of 1 GB runs out of memory on photographs of 20 KB, and smaller batches are faster.
-    "spark.sql.execution.arrow.maxRecordsPerBatch": "128",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
     "spark.sql.parquet.columnarReaderBatchSize": "128",
     # Spark 4.2 would keep the rows of a columnar source on the heap, where they cannot spill.
     "spark.sql.execution.arrow.pythonUDF.columnarInput.enabled": "false",

@@ -22,7 +22,7 @@ from spark_vision.models.protocols import ImagePreprocessor
 from spark_vision.operators import ImageOperator
 from spark_vision.status import Status
 
-PORTION_ROW_COUNT = 16
+PORTION_ROW_COUNT = 32
 IN_FLIGHT_BYTES = 256 * 2**20
 
 Pixels = torch.Tensor
@@ -72,7 +72,7 @@ class ImageRows:
         # A fetch waits for a server, so each row has a thread; decoding keeps a core busy.
         fetches = head.needs_fetch
         thread_count = self._operator.limits.fetch_concurrency if fetches else self._cpu_count
-        row_count = 1 if fetches else min(PORTION_ROW_COUNT, self._operator.batch_size)
+        row_count = 1 if fetches else PORTION_ROW_COUNT
         in_flight_count = -(-self._operator.batch_size // row_count) + thread_count
 
         def may_add(waiting_count: int) -> bool:

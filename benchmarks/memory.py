@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, default=2, help="cores of the task")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        contents = [jpeg_bytes(seed, 3000, 2250, 92, grain=16) for seed in range(DISTINCT_COUNT)]
+        contents = [jpeg_bytes(seed, 3000, 2250, 94, grain=17) for seed in range(DISTINCT_COUNT)]
         print("bytes of the distinct images:", [len(content) for content in contents])
         if arguments.source == "url":
             for seed, content in enumerate(contents):

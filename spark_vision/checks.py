@@ -6,7 +6,6 @@ is theirs to judge: the driver downloads nothing and decides no device.
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spark_vision import errors
@@ -46,7 +45,7 @@ def check_operator_on_driver(operator: Operator) -> None:
     checkpoint = find_checkpoint(operator)
     if checkpoint is not None:
         check_operator(checkpoint, operator)
-    elif Path(operator.checkpoint_name).is_absolute() and _is_local_session():
+    elif _is_path(operator.checkpoint_name) and _is_local_session():
         raise CheckpointNotFoundError(
             f"{type(operator).__name__}.model_name got {operator.checkpoint_name!r}, which is not "
             "a folder; allowed: a checkpoint's folder, or a name on the Hugging Face hub"
@@ -85,6 +84,11 @@ def _identify(operator: Operator) -> ModelIdentity:
     checkpoint = resolve_checkpoint(operator)
     description = check_operator(checkpoint, operator)
     return ModelIdentity(description.model_type, description.dimension, fingerprint(checkpoint))
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be a folder: the hub's are `name` or `owner/name`."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
 def _is_local_session() -> bool:

@@ -1,7 +1,5 @@
 """The column functions `embed_image` and `embed_text`: a column and an operator give a column."""
 
-from typing import TYPE_CHECKING
-
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
@@ -16,16 +14,12 @@ from spark_vision.operators import (
 )
 from spark_vision.udfs import embedding_udf
 
-if TYPE_CHECKING:
-    from pyspark.accumulators import Accumulator
-
 
 def embed_image(
     column: Column | str,
     operator: ImageViTEmbedding | ClipImageEmbedding,
     with_status: bool = False,
     deterministic: bool = False,
-    statuses: "Accumulator[dict[str, int]] | None" = None,
 ) -> Column:
     """Embed a column of images.
 
@@ -35,9 +29,7 @@ def embed_image(
         operator: What to compute.
         with_status: Give struct<embedding, status, error>: why a row has no vector.
         deterministic: See the README for what each choice costs. Without it, Spark computes each
-        row
-            once and pushes no filter below the function: filter before you embed.
-        statuses: Collects the number of rows by status as tasks end (classic sessions).
+            row once and pushes no filter below the function: filter before you embed.
 
     Returns:
         array<float> of one length, array<array<float>> with `pooling="tokens"`, or the
@@ -49,7 +41,7 @@ def embed_image(
     """
     if not isinstance(operator, ImageOperator):
         raise _wrong_operator("embed_image", operator, "ImageViTEmbedding, ClipImageEmbedding")
-    return _embed(column, operator, with_status, deterministic, statuses)
+    return _embed(column, operator, with_status, deterministic)
 
 
 def embed_text(
@@ -57,7 +49,6 @@ def embed_text(
     operator: ClipTextEmbedding,
     with_status: bool = False,
     deterministic: bool = False,
-    statuses: "Accumulator[dict[str, int]] | None" = None,
 ) -> Column:
     """Embed a column of texts into the space that the operator's checkpoint shares with images.
 
@@ -67,7 +58,7 @@ def embed_text(
     """
     if not isinstance(operator, ClipTextEmbedding):
         raise _wrong_operator("embed_text", operator, "ClipTextEmbedding")
-    return _embed(column, operator, with_status, deterministic, statuses)
+    return _embed(column, operator, with_status, deterministic)
 
 
 def _embed(
@@ -75,12 +66,9 @@ def _embed(
     operator: EmbeddingOperator,
     with_status: bool,
     deterministic: bool,
-    statuses: "Accumulator[dict[str, int]] | None",
 ) -> Column:
     check_operator_on_driver(operator)
-    udf = embedding_udf(
-        operator, with_status=with_status, deterministic=deterministic, statuses=statuses
-    )
+    udf = embedding_udf(operator, with_status=with_status, deterministic=deterministic)
     embedded: Column = udf(F.col(column) if isinstance(column, str) else column)
     return embedded
 

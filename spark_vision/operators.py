@@ -35,7 +35,10 @@ class ImageLimits:
     max_bytes: int = option(100 * 2**20, "Most encoded bytes of one image.", minimum=1)
     max_pixels: int = option(89_478_485, "Most pixels (width × height) of one image.", minimum=1)
     fetch_seconds: float = option(
-        30.0, "Total time to fetch one image, redirects and retries included.", exclusive_minimum=0
+        30.0,
+        "Time to fetch one image over http, redirects and retries included; "
+        "other file systems are asked between pieces of it.",
+        exclusive_minimum=0,
     )
     fetch_concurrency: int = option(16, "Images that one task fetches at a time.", minimum=1)
 

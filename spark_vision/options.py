@@ -47,7 +47,9 @@ def _freeze(value: Any) -> Any:
         return FrozenMapping(value)
     if isinstance(value, list | tuple):
         return tuple(_freeze(item) for item in value)
-    return value
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"a {type(value).__name__} is no JSON value")
 
 
 def _thaw(value: Any) -> Any:
@@ -112,7 +114,10 @@ class Option:
         if self.kind is FrozenMapping and isinstance(value, Mapping):
             if not all(isinstance(key, str) for key in value):
                 raise self._refuse(owner, value)
-            return FrozenMapping(value)
+            try:
+                return FrozenMapping(value)
+            except TypeError as error:
+                raise self._refuse(owner, value) from error
         if self.kind is float and type(value) is int:
             value = float(value)
         well_typed = isinstance(value, self.kind) and not (
@@ -177,7 +182,7 @@ _KIND_NAMES: dict[type, str] = {
     int: "a whole number",
     float: "a number",
     str: "a text that is not empty",
-    FrozenMapping: "a mapping with names as keys (JSON or @file.json on a command line)",
+    FrozenMapping: "a mapping of JSON values by name (JSON or @file.json on a command line)",
 }
 
 

@@ -165,6 +165,9 @@ def _present_settings(builder: SparkSession.Builder) -> dict[str, str]:
         settings = {pair._1(): pair._2() for pair in pairs}
     else:
         settings = _read_defaults_file()
+    running = SparkSession.getActiveSession()
+    if running is not None:
+        settings |= running.conf.getAll
     options: dict[str, Any] = builder._options
     return settings | {name: str(value) for name, value in options.items()}
 

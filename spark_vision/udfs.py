@@ -26,6 +26,14 @@ from spark_vision.operators import (
 if TYPE_CHECKING:
     from pyspark.accumulators import Accumulator
 
+_IMAGE_STRUCT_TYPES = {
+    "height": pa.int32(),
+    "width": pa.int32(),
+    "nChannels": pa.int32(),
+    "mode": pa.int32(),
+    "data": pa.binary(),
+}
+
 ArrowBody = Callable[[Iterator[pa.Array]], Iterator[pa.Array]]
 
 
@@ -126,7 +134,13 @@ def _vectorized_udf(body: ArrowBody, return_type: DataType, name: str) -> Any:
 def _to_arrow(batch: "pd.Series[Any] | pd.DataFrame") -> pa.Array:
     """Spark hands a struct column to a pandas UDF as a frame with a column per field."""
     if isinstance(batch, pd.DataFrame):
-        return pa.RecordBatch.from_pandas(batch, preserve_index=False).to_struct_array()
+        # pandas turns whole numbers with nulls among them into floats.
+        columns = [
+            pa.array(column, _IMAGE_STRUCT_TYPES.get(str(name)), from_pandas=True)
+            for name, column in batch.items()
+        ]
+        missing = pa.array(batch.isna().all(axis=1).to_numpy())
+        return pa.StructArray.from_arrays(columns, names=list(batch.columns), mask=missing)
     return pa.Array.from_pandas(batch)
 
 

@@ -19,6 +19,7 @@ from spark_vision.errors import (
     UnsupportedCheckpointError,
 )
 from spark_vision.functions import embed_image, embed_text
+from spark_vision.udfs import embedding_udf
 
 PICTURE_COUNT = 24
 DIMENSION = 48
@@ -99,6 +100,11 @@ def test_pandas_functions_give_what_arrow_functions_give(
     tokens = ImageViTEmbedding(model_name=dino.model_name, pooling="tokens")
     nested = collect(files, embed_image("content", tokens))
     assert same(torch.nn.functional.normalize(nested[:, 0], dim=-1), theirs)
+    nulls = images.select(
+        "path", F.when(F.col("path").endswith("03.png"), F.col("image")).alias("i")
+    )
+    full = nulls.select(embed_image("i", dino, with_status=True).alias("r")).select("r.status")
+    assert sorted(row.status for row in full.collect()) == ["null_input"] * 23 + ["ok"]
     rows = (
         files.select("path", embed_image(F.lit(b"text"), dino, with_status=True).alias("r"))
         .select("r.*")
@@ -199,9 +205,8 @@ def test_statuses_reach_an_accumulator(spark, files, dino):
             return one
 
     statuses = spark.sparkContext.accumulator({}, Counts())
-    column = embed_image(
-        F.when(F.col("path").endswith("3.png"), F.col("content")), dino, statuses=statuses
-    )
+    some = F.when(F.col("path").endswith("3.png"), F.col("content"))
+    column = embedding_udf(dino, statuses=statuses)(some)
     files.select(column).write.format("noop").mode("overwrite").save()
     assert statuses.value == {"ok": 3, "null_input": PICTURE_COUNT - 3}
 
@@ -223,6 +228,8 @@ def test_what_the_driver_can_know_is_refused_before_any_task(spark, checkpoints,
     column = "content"
     with pytest.raises(CheckpointNotFoundError, match="/no/such/folder"):
         embed_image(column, ImageViTEmbedding(model_name="/no/such/folder"))
+    with pytest.raises(CheckpointNotFoundError, match="nothere"):
+        embed_image(column, ImageViTEmbedding(model_name="./nothere"))
     with pytest.raises(CheckpointNotFoundError, match=r"config\.json"):
         embed_image(column, ImageViTEmbedding(model_name=str(tmp_path)))
     with pytest.raises(UnsupportedCheckpointError, match="ClipImageEmbedding"):

@@ -68,6 +68,7 @@ def test_structured_options_are_frozen_with_their_operator():
         ({"limits": {"max_byte": 1}}, "limits", "max_bytes"),
         ({"limits": 5}, "limits", "ImageLimits"),
         ({"image_processor_kwargs": [1]}, "image_processor_kwargs", "a mapping"),
+        ({"image_processor_kwargs": {"size": {1, 2}}}, "image_processor_kwargs", "JSON"),
         ({"on_error": "zero", "pooling": "tokens"}, "on_error", "null, raise"),
     ],
 )

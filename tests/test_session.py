@@ -96,6 +96,17 @@ def test_a_session_that_runs_is_given_back_and_its_static_settings_stay(spark):
     assert spark.conf.get("spark.sql.extensions") == before
 
 
+def test_what_was_set_on_a_running_session_stands(spark):
+    name = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    before = spark.conf.get(name)
+    spark.conf.set(name, "1000")
+    try:
+        again = session.configure(type(spark).builder).getOrCreate()
+        assert again.conf.get(name) == "1000"
+    finally:
+        spark.conf.set(name, before)
+
+
 def test_a_configured_session_knows_delta_and_its_workers_run_this_interpreter(spark):
     session.check_delta(spark)
     assert spark.sparkContext.parallelize([0], 1).map(lambda _: sys.executable).first() == (

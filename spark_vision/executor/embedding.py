@@ -9,7 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from spark_vision.errors import InputTypeError, RowFailure
+from spark_vision.errors import (
+    InputTypeError,
+    InvalidOptionError,
+    RowFailure,
+    SparkVisionError,
+)
 from spark_vision.executor.allocator import keep_freed_memory
 from spark_vision.executor.batching import gather, map_ahead, regroup, working_threads
 from spark_vision.executor.devices import choose_device
@@ -17,6 +22,7 @@ from spark_vision.executor.image_rows import ImageRows
 from spark_vision.executor.inference import Outcome, compute_rows
 from spark_vision.executor.model_host import Stamp, reach_model, stamp_of
 from spark_vision.executor.task import Task
+from spark_vision.executor.trial import try_settings
 from spark_vision.executor.vectors import build_array, count_statuses
 from spark_vision.models.checkpoints import Checkpoint, resolve_checkpoint
 from spark_vision.models.families import (
@@ -76,6 +82,8 @@ def embed_images(
     preprocessor = _preprocessor(checkpoint, stamp_of(checkpoint), operator.image_processor_kwargs)
     device = _prepare_device(operator, task)
     model = cast(ImageEmbedder, reach_model(checkpoint, operator.dtype, device))
+    if operator.image_processor_kwargs:
+        try_settings(model, preprocessor, operator)
 
     def compute(pixels: list[torch.Tensor]) -> torch.Tensor:
         batch = stack_pixels(pixels)
@@ -138,7 +146,9 @@ def _embed_distinct(
             f"embed_text got a column of {array.type}; allowed: string. Cast it, or choose another"
         )
     encoded = pc.dictionary_encode(array)
-    texts: list[str] = encoded.dictionary.to_pylist()
+    # Spark does not check that a string is UTF-8, and one that is not must not end the task.
+    stored = encoded.dictionary.cast(pa.large_binary()).to_pylist()
+    texts = [text.decode("utf-8", "replace") for text in stored]
     starts = range(0, len(texts), operator.batch_size)
     chunks = (texts[start : start + operator.batch_size] for start in starts)
     tokenized = map_ahead(pool, tokenizer, chunks, lambda waiting: waiting < TOKENIZED_AHEAD_COUNT)
@@ -187,7 +197,17 @@ def _open_checkpoint(operator: Operator) -> tuple[Checkpoint, ModelDescription]:
 def _preprocessor(
     checkpoint: Checkpoint, stamp: Stamp, kwargs: Mapping[str, Any] | None
 ) -> ImagePreprocessor:
-    return load_preprocessor(checkpoint, kwargs)
+    try:
+        return load_preprocessor(checkpoint, kwargs)
+    except SparkVisionError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        if not kwargs:
+            raise
+        raise InvalidOptionError(
+            f"image_processor_kwargs got {kwargs}, which the image processor of "
+            f"{checkpoint.folder} does not take ({error}); change or leave out the settings"
+        ) from error
 
 
 @lru_cache(maxsize=8)

@@ -37,6 +37,7 @@ class Fetcher:
         )
         self._http: HttpClient | None = None
         self._lock = threading.Lock()
+        self._is_closed = False
 
     def fetch(self, url: str, on_bytes: Callable[[int], None] | None = None) -> bytes:
         """Read one image whole.
@@ -59,19 +60,27 @@ class Fetcher:
             _read_local(url, transfer)
         elif scheme in ("file", "local"):
             self._read_file_url(address, transfer)
+        elif "::http" in address.lower():
+            # A file system around another would fetch it whole, by neither our limits nor rules.
+            raise RowFailure(
+                Status.READ_ERROR, f"http within another scheme is not read: {redact(address)}"
+            )
         else:
             self._read_by_fsspec(address, transfer)
         return transfer.data()
 
     def close(self) -> None:
-        """Close the connections that are kept; a later fetch opens new ones."""
+        """Close the connections that are kept; a fetch by a thread that is late then fails."""
         with self._lock:
+            self._is_closed = True
             client, self._http = self._http, None
         if client is not None:
             client.close()
 
     def _http_client(self) -> HttpClient:
         with self._lock:
+            if self._is_closed:
+                raise RowFailure(Status.READ_ERROR, "the task has ended")
             if self._http is None:
                 self._http = HttpClient(self._limits.fetch_concurrency)
             return self._http

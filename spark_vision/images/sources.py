@@ -166,7 +166,11 @@ class _StringColumn(ImageColumn):
             raise RowFailure(Status.NULL_INPUT, "the text is blank")
         if self._fetcher is None or bytes(text[:5]).lower() == b"data:":
             return tensor_over(decode_base64(text, self._max_bytes))
-        return tensor_over(self._fetcher.fetch(str(text, "utf-8"), on_bytes))
+        try:
+            address = str(text, "utf-8")
+        except UnicodeDecodeError:
+            raise RowFailure(Status.READ_ERROR, "the address is not valid UTF-8") from None
+        return tensor_over(self._fetcher.fetch(address, on_bytes))
 
 
 class _ImageStructColumn(ImageColumn):

@@ -48,7 +48,7 @@ def survey_keys(source: DataFrame, table: DataFrame | None, keys: Sequence[str])
     counted = _key_columns(source, keys).groupBy(*map(quote, keys)).agg(F.count("*").alias(_COUNT))
     matched = counted.withColumn(_THERE, F.lit(False))
     if table is not None:
-        there = _key_columns(table, keys).withColumn(_THERE, F.lit(True))
+        there = _key_columns(table, keys).distinct().withColumn(_THERE, F.lit(True))
         matched = counted.join(there, list(keys), "left")
     bad = _is_null(keys) | (F.col(_COUNT) > 1)
     row = matched.agg(

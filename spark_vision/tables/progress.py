@@ -4,6 +4,7 @@ Executors send the metrics of running tasks with each heartbeat, so the rows tha
 model are known every few seconds; an accumulator arrives when its task ends.
 """
 
+import logging
 import re
 import threading
 import time
@@ -17,6 +18,8 @@ from typing import Any, cast
 
 from pyspark import Accumulator, AccumulatorParam
 from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 2.0
 RATE_WINDOW_SECONDS = 30.0
@@ -84,6 +87,14 @@ def status_accumulator(spark: SparkSession) -> StatusCounter | None:
     return spark.sparkContext.accumulator({}, StatusCounts())
 
 
+def tell(report: Report, look: Callable[[], Progress]) -> None:
+    """Look, and report; what only tells of a write must not end or fail it."""
+    try:
+        report(look())
+    except Exception:
+        logger.warning("the progress could not be reported", exc_info=True)
+
+
 @contextmanager
 def reporting(
     spark: SparkSession,
@@ -111,18 +122,17 @@ def reporting(
 
     def watch() -> None:
         while not ended.wait(REPORT_SECONDS):
-            report(watcher.look())
+            tell(report, watcher.look)
 
     context.setJobDescription(description)
     with ThreadPoolExecutor(1, thread_name_prefix="spark-vision-progress") as pool:
-        watching = pool.submit(watch)
+        pool.submit(watch)
         try:
             yield
         finally:
             ended.set()
             # None takes it away again, which pyspark's hints do not say.
             context.setLocalProperty(_DESCRIPTION, cast(str, described_before))
-        watching.result()
 
 
 class _Watcher:

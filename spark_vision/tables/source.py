@@ -1,5 +1,6 @@
 """What a write takes from its source: checked on the driver, before any task."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,12 @@ def choose_columns(
     fields = _fields_by_name(source)
     chosen = {name: _find(fields, name, what="key") for name in keys}
     kept = {name: _find(fields, name, what="kept") for name in keep}
+    for name in (*chosen, *kept):
+        if re.search(r"[ ,;{}()\n\t=]", name):
+            raise TableError(
+                f"the column {name!r} has a character that Delta does not take in a name, one of "
+                "' ,;{}()=', a tab or a newline; rename it: source.withColumnRenamed(...)"
+            )
     for name, field in chosen.items():
         if not isinstance(field.dataType, AtomicType) or isinstance(field.dataType, BinaryType):
             raise TableError(

@@ -8,15 +8,9 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame, Observation
 from pyspark.sql import functions as F
 
-from spark_vision.checks import describe_operator
+from spark_vision.checks import check_operator_on_driver, describe_operator
 from spark_vision.errors import InputTypeError, TableError
-from spark_vision.functions import embed_image, embed_text
-from spark_vision.operators import (
-    ClipImageEmbedding,
-    ClipTextEmbedding,
-    EmbeddingOperator,
-    ImageViTEmbedding,
-)
+from spark_vision.operators import ClipTextEmbedding, EmbeddingOperator
 from spark_vision.session import check_delta
 from spark_vision.status import Status
 from spark_vision.tables.identity import check_same_models, table_properties
@@ -28,6 +22,7 @@ from spark_vision.tables.progress import (
     StatusCounter,
     reporting,
     status_accumulator,
+    tell,
 )
 from spark_vision.tables.schema import (
     SOURCE_HASH,
@@ -38,6 +33,7 @@ from spark_vision.tables.schema import (
     table_schema,
 )
 from spark_vision.tables.source import SourceColumns, choose_columns, source_hash
+from spark_vision.udfs import embedding_udf
 
 
 @dataclass(frozen=True)
@@ -148,7 +144,7 @@ def write_vision_columns(
         seconds=time.monotonic() - started,
     )
     if progress:
-        progress(_final_progress(result))
+        tell(progress, lambda: _final_progress(result))
     return result
 
 
@@ -163,13 +159,13 @@ def _check_columns(columns: Mapping[str, EmbeddingOperator]) -> None:
 def _embed(
     operator: EmbeddingOperator, chosen: SourceColumns, counter: StatusCounter | None
 ) -> Column:
-    if isinstance(operator, ImageViTEmbedding | ClipImageEmbedding) and chosen.image is not None:
-        image = F.col(quote(chosen.image.name))
-        return embed_image(image, operator, with_status=True, statuses=counter)
-    if isinstance(operator, ClipTextEmbedding) and chosen.text is not None:
-        text = F.col(quote(chosen.text.name))
-        return embed_text(text, operator, with_status=True, statuses=counter)
-    raise InputTypeError(f"columns got a {type(operator).__name__}; allowed: an embedding operator")
+    read = chosen.text if isinstance(operator, ClipTextEmbedding) else chosen.image
+    if read is None:
+        raise InputTypeError(f"columns got {operator!r}; allowed: an embedding operator")
+    check_operator_on_driver(operator)
+    udf = embedding_udf(operator, with_status=True, statuses=counter)
+    embedded: Column = udf(F.col(quote(read.name)))
+    return embedded
 
 
 def _compute(source: DataFrame, chosen: SourceColumns, embedded: Mapping[str, Column]) -> DataFrame:

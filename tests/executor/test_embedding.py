@@ -14,7 +14,12 @@ from PIL import Image
 
 from oracles import draw_pictures, same
 from spark_vision import ClipImageEmbedding, ClipTextEmbedding, ImageViTEmbedding
-from spark_vision.errors import InputTypeError, RowFailure
+from spark_vision.errors import (
+    InputTypeError,
+    InvalidOptionError,
+    RowFailure,
+    UnsupportedCheckpointError,
+)
 from spark_vision.executor import model_host
 from spark_vision.executor.embedding import embed_images, embed_texts
 from spark_vision.executor.task import Task
@@ -245,3 +250,31 @@ def test_memory_is_bounded_by_what_is_in_flight_and_not_by_the_batch(checkpoints
     arrays = [batch.slice(start, 10) for start in range(0, 100, 10)]
     assert sum(len(array) for array in watched(arrays)) == 100
     assert peak_bytes - before_bytes < 400 * 2**20
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": {"height": 2, "width": 2}, "do_center_crop": False},
+        {"image_std": [0, 0, 0]},
+        {"image_mean": [0.5, 0.5]},
+        {"rescale_factor": "x"},
+        {"resample": 99},
+    ],
+)
+def test_wrong_processor_settings_fail_the_job_and_not_every_row(checkpoints, files, settings):
+    operator = ImageViTEmbedding(
+        model_name=str(checkpoints / "dinov2"), image_processor_kwargs=settings
+    )
+    with pytest.raises((InvalidOptionError, UnsupportedCheckpointError)):
+        list(embed_images([pa.array(files[:2])], operator, TASK))
+
+
+def test_strings_that_are_not_utf8_end_no_task(checkpoints):
+    broken = pa.array([b"a red circle", b"\xff\xfe"], pa.binary()).view(pa.string())
+    text = ClipTextEmbedding(model_name=str(checkpoints / "clip"))
+    (array,) = embed_texts([broken], text, TASK, with_status=True)
+    assert [row["status"] for row in array.to_pylist()] == ["ok", "ok"]
+    image = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
+    (array,) = embed_images([broken], image, TASK, with_status=True)
+    assert [row["status"] for row in array.to_pylist()] == ["read_error", "read_error"]

@@ -283,3 +283,28 @@ def test_a_key_column_may_have_any_name_that_delta_allows(spark, dino, table):
     for computed in (1, 0):
         result = write_vision_columns(source, table, ["order"], {"embedding": dino})
         assert result.computed == computed
+
+
+def test_a_report_that_fails_does_not_fail_the_write(spark, read_photos, dino, table, caplog):
+    def report(progress):
+        raise BrokenPipeError("nobody reads this")
+
+    result = write_vision_columns(
+        read_photos(), table, ["path"], {"embedding": dino}, progress=report
+    )
+    assert result.computed == 7
+    assert "could not be reported" in caplog.text
+
+
+def test_a_key_that_stands_twice_in_the_table_is_counted_once(spark, read_photos, dino, table):
+    write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
+    there = spark.read.format("delta").load(table)
+    there.limit(3).write.format("delta").mode("append").save(table)
+    again = write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
+    assert (again.source_rows, again.there, again.computed) == (7, 7, 0)
+
+
+def test_a_name_that_delta_does_not_take_is_refused_with_the_way_out(spark, dino, table):
+    rows = spark.createDataFrame([(1, b"text")], "`my key` int, content binary")
+    with pytest.raises(TableError, match="withColumnRenamed"):
+        write_vision_columns(rows, table, ["my key"], {"embedding": dino})

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 from spark_vision import errors
 from spark_vision.errors import CheckpointNotFoundError, SparkVisionError
 from spark_vision.executor.environment import HubEnvironment
-from spark_vision.models.checkpoints import find_checkpoint, fingerprint, resolve_checkpoint
+from spark_vision.models.checkpoints import (
+    Checkpoint,
+    find_checkpoint,
+    fingerprint,
+    resolve_checkpoint,
+)
 from spark_vision.models.families import check_operator
 from spark_vision.operators import Operator
 
@@ -60,7 +65,7 @@ def describe_operator(operator: Operator, spark: "SparkSession") -> ModelIdentit
     """
     checkpoint = find_checkpoint(operator)
     if checkpoint is not None:
-        return _identify(operator)
+        return _identify(checkpoint, operator)
     from pyspark.sql import functions as F
 
     environment = HubEnvironment.capture()
@@ -69,7 +74,7 @@ def describe_operator(operator: Operator, spark: "SparkSession") -> ModelIdentit
     def identify(_: int) -> str:
         environment.apply()
         try:
-            return json.dumps(asdict(_identify(operator)))
+            return json.dumps(asdict(_identify(resolve_checkpoint(operator), operator)))
         except SparkVisionError as error:
             return json.dumps({"error": type(error).__name__, "message": str(error)})
 
@@ -80,8 +85,7 @@ def describe_operator(operator: Operator, spark: "SparkSession") -> ModelIdentit
     return ModelIdentity(**answer)
 
 
-def _identify(operator: Operator) -> ModelIdentity:
-    checkpoint = resolve_checkpoint(operator)
+def _identify(checkpoint: Checkpoint, operator: Operator) -> ModelIdentity:
     description = check_operator(checkpoint, operator)
     return ModelIdentity(description.model_type, description.dimension, fingerprint(checkpoint))
 

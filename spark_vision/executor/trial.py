@@ -5,13 +5,15 @@ import torch
 from spark_vision.errors import InvalidOptionError, RowFailure
 from spark_vision.models.pixel_batches import stack_pixels
 from spark_vision.models.protocols import ImageEmbedder, ImagePreprocessor
-from spark_vision.operators import ImageOperator
+from spark_vision.operators import ClipImageEmbedding, ImageViTEmbedding
 
 TRIAL_HEIGHT, TRIAL_WIDTH = 375, 500
 
 
 def try_settings(
-    model: ImageEmbedder, preprocessor: ImagePreprocessor, operator: ImageOperator
+    model: ImageEmbedder,
+    preprocessor: ImagePreprocessor,
+    operator: ImageViTEmbedding | ClipImageEmbedding,
 ) -> None:
     """Compute one gray image of a photograph's size.
 
@@ -21,9 +23,7 @@ def try_settings(
     gray = torch.full((TRIAL_HEIGHT, TRIAL_WIDTH, 3), 128, dtype=torch.uint8).permute(2, 0, 1)
     try:
         pixels = stack_pixels([preprocessor(gray)])
-        # Every family can give this; the operator's own pooling changes nothing of the sizes.
-        pooling = getattr(operator, "effective_pooling", "cls")
-        vector = model.embed_images(pixels, preprocessor.scaling, pooling)
+        vector = model.embed_images(pixels, preprocessor.scaling, operator.effective_pooling)
     except torch.OutOfMemoryError:
         raise
     except (RowFailure, RuntimeError, ValueError, TypeError) as error:
@@ -32,7 +32,7 @@ def try_settings(
         raise _refusal(operator, "the vector of a gray image is not finite")
 
 
-def _refusal(operator: ImageOperator, reason: str) -> InvalidOptionError:
+def _refusal(operator: ImageViTEmbedding | ClipImageEmbedding, reason: str) -> InvalidOptionError:
     return InvalidOptionError(
         f"{type(operator).__name__}.image_processor_kwargs got {operator.image_processor_kwargs}, "
         f"with which the checkpoint {operator.checkpoint_name} cannot compute an image "

@@ -1,1 +1,18 @@
-"""Images and a checkpoint made on the spot, for a first run without a network."""
+"""A small world for trying things offline: scenes that a program draws."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spark_vision.demo.scene_files import write_scenes
+
+__all__ = ["write_scenes"]
+
+_LAZY_NAMES = {"write_scenes": "spark_vision.demo.scene_files"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY_NAMES[name]), name)

@@ -1,9 +1,11 @@
 # make setup, make demo, make test: from a clone to a table of embeddings, and to the passed tests.
 
 PYTHON ?= python3
-IMAGES ?= demo-output/images
-MODEL_NAME ?= $(CURDIR)/demo-output/checkpoint
-TABLE ?= $(CURDIR)/demo-output/vectors
+IMAGES ?= $(CURDIR)/demo-output/scenes/*.{jpg,png,webp}
+CHECKPOINTS := $(CURDIR)/spark_vision/demo/checkpoints
+MODEL_NAME ?= $(CHECKPOINTS)/dinov2
+CLIP_NAME ?= $(CHECKPOINTS)/clip
+OUTPUT ?= $(CURDIR)/demo-output
 
 # The environment's own programs, whatever is on the PATH; a JVM starts workers by PYSPARK_PYTHON.
 BIN := $(CURDIR)/.venv/bin
@@ -17,7 +19,7 @@ export PYSPARK_DRIVER_PYTHON := $(BIN)/python
 
 help:
 	@echo "make demo    embeds images into a Delta table and shows it"
-	@echo "             MODEL_NAME=..., IMAGES=folder and TABLE=path choose others"
+	@echo "             IMAGES=folder, MODEL_NAME=..., CLIP_NAME=... and OUTPUT=folder choose others"
 	@echo "make test    checks style, types and behaviour"
 	@echo "make setup   only makes .venv"
 	@echo "make clean   removes .venv and demo-output"
@@ -37,15 +39,17 @@ $(STAMP): pyproject.toml constraints.txt | python
 	@$(BIN)/python -m pip install --quiet --editable ".[spark,dev]" --constraint constraints.txt
 	@touch $(STAMP)
 
+SUBMIT = $(BIN)/spark-submit --master "local[*]" --packages "$$($(BIN)/python -m spark_vision.session)"
+
 demo: java setup
 	@$(BIN)/python -m spark_vision.demo demo-output
-	@$(BIN)/spark-submit --master "local[*]" \
-		--packages "$$($(BIN)/python -m spark_vision.session)" \
-		jobs/embed_images.py --input "$(IMAGES)" --table "$(TABLE)" --model-name "$(MODEL_NAME)" \
-		--keep length --show 10
+	@$(SUBMIT) jobs/embed_images.py --input "$(IMAGES)" --table "$(OUTPUT)/$(notdir $(MODEL_NAME))" \
+		--model-name "$(MODEL_NAME)" --keep length --show 10
+	@$(SUBMIT) jobs/show_demo.py --images "$(IMAGES)" --table "$(OUTPUT)/$(notdir $(CLIP_NAME))" \
+		--similar "$(OUTPUT)/$(notdir $(MODEL_NAME))" --clip-name "$(CLIP_NAME)" --page "$(OUTPUT)/demo.html"
 	@echo
 	@echo "Next: run it again, and nothing is left to compute; or take your own:"
-	@echo "  make demo IMAGES=/folder/of/photos MODEL_NAME=facebook/dinov2-base TABLE=/tmp/vectors"
+	@echo "  make demo IMAGES=/folder/of/photos MODEL_NAME=facebook/dinov2-base CLIP_NAME=openai/clip-vit-base-patch32"
 	@echo "  .venv/bin/python jobs/embed_images.py --help"
 	@echo "  .venv/bin/python jobs/run_sql.py --function embed_image=ImageViTEmbedding:model_name=$(MODEL_NAME) \\"
 	@echo "    --query 'SELECT path, embed_image(content) FROM binaryFile.\`$(IMAGES)\` LIMIT 5'"

@@ -1,27 +1,25 @@
-"""`python -m spark_vision.demo FOLDER` writes the demonstration's images and checkpoint once."""
+"""`python -m spark_vision.demo FOLDER` writes the demonstration's scenes once, broken files too."""
 
 import argparse
 from pathlib import Path
 
-IMAGE_COUNT = 200
+SCENE_COUNT = 100
+RENDERING_COUNT = 2
+SEED = 2026
 
 
 def main() -> None:
-    """Write `FOLDER/images` and `FOLDER/checkpoint`, unless they are there."""
+    """Write `FOLDER/scenes`, unless it is there."""
     parser = argparse.ArgumentParser(prog="python -m spark_vision.demo", description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write")
-    parser.add_argument("--count", type=int, default=IMAGE_COUNT, help="images to draw")
+    parser.add_argument("--count", type=int, default=SCENE_COUNT, help="scenes to draw, twice each")
     arguments = parser.parse_args()
-    images = arguments.folder / "images"
-    checkpoint = arguments.folder / "checkpoint"
-    if not images.is_dir():
-        from spark_vision.demo.images import write_images
+    folder = arguments.folder / "scenes"
+    # The truth is written last: without it, an earlier run was cut short.
+    if not (folder / "scenes.jsonl").is_file():
+        from spark_vision.demo.scene_files import write_scenes
 
-        write_images(images, arguments.count)
-    if not (checkpoint / "preprocessor_config.json").is_file():
-        from spark_vision.demo.checkpoint import write_checkpoint
-
-        write_checkpoint(checkpoint)
+        write_scenes(folder, arguments.count, SEED, renderings=RENDERING_COUNT, broken=True)
 
 
 if __name__ == "__main__":

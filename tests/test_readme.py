@@ -28,9 +28,9 @@ def test_every_status_is_explained_once():
 @pytest.fixture
 def localize(tmp_path, checkpoints):
     """Puts small checkpoints and a folder of images in the place of those that the README names."""
-    from spark_vision.demo.images import write_images
+    from spark_vision.demo import write_scenes
 
-    write_images(tmp_path / "photos", 4)
+    write_scenes(tmp_path / "photos", 4, seed=0)
     places = {
         "/data/photos": str(tmp_path / "photos"),
         "/data/photo_vectors": str(tmp_path / "vectors"),

@@ -186,10 +186,9 @@ def _absent(scene: Scene, random: np.random.Generator) -> _Pair:
     colours, shapes = {colour for colour, _ in there}, {shape for _, shape in there}
     # Whoever trains must not learn that the pairs kept out of training are never there.
     barred = there | HELD_OUT_PAIRS if scene.split == "train" else there
-    both, either = [], []
-    for pair in ((colour, shape) for colour in COLOURS for shape in SHAPES):
-        known = (pair[0] in colours) + (pair[1] in shapes)
-        if pair not in barred and known:
-            (both if known == 2 else either).append(pair)
+    absent = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    absent = [pair for pair in absent if pair not in barred]
+    both = [pair for pair in absent if pair[0] in colours and pair[1] in shapes]
+    either = [pair for pair in absent if (pair[0] in colours) != (pair[1] in shapes)]
     pairs = both if both and random.random() < 0.5 else either
     return pairs[int(random.integers(len(pairs)))]

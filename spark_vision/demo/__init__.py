@@ -1,13 +1,17 @@
-"""A small world for trying things offline: scenes that a program draws."""
+"""A small world for trying things offline: drawn scenes, and checkpoints trained on them."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from spark_vision.demo.checkpoint_folders import checkpoint_path
     from spark_vision.demo.scene_files import write_scenes
 
-__all__ = ["write_scenes"]
+__all__ = ["checkpoint_path", "write_scenes"]
 
-_LAZY_NAMES = {"write_scenes": "spark_vision.demo.scene_files"}
+_LAZY_NAMES = {
+    "checkpoint_path": "spark_vision.demo.checkpoint_folders",
+    "write_scenes": "spark_vision.demo.scene_files",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,8 @@ _CONTRAST = 75
 _STRONGEST_NOISE = 8.0
 # Masks are drawn larger and made small again, for smooth edges.
 _OVERSAMPLING = 4
+# For each 8-bit coverage, whether a pixel counts as the object's.
+_HALF_COVERED = [0] * 128 + [255] * 128
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def render(
             thing.shape, random, spot.x * edge, spot.y * edge, spot.diameter * edge / 2
         )
         image.paste(colour, (left, top), mask)
-        inside = mask.point(lambda value: 255 if value >= 128 else 0).getbbox()
+        inside = mask.point(_HALF_COVERED).getbbox()
         assert inside is not None, f"a {thing.shape} without a pixel in {width}x{height}"
         boxes.append((left + inside[0], top + inside[1], left + inside[2], top + inside[3]))
     noise = random.standard_normal((height, width, 1), dtype=np.float32)

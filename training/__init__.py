@@ -1,0 +1,1 @@
+"""Trains the demonstration's checkpoints from nothing, by `python -m training`."""

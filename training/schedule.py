@@ -1,0 +1,73 @@
+"""A training run's plan: how many steps, how fast each one learns, and what the terminal shows."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+_WARM_UP = 0.05
+_WEIGHT_DECAY = 0.05
+_LONGEST_GRADIENT = 1.0
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class Schedule:
+    """AdamW with a linear warm-up and a cosine to zero, as most vision transformers are trained.
+
+    Args:
+        name: What the lines on the terminal begin with.
+        parameters: What is trained.
+        steps: How many steps there will be.
+        rate: The highest learning rate.
+    """
+
+    def __init__(
+        self, name: str, parameters: Iterable[nn.Parameter], steps: int, rate: float
+    ) -> None:
+        self._name = name
+        self._steps = steps
+        self._parameters = list(parameters)
+        # Biases, norms and scales are not pulled to zero.
+        groups = [
+            {"params": [p for p in self._parameters if p.ndim >= 2], "weight_decay": _WEIGHT_DECAY},
+            {"params": [p for p in self._parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self._optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+        self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._share)
+        self._started = self._shown = time.monotonic()
+
+    def __iter__(self) -> Iterator[int]:
+        """Count the steps."""
+        return iter(range(self._steps))
+
+    def learn(self, step: int, losses: dict[str, torch.Tensor]) -> None:
+        """Take one step down the sum of the losses, and now and then show them.
+
+        Args:
+            step: Which one it is.
+            losses: Scalars by the name that is shown.
+        """
+        sum(losses.values(), torch.tensor(0.0)).backward()
+        nn.utils.clip_grad_norm_(self._parameters, _LONGEST_GRADIENT)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._rates.step()
+        now = time.monotonic()
+        if now - self._shown >= _SECONDS_BETWEEN_LINES or step + 1 == self._steps:
+            self._shown = now
+            parts = "  ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
+            elapsed = now - self._started
+            left = elapsed / (step + 1) * (self._steps - step - 1)
+            print(
+                f"{self._name}: step {step + 1}/{self._steps}  {parts}  "
+                f"{elapsed:.0f} s, {left:.0f} s to go",
+                flush=True,
+            )
+
+    def _share(self, step: int) -> float:
+        warm_up = max(1, round(self._steps * _WARM_UP))
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (self._steps - warm_up)))

@@ -20,7 +20,7 @@ import pyarrow as pa
 from photographs import jpeg_bytes
 from random_checkpoints import write_feather_clip
 from spark_vision import ClipImageEmbedding
-from spark_vision.executor.embedding import embed_images
+from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.task import Task
 
 DISTINCT_COUNT = 4
@@ -78,11 +78,11 @@ def main() -> None:
         operator = ClipImageEmbedding(model_name=str(write_feather_clip(Path(folder) / "clip")))
         task = Task(gpu_addresses=(), cpus=arguments.cpus)
         small = pa.array([jpeg_bytes(0)] * 64, pa.binary())
-        list(embed_images([small], ClipImageEmbedding(model_name=operator.model_name), task))
+        list(compute_images([small], [ClipImageEmbedding(model_name=operator.model_name)], task))
         baseline_bytes = psutil.Process().memory_info().rss
         started = time.monotonic()
         with PeakMemory() as memory:
-            done = sum(len(array) for array in embed_images([batch], operator, task))
+            done = sum(len(array) for (array,) in compute_images([batch], [operator], task))
     assert done == arguments.rows
     print(f"{done} rows in {time.monotonic() - started:.0f} s from one {arguments.source} batch")
     print(f"resident before {baseline_bytes / 2**20:.0f} MiB, ", end="")

@@ -5,6 +5,7 @@ IMAGES ?= $(CURDIR)/demo-output/scenes/*.{jpg,png,webp}
 CHECKPOINTS := $(CURDIR)/spark_vision/demo/checkpoints
 MODEL_NAME ?= $(CHECKPOINTS)/dinov2
 CLIP_NAME ?= $(CHECKPOINTS)/clip
+CAPTION_NAME ?= $(CHECKPOINTS)/qwen2_5_vl
 OUTPUT ?= $(CURDIR)/demo-output
 
 # The environment's own programs, whatever is on the PATH; a JVM starts workers by PYSPARK_PYTHON.
@@ -19,7 +20,7 @@ export PYSPARK_DRIVER_PYTHON := $(BIN)/python
 
 help:
 	@echo "make demo    embeds images into a Delta table and shows it"
-	@echo "             IMAGES=folder, MODEL_NAME=..., CLIP_NAME=... and OUTPUT=folder choose others"
+	@echo "             IMAGES=folder, OUTPUT=folder, MODEL_NAME=..., CLIP_NAME=... and CAPTION_NAME=... choose others"
 	@echo "make test    checks style, types and behaviour"
 	@echo "make setup   only makes .venv"
 	@echo "make clean   removes .venv and demo-output"
@@ -45,8 +46,10 @@ demo: java setup
 	@$(BIN)/python -m spark_vision.demo demo-output
 	@$(SUBMIT) jobs/embed_images.py --input "$(IMAGES)" --table "$(OUTPUT)/$(notdir $(MODEL_NAME))" \
 		--model-name "$(MODEL_NAME)" --keep length --show 10
-	@$(SUBMIT) jobs/show_demo.py --images "$(IMAGES)" --table "$(OUTPUT)/$(notdir $(CLIP_NAME))" \
-		--similar "$(OUTPUT)/$(notdir $(MODEL_NAME))" --clip-name "$(CLIP_NAME)" --page "$(OUTPUT)/demo.html"
+	@$(SUBMIT) jobs/show_demo.py --images "$(IMAGES)" \
+		--table "$(OUTPUT)/$(notdir $(CLIP_NAME))-$(notdir $(CAPTION_NAME))" \
+		--similar "$(OUTPUT)/$(notdir $(MODEL_NAME))" --clip-name "$(CLIP_NAME)" \
+		--caption-name "$(CAPTION_NAME)" --page "$(OUTPUT)/demo.html"
 	@echo
 	@echo "Next: run it again, and nothing is left to compute; or take your own:"
 	@echo "  make demo IMAGES=/folder/of/photos MODEL_NAME=facebook/dinov2-base CLIP_NAME=openai/clip-vit-base-patch32"

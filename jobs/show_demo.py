@@ -1,12 +1,14 @@
-"""Show what embeddings are good for: python jobs/show_demo.py --images FOLDER --table PATH.
+"""Show what vectors and captions tell: python jobs/show_demo.py --images FOLDER --table PATH ...
 
-Embeds the folder's pictures with a CLIP checkpoint into a table, looks for texts in it and for
-pictures like a picture in a table that jobs/embed_images.py wrote, and writes one HTML page.
+Writes CLIP vectors and captions of the folder's pictures into a table, looks for texts in it and
+for pictures like a picture in a table that jobs/embed_images.py wrote, asks about some of them, and
+tells it on the terminal and on one HTML page.
 """
 
 import argparse
 import sys
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from spark_vision.job import run_job
@@ -14,6 +16,8 @@ from spark_vision.job import run_job
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+# For pictures of which nobody noted what they show.
+OWN_QUESTIONS = ("How many people are there?", "图里有什么?")
 OWN_TEXTS = ("a person", "an animal", "a building", "a landscape")
 
 
@@ -28,6 +32,7 @@ def parse_arguments(texts: list[str]) -> argparse.Namespace:
     parser.add_argument("--table", required=True, help="the Delta table to write and search")
     parser.add_argument("--similar", required=True, help="a table that jobs/embed_images.py wrote")
     parser.add_argument("--clip-name", required=True, help="a CLIP or SigLIP checkpoint")
+    parser.add_argument("--caption-name", required=True, help="a Qwen-VL checkpoint")
     parser.add_argument("--query", action="append", help="a text to look for; repeat it")
     parser.add_argument("--count", type=int, default=5, help="pictures per search")
     parser.add_argument("--page", type=Path, required=True, help="the HTML page to write")
@@ -36,15 +41,21 @@ def parse_arguments(texts: list[str]) -> argparse.Namespace:
 
 def show(spark: "SparkSession", arguments: argparse.Namespace) -> None:
     """Fill the table, search it, and tell what came on the terminal and on the page."""
-    from spark_vision import ClipImageEmbedding, ClipTextEmbedding
-    from spark_vision.demo.gallery import (
-        example_texts,
-        read_truth,
-        search_by_picture,
-        search_by_text,
-    )
+    from spark_vision import ClipImageEmbedding, ClipTextEmbedding, QwenVLImageUnderstanding
+    from spark_vision.demo.captions import caption
+    from spark_vision.demo.gallery import answer_questions, search_by_picture, search_by_text
     from spark_vision.demo.page import write_page
-    from spark_vision.demo.report import load_pictures, paths_of, show_searches, tell_searches
+    from spark_vision.demo.report import (
+        Answer,
+        Words,
+        load_pictures,
+        paths_of,
+        show_answers,
+        show_searches,
+        tell_answers,
+        tell_searches,
+    )
+    from spark_vision.demo.truth import example_questions, example_texts, read_truth
     from spark_vision.tables import write_vision_columns
     from spark_vision.tables.inputs import read_images
     from spark_vision.tables.location import locate_table
@@ -53,35 +64,62 @@ def show(spark: "SparkSession", arguments: argparse.Namespace) -> None:
 
     images = read_images(spark, arguments.images)
     clip = ClipImageEmbedding(model_name=arguments.clip_name)
+    qwen = QwenVLImageUnderstanding(model_name=arguments.caption_name, batch_size=16)
+    english = replace(qwen, prompt="Describe this image.")
     with ProgressLine() as progress:
         result = write_vision_columns(
-            images, arguments.table, keys=["path"], columns={"clip": clip}, progress=progress
+            images,
+            arguments.table,
+            keys=["path"],
+            columns={"clip": clip, "caption": english, "caption_zh": qwen},
+            progress=progress,
         )
     print(describe_result(result))
 
-    truths = read_truth(arguments.images)
-    captions = {truth.file: truth.caption for truth in truths}
-    texts = arguments.query or example_texts(truths) or OWN_TEXTS
     # A table may hold pictures of an earlier run on another folder.
     paths = images.select("path")
     table = spark.table(result.table).join(paths, "path", "left_semi")
-    by_text = search_by_text(
-        table, "clip", ClipTextEmbedding(model_name=clip.model_name), texts, arguments.count
-    )
     similar = spark.table(locate_table(spark, arguments.similar).sql)
     similar = similar.join(paths, "path", "left_semi")
-    chosen = [row.path for row in similar.where("embedding_status = 'ok'").sort("path").take(3)]
-    by_picture = search_by_picture(similar, "embedding", chosen, arguments.count)
+    chosen = [row.path for row in similar.where("embedding_status = 'ok'").sort("path").take(6)]
+
+    truths = {truth.file: truth for truth in read_truth(arguments.images)}
+    written = table.select("path", "caption").where("caption_status = 'ok'").collect()
+    words = Words({file: caption(truth.scene) for file, truth in truths.items()}, dict(written))
+    texts = arguments.query or example_texts(list(truths.values())) or OWN_TEXTS
+    text_model = ClipTextEmbedding(model_name=clip.model_name)
+    by_text = search_by_text(table, "clip", text_model, texts, arguments.count)
+    # Every other one: the demonstration's scenes are drawn twice.
+    by_picture = search_by_picture(similar, "embedding", chosen[::2], arguments.count)
+
+    asked = []
+    for path in chosen[::2]:
+        truth = truths.get(PurePosixPath(path).name)
+        known = [(q.text, q.answer) for q in example_questions(truth)] if truth else []
+        asked += [(path, *pair) for pair in known or ((text, None) for text in OWN_QUESTIONS)]
+    said = answer_questions(images, qwen, [(path, text) for path, text, _ in asked])
+    answers = [
+        Answer(path, text, answer, right)
+        for (path, text, right), answer in zip(asked, said, strict=True)
+    ]
 
     sections = [
-        show_searches("Pictures for a text", "By the CLIP vectors.", by_text, captions),
-        show_searches("Pictures like a picture", "By the other table.", by_picture, captions),
+        show_searches("Pictures for a text", "By the CLIP vectors.", by_text, words),
+        show_searches(
+            "Pictures like a picture", "By the vectors of the other table.", by_picture, words
+        ),
+        show_answers("Answers about a picture", "By the captioning model.", answers, words),
     ]
-    print(tell_searches("\nPictures for a text:", by_text, captions))
-    print(tell_searches("\nPictures like a picture:", by_picture, captions))
+    print(tell_searches("\nPictures for a text:", by_text, words))
+    print(tell_searches("\nPictures like a picture:", by_picture, words))
+    print(tell_answers("\nAnswers about a picture:", answers, words))
+    print("\nWritten about the pictures:\n")
+    shown = table.select("path", "caption", "caption_zh").where("caption_status = 'ok'")
+    for row in shown.sort("path").limit(arguments.count).collect():
+        print(f"  {words.title(row.path)}\n    {row.caption}\n    {row.caption_zh}")
     pictures = load_pictures(images, paths_of(sections))
     notes = [f"{result.source_rows:,} pictures of {arguments.images}, in the table {result.table}."]
-    write_page(arguments.page, "spark_vision: what the vectors find", notes, sections, pictures)
+    write_page(arguments.page, "spark_vision: what the columns tell", notes, sections, pictures)
     print(f"\npage: {arguments.page.resolve()}")
 
 

@@ -1,17 +1,13 @@
-"""What the demonstration shows of its tables: pictures for a text, and pictures like a picture."""
+"""What the demonstration asks: pictures for a text, pictures like a picture, answers about one."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from spark_vision.functions import embed_text
-from spark_vision.operators import ClipTextEmbedding
-
-TRUTH_FILE = "scenes.jsonl"
+from spark_vision.functions import caption_image, embed_text
+from spark_vision.operators import ClipTextEmbedding, QwenVLImageUnderstanding
 
 
 @dataclass(frozen=True)
@@ -34,10 +30,12 @@ class Search:
     Attributes:
         asked: A text, or the path of a picture.
         hits: The best first.
+        by_picture: Which of the two it is.
     """
 
     asked: str
     hits: tuple[Hit, ...]
+    by_picture: bool = False
 
 
 def search_by_text(
@@ -80,44 +78,32 @@ def search_by_picture(
     """
     chosen = table.where(F.col("path").isin(list(paths)))
     queries = chosen.select(F.col("path").alias("asked"), F.col(column).alias("query"))
-    return _search(queries, table, column, paths, count)
+    searches = _search(queries, table, column, paths, count)
+    return [replace(search, by_picture=True) for search in searches]
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What `write_scenes` noted of a picture, as far as the demonstration shows it."""
-
-    file: str
-    caption: str
-    caption_zh: str
-    object_count: int
-
-
-def read_truth(images: str) -> list[Truth]:
-    """Read what `write_scenes` noted beside its pictures.
+def answer_questions(
+    files: DataFrame,
+    operator: QwenVLImageUnderstanding,
+    questions: Sequence[tuple[str, str]],
+) -> list[str | None]:
+    """Ask about pictures.
 
     Args:
-        images: The pictures' folder, or a glob of files in it.
+        files: `path` and `content`, as `binaryFile` gives them.
+        operator: What answers.
+        questions: The path of a picture and a question about it, no two of them equal.
 
     Returns:
-        The truths in the order of the files; none where nobody noted any.
+        The answers in the order of the questions; None where there is none.
     """
-    folder = Path(images)
-    path = (folder if folder.is_dir() else folder.parent) / TRUTH_FILE
-    if not path.is_file():
-        return []
-    lines = map(json.loads, path.read_text("utf-8").splitlines())
-    return [
-        Truth(line["file"], line["caption"], line["caption_zh"], len(line["objects"]))
-        for line in lines
-    ]
-
-
-def example_texts(truths: Sequence[Truth]) -> list[str]:
-    """Choose texts to look for: a scene of each size in English, and one in Chinese."""
-    by_count = {truth.object_count: truth for truth in reversed(truths)}
-    examples = [truth for _, truth in sorted(by_count.items())]
-    return [truth.caption for truth in examples] + [truth.caption_zh for truth in examples[1:2]]
+    asked = files.sparkSession.createDataFrame(list(questions), "path string, question string")
+    answer = caption_image("content", operator, F.col("question"))
+    answered = files.join(F.broadcast(asked), "path").select(
+        "path", "question", answer.alias("answer")
+    )
+    answers = {(row.path, row.question): row.answer for row in answered.collect()}
+    return [answers.get(question) for question in questions]
 
 
 def _search(

@@ -83,7 +83,8 @@ def write_page(
         body.append(f"<section><h2>{escape(section.heading)}</h2><p>{escape(section.note)}</p>")
         for row in section.rows:
             cards = "".join(_figure(card, sources.get(card.path)) for card in row.cards)
-            body.append(f'<h3>{escape(row.heading)}</h3><div class="row">{cards}</div>')
+            heading = f"<h3>{escape(row.heading)}</h3>" if row.heading else ""
+            body.append(f'{heading}<div class="row">{cards}</div>')
         body.append("</section>")
     text = "\n".join(body)
     path.parent.mkdir(parents=True, exist_ok=True)

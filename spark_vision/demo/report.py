@@ -1,6 +1,7 @@
 """Tells what a demonstration found: as text on the terminal, and as sections of its page."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import torch
@@ -16,26 +17,71 @@ from spark_vision.images.decoding import decode
 from spark_vision.operators import ImageLimits
 
 
-def tell_searches(heading: str, searches: Sequence[Search], captions: Mapping[str, str]) -> str:
-    """Write searches as lines for a terminal.
+@dataclass(frozen=True)
+class Words:
+    """What is known of the pictures.
 
-    Args:
-        heading: What was looked for.
-        searches: Each asks with a text, or with a picture's path.
-        captions: True captions by file name.
+    Attributes:
+        true: The captions that are right, by file name; empty for pictures of unknown content.
+        written: What the model wrote, by path.
     """
+
+    true: Mapping[str, str]
+    written: Mapping[str, str]
+
+    def title(self, path: str) -> str:
+        """Name a picture by what it shows, where that is known, and by its file."""
+        file = PurePosixPath(path).name
+        return f"{self.true[file]} ({file})" if file in self.true else file
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question about a picture, its answer, and the right one where that is known."""
+
+    path: str
+    question: str
+    said: str | None
+    right: str | None = None
+
+    def __str__(self) -> str:
+        """The question and what was said, and what would have been right."""
+        said = f"{self.question}  {self.said}"
+        if self.right is None:
+            return said
+        return f"{said}  ✓" if self.said == self.right else f"{said}  ✗ ({self.right})"
+
+
+def tell_searches(heading: str, searches: Sequence[Search], words: Words) -> str:
+    """Write searches as lines for a terminal."""
     lines = [heading]
     for search in searches:
-        lines.append(f"\n  {_name(search.asked, captions)}")
-        lines += [f"    {hit.score:.3f}  {_name(hit.path, captions)}" for hit in search.hits]
+        lines.append(f"\n  {_asked(search, words)}")
+        lines += [f"    {hit.score:.3f}  {words.title(hit.path)}" for hit in search.hits]
     return "\n".join(lines)
 
 
-def show_searches(
-    heading: str, note: str, searches: Sequence[Search], captions: Mapping[str, str]
-) -> Section:
-    """Make a section of the page from searches; see `tell_searches`."""
-    return Section(heading, note, tuple(_row(search, captions) for search in searches))
+def show_searches(heading: str, note: str, searches: Sequence[Search], words: Words) -> Section:
+    """Make a section of the page from searches."""
+    return Section(heading, note, tuple(_row(search, words) for search in searches))
+
+
+def tell_answers(heading: str, answers: Sequence[Answer], words: Words) -> str:
+    """Write answers as lines for a terminal, picture by picture."""
+    lines = [heading]
+    for path, given in _by_picture(answers).items():
+        lines.append(f"\n  {words.title(path)}")
+        lines += [f"    {answer}" for answer in given]
+    return "\n".join(lines)
+
+
+def show_answers(heading: str, note: str, answers: Sequence[Answer], words: Words) -> Section:
+    """Make a section of the page from answers, a card for each picture."""
+    cards = tuple(
+        Card(path, words.title(path), tuple(map(str, given)))
+        for path, given in _by_picture(answers).items()
+    )
+    return Section(heading, note, (Row("", cards),))
 
 
 def load_pictures(files: DataFrame, paths: Iterable[str]) -> Mapping[str, Image.Image]:
@@ -67,17 +113,26 @@ def paths_of(sections: Iterable[Section]) -> Iterator[str]:
     return (card.path for section in sections for row in section.rows for card in row.cards)
 
 
-def _row(search: Search, captions: Mapping[str, str]) -> Row:
+def _by_picture(answers: Sequence[Answer]) -> Mapping[str, list[Answer]]:
+    grouped: dict[str, list[Answer]] = {}
+    for answer in answers:
+        grouped.setdefault(answer.path, []).append(answer)
+    return grouped
+
+
+def _row(search: Search, words: Words) -> Row:
     found = tuple(
-        Card(hit.path, _name(hit.path, captions), (f"cosine {hit.score:.3f}",))
-        for hit in search.hits
+        _card(hit.path, words, f"cosine {hit.score:.3f}", is_asked=False) for hit in search.hits
     )
-    if "/" not in search.asked:
-        return Row(search.asked, found)
-    asked = Card(search.asked, _name(search.asked, captions), ("asked with this",), is_asked=True)
-    return Row(_name(search.asked, captions), (asked, *found))
+    if search.by_picture:
+        found = (_card(search.asked, words, "asked with this", is_asked=True), *found)
+    return Row(_asked(search, words), found)
 
 
-def _name(asked: str, captions: Mapping[str, str]) -> str:
-    file = PurePosixPath(asked).name
-    return f"{captions[file]} ({file})" if file in captions else asked
+def _card(path: str, words: Words, line: str, *, is_asked: bool) -> Card:
+    lines = (line, f"written: {words.written[path]}") if path in words.written else (line,)
+    return Card(path, words.title(path), lines, is_asked)
+
+
+def _asked(search: Search, words: Words) -> str:
+    return words.title(search.asked) if search.by_picture else search.asked

@@ -1,12 +1,10 @@
 """A search finds what NumPy finds, in its order."""
 
-import json
-
 import numpy as np
 import pytest
 
 from spark_vision import ClipTextEmbedding, embed_text
-from spark_vision.demo.gallery import example_texts, read_truth, search_by_picture, search_by_text
+from spark_vision.demo.gallery import search_by_picture, search_by_text
 
 DIMENSION = 24
 
@@ -48,16 +46,3 @@ def test_pictures_for_a_text_are_the_nearest_to_its_vector(spark, table, vectors
     for search, text, query in zip(searches, texts, queries, strict=True):
         assert search.asked == text
         assert [(hit.path, hit.score) for hit in search.hits] == ranked(vectors @ query, 3)
-
-
-def test_truth_is_read_from_a_folder_and_beside_a_glob(tmp_path):
-    lines = [
-        {"file": f"{name}.png", "caption": name, "caption_zh": f"{name}中", "objects": [{}] * count}
-        for name, count in (("pair", 2), ("one", 1), ("other pair", 2))
-    ]
-    assert read_truth(str(tmp_path)) == []
-    (tmp_path / "scenes.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", "utf-8")
-    truths = read_truth(f"{tmp_path}/*.{{png,jpg}}")
-    assert truths == read_truth(str(tmp_path))
-    assert [truth.object_count for truth in truths] == [2, 1, 2]
-    assert example_texts(truths) == ["one", "pair", "pair中"]

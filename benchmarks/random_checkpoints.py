@@ -13,17 +13,19 @@ VIT_PROCESSOR = {
 }
 
 
-def write_feather_clip(folder: Path) -> Path:
-    """Write a CLIP whose vectors have 768 numbers and whose own cost is next to nothing."""
+def write_feather_clip(folder: Path, image_size: int) -> Path:
+    """Write a CLIP whose vectors have 768 numbers, and which is little but a patch convolution."""
     torch.manual_seed(0)
     small = {"num_hidden_layers": 0, "num_attention_heads": 1}
+    narrow = {**small, "hidden_size": 16, "intermediate_size": 16}
     config = CLIPConfig(
-        vision_config={**small, "hidden_size": 16, "intermediate_size": 16, "patch_size": 32},
-        text_config={**small, "hidden_size": 16, "intermediate_size": 16, "vocab_size": 64},
+        vision_config={**narrow, "patch_size": 28, "image_size": image_size},
+        text_config={**narrow, "vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1},
         projection_dim=768,
     )
     CLIPModel(config).save_pretrained(folder)
-    ViTImageProcessor(**VIT_PROCESSOR).save_pretrained(folder)
+    size = {"height": image_size, "width": image_size}
+    ViTImageProcessor(**{**VIT_PROCESSOR, "size": size}).save_pretrained(folder)
     return folder
 
 

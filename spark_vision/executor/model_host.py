@@ -14,10 +14,11 @@ import torch
 
 from spark_vision.models.checkpoints import Checkpoint
 from spark_vision.models.families import load_model
-from spark_vision.models.protocols import ImageEmbedder, TextEmbedder
+from spark_vision.models.protocols import ImageCaptioner, ImageEmbedder, TextEmbedder
 
 logger = logging.getLogger(__name__)
 
+Model = ImageEmbedder | TextEmbedder | ImageCaptioner
 Stamp = tuple[tuple[str, int, int], ...]
 
 # A worker serves one function at a time, and a second checkpoint now and then; a notebook that
@@ -33,6 +34,7 @@ class ModelKey:
     stamp: Stamp
     dtype: str
     device: torch.device
+    flash_attention: bool
 
 
 def stamp_of(checkpoint: Checkpoint) -> Stamp:
@@ -41,25 +43,31 @@ def stamp_of(checkpoint: Checkpoint) -> Stamp:
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-_models: OrderedDict[ModelKey, ImageEmbedder | TextEmbedder] = OrderedDict()
+_models: OrderedDict[ModelKey, Model] = OrderedDict()
 _loading = threading.Lock()
 
 
 def reach_model(
-    checkpoint: Checkpoint, dtype: str, device: torch.device
-) -> ImageEmbedder | TextEmbedder:
+    checkpoint: Checkpoint, dtype: str, device: torch.device, *, flash_attention: bool = False
+) -> Model:
     """Return the loaded model, loading it first where this worker has not yet.
+
+    Args:
+        checkpoint: What to load.
+        dtype: float32, float16 or bfloat16.
+        device: Where to.
+        flash_attention: Use the package flash-attn where it, the device and the family allow it.
 
     Raises:
         UnsupportedCheckpointError: Its weights cannot be used.
     """
-    key = ModelKey(checkpoint, stamp_of(checkpoint), dtype, device)
+    key = ModelKey(checkpoint, stamp_of(checkpoint), dtype, device, flash_attention)
     with _loading:
         if key not in _models:
             while len(_models) >= KEPT_MODEL_COUNT:
                 _models.popitem(last=False)
             started = time.monotonic()
-            _models[key] = load_model(checkpoint, dtype, device)
+            _models[key] = load_model(checkpoint, dtype, device, flash_attention)
             logger.info(
                 "loaded %s (%s) on %s as %s in %.1f s",
                 checkpoint.folder,

@@ -1,8 +1,9 @@
-"""Counts the images that reach a model's forward, in whatever Python process loads it.
+"""Counts images that are decoded, or reach a model, in whatever Python process does it.
 
-On the PYTHONPATH of Spark's workers, Python imports this file at its start. Once transformers'
-DINOv2 is imported, each forward pass adds its number of images to a file of the folder that the
-environment names: a count taken from outside of the code under test.
+On the PYTHONPATH of Spark's workers, Python imports this file at its start. Once torchvision's
+decoders or transformers' DINOv2 are imported, each decoded JPEG and each image of a forward pass is
+added to a file of the folder that the environment names: a count taken from outside of the code
+under test.
 """
 
 import importlib.abc
@@ -11,35 +12,57 @@ import os
 import sys
 from pathlib import Path
 
-WATCHED = "transformers.models.dinov2.modeling_dinov2"
+
+def add(variable, count):
+    path = Path(os.environ[variable]) / str(os.getpid())
+    with path.open("a") as file:
+        file.write(f"{count}\n")
+
+
+def count_forwards(modeling):
+    forward = modeling.Dinov2Embeddings.forward
+
+    def counted(self, pixel_values, *args, **kwargs):
+        add("COUNTED_FORWARDS", len(pixel_values))
+        return forward(self, pixel_values, *args, **kwargs)
+
+    modeling.Dinov2Embeddings.forward = counted
+
+
+def count_decodes(decoders):
+    operators = decoders.torch.ops.image
+    decode_jpeg = operators.decode_jpeg
+
+    def counted(*args):
+        add("COUNTED_DECODES", 1)
+        return decode_jpeg(*args)
+
+    operators.decode_jpeg = counted
+
+
+WATCHED = {
+    "transformers.models.dinov2.modeling_dinov2": count_forwards,
+    "torchvision.io.image": count_decodes,
+}
 
 
 class Watcher(importlib.abc.MetaPathFinder):
+    def __init__(self):
+        self.waiting = dict(WATCHED)
+
     def find_spec(self, name, path, target=None):
-        if name != WATCHED:
+        if name not in self.waiting:
             return None
-        sys.meta_path.remove(self)
+        count = self.waiting.pop(name)
         spec = importlib.util.find_spec(name)
         run = spec.loader.exec_module
 
         def exec_module(module):
             run(module)
-            count_forwards(module.Dinov2Embeddings)
+            count(module)
 
         spec.loader.exec_module = exec_module
         return spec
-
-
-def count_forwards(embeddings):
-    forward = embeddings.forward
-
-    def counted(self, pixel_values, *args, **kwargs):
-        path = Path(os.environ["COUNTED_FORWARDS"]) / str(os.getpid())
-        with path.open("a") as file:
-            file.write(f"{len(pixel_values)}\n")
-        return forward(self, pixel_values, *args, **kwargs)
-
-    embeddings.forward = counted
 
 
 if "COUNTED_FORWARDS" in os.environ:

@@ -9,14 +9,14 @@ import transformers
 
 
 @cache
-def parts(folder: Path) -> tuple[Any, Any]:
+def parts(folder: Path | str) -> tuple[Any, Any]:
     """Load a checkpoint's processor and model in float32, as any user of transformers would."""
     processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     return processor, model.eval()
 
 
-def inputs_of(folder: Path, image: torch.Tensor, prompt: str) -> Any:
+def inputs_of(folder: Path | str, image: torch.Tensor, prompt: str) -> Any:
     """Prepare one image (uint8 `[3, height, width]`) with its prompt."""
     processor, _ = parts(folder)
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
@@ -27,7 +27,7 @@ def inputs_of(folder: Path, image: torch.Tensor, prompt: str) -> Any:
 
 
 def generated_tokens(
-    folder: Path, image: torch.Tensor, prompt: str, max_new_tokens: int, **settings: Any
+    folder: Path | str, image: torch.Tensor, prompt: str, max_new_tokens: int, **settings: Any
 ) -> list[int]:
     """Generate for one row alone, greedily; the token that ends the caption is the last."""
     _, model = parts(folder)
@@ -40,7 +40,7 @@ def generated_tokens(
 
 
 def caption(
-    folder: Path, image: torch.Tensor, prompt: str, max_new_tokens: int, **settings: Any
+    folder: Path | str, image: torch.Tensor, prompt: str, max_new_tokens: int, **settings: Any
 ) -> str:
     """Write about one row alone, greedily."""
     processor, _ = parts(folder)

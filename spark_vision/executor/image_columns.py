@@ -1,6 +1,7 @@
 """The body of every function over images: each is fetched and decoded once for all operators."""
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -80,11 +81,10 @@ def compute_images(
     )
     prepared = itertools.tee(rows.prepare(map(_with_prompts, batches)), len(works))
     outcomes = [
-        itertools.chain.from_iterable(work.compute(_choose(portions, index)))
+        work.compute(_choose(portions, index))
         for index, (work, portions) in enumerate(zip(works, prepared, strict=True))
     ]
-    joined = ([each] for each in zip(*outcomes, strict=True))
-    for given in gather(joined, OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
+    for given in gather(_align(outcomes), OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
         columns = list(zip(*given, strict=True))
         for count, column in zip(counts, columns, strict=False):
             count(count_statuses(column))
@@ -104,6 +104,20 @@ def _with_prompts(batch: pa.Array | tuple[pa.Array, ...]) -> tuple[pa.Array, pa.
         return batch, None
     images, prompts = batch
     return images, prompts
+
+
+def _align(streams: Sequence[Iterator[list[Any]]]) -> Iterator[list[tuple[Any, ...]]]:
+    """Join streams of as many rows each: at a time, the rows that all of them have given."""
+    held: list[deque[Any]] = [deque() for _ in streams]
+    while True:
+        for rows, stream in zip(held, streams, strict=True):
+            while not rows:
+                portion = next(stream, None)
+                if portion is None:
+                    return
+                rows.extend(portion)
+        count = min(map(len, held))
+        yield [tuple(rows.popleft() for rows in held) for _ in range(count)]
 
 
 def _choose(portions: Iterator[list[Prepared]], index: int) -> Iterator[list[Any]]:

@@ -17,7 +17,13 @@ from spark_vision.models.families import (
     load_preprocessor,
     load_tokenizer,
 )
-from spark_vision.operators import ClipImageEmbedding, ClipTextEmbedding, ImageViTEmbedding
+from spark_vision.operators import (
+    OPERATORS,
+    ClipImageEmbedding,
+    ClipTextEmbedding,
+    ImageViTEmbedding,
+    QwenVLImageUnderstanding,
+)
 
 CPU = torch.device("cpu")
 
@@ -28,7 +34,7 @@ def config_only(folder, **config):
     return open_folder(folder)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "qwen2_vl", "clip_vision_model"])
+@pytest.mark.parametrize("model_type", ["bert", "llava", "clip_vision_model"])
 def test_an_unknown_family_is_refused_with_those_there_are(tmp_path, model_type):
     checkpoint = config_only(tmp_path, model_type=model_type)
     with pytest.raises(UnsupportedCheckpointError, match=f"'{model_type}'; supported: .*siglip"):
@@ -44,16 +50,21 @@ def test_siglip2_of_variable_resolution_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-@pytest.mark.parametrize("operator", [ImageViTEmbedding, ClipImageEmbedding, ClipTextEmbedding])
+@pytest.mark.parametrize("operator", OPERATORS.values())
 def test_an_operator_of_another_family_is_refused_with_the_right_one(
     tmp_path, model_type, operator
 ):
     checkpoint = config_only(tmp_path, model_type=model_type)
-    is_vit = model_type in ("vit", "dinov2", "dinov2_with_registers")
-    if is_vit == (operator is ImageViTEmbedding):
+    if model_type in ("vit", "dinov2", "dinov2_with_registers"):
+        fitting = [ImageViTEmbedding]
+    elif model_type in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        fitting = [QwenVLImageUnderstanding]
+    else:
+        fitting = [ClipImageEmbedding, ClipTextEmbedding]
+    if operator in fitting:
         assert check_operator(checkpoint, operator()).model_type == model_type
         return
-    hint = "use ImageViTEmbedding" if is_vit else "use ClipImageEmbedding or ClipTextEmbedding"
+    hint = "use " + " or ".join(each.__name__ for each in fitting)
     with pytest.raises(UnsupportedCheckpointError, match=f"{operator.__name__} cannot .*{hint}"):
         check_operator(checkpoint, operator())
 
@@ -76,9 +87,7 @@ def test_what_a_config_is_silent_about_is_what_transformers_takes(
 ):
     config = getattr(transformers, config_class)()
     description = check_operator(config_only(tmp_path, model_type=config.model_type), operator)
-    size = getattr(config, "vision_config", config).image_size
     assert description.dimension == own(config)
-    assert description.image_size == (size, size)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from training.qwen_lessons import (
     INK_CELLS,
     NOT_ASKED,
     OUTLINE_CELLS,
-    QUESTIONS,
     TOKEN_CLASSES,
     Lesson,
     Lessons,
@@ -39,6 +38,7 @@ class Stage:
         steps: Batches.
         rows: Pictures of a batch.
         rate: The highest learning rate.
+        questions: About each picture, beside its captions.
         muon: Whether Muon trains the layers' matrices, or AdamW, as all else.
     """
 
@@ -46,17 +46,22 @@ class Stage:
     steps: int
     rows: int
     rate: float
-    muon: bool
+    questions: int = 0
+    muon: bool = True
 
 
-# The tower learns alone first, which is cheap.
+# The tower learns alone first, which is cheap; captions come before most of the questions, since
+# they say everything.
 _SEEING = (
     Stage("qwen2_5_vl sees", steps=1200, rows=64, rate=1e-3, muon=False),
-    Stage("qwen2_5_vl sees shapes", steps=1200, rows=64, rate=1e-3, muon=True),
+    Stage("qwen2_5_vl sees shapes", steps=1200, rows=64, rate=1e-3),
 )
-_ANSWERING = Stage("qwen2_5_vl answers", steps=1300, rows=32, rate=1e-3, muon=True)
+_ANSWERING = (
+    Stage("qwen2_5_vl says", steps=900, rows=32, rate=1e-3, questions=2),
+    Stage("qwen2_5_vl answers", steps=700, rows=32, rate=7e-4, questions=6),
+)
 _INK_BLOCK = 1
-_ANSWERS = len(LANGUAGES) + QUESTIONS
+_ASKED = 6
 _VALIDATION_SEED = 1_000_003
 
 
@@ -122,7 +127,8 @@ def train(folder: Path = CHECKPOINT, seed: int = 0) -> None:
     learner = Learner(untrained_model(processor.tokenizer))
     for number, stage in enumerate(_SEEING):
         learn_to_see(learner, stage, processor, seed + number)
-    learn_to_answer(learner, _ANSWERING, processor, seed + len(_SEEING))
+    for number, stage in enumerate(_ANSWERING, start=len(_SEEING)):
+        learn_to_answer(learner, stage, processor, seed + number)
     write_model(folder, learner.model)
     print(f"qwen2_5_vl: {evaluate(folder)}", flush=True)
 
@@ -150,7 +156,7 @@ def _learn(
     towers: list[nn.Module],
     losses: Callable[[Lesson], dict[str, Tensor]],
 ) -> None:
-    lessons = Lessons(processor, "train", seed, stage.steps, stage.rows)
+    lessons = Lessons(processor, "train", seed, stage.steps, stage.rows, stage.questions)
     towers = towers if stage.muon else []
     schedule = Schedule(stage.name, parameters, stage.steps, stage.rate, towers)
     for step, lesson in zip(schedule, _drawn_ahead(lessons), strict=True):
@@ -170,7 +176,7 @@ def evaluate(folder: Path, rows: int = 256) -> str:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    lessons = Lessons(processor, "validation", _VALIDATION_SEED, rows // 32, 32)
+    lessons = Lessons(processor, "validation", _VALIDATION_SEED, rows // 32, 32, _ASKED)
     right = torch.cat([_right(model, lesson.batch) for lesson in _drawn_ahead(lessons)])
     captions, questions = right[:, : len(LANGUAGES)], right[:, len(LANGUAGES) :]
     said, answered = (float(part[part >= 0].double().mean()) for part in (captions, questions))
@@ -183,9 +189,10 @@ def _right(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> Tensor:
     logits, tokens = answer_logits(model, batch, features)
     rows, _ = batch.answers.nonzero(as_tuple=True)
     columns = batch.segments[batch.answers] - 1
-    right = torch.full((len(batch.segments), _ANSWERS), 2)
+    width = len(LANGUAGES) + _ASKED
+    right = torch.full((len(batch.segments), width), 2)
     hits = (logits.argmax(dim=1) == tokens).long()
-    right.view(-1).scatter_reduce_(0, rows * _ANSWERS + columns, hits, "amin")
+    right.view(-1).scatter_reduce_(0, rows * width + columns, hits, "amin")
     return right.where(right < 2, -1)
 
 

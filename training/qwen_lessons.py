@@ -18,8 +18,6 @@ from spark_vision.demo.scene_files import encode
 from spark_vision.demo.scenes import COLOURS, RELATIONS, SHAPES, SIZES, Scene, Split, draw_scene
 from training.qwen_batches import Batch, Conversation, Packer
 
-# A row has a caption in each language and so many questions in either.
-QUESTIONS = 2
 # Most pictures are drawn hardly larger than the processor makes them, which takes a tenth of the
 # time; the others are drawn as the scenes' files are, and go through such a file.
 _SMALL_SHARE, _SMALL_PIXELS = 0.9, 20_000
@@ -60,15 +58,23 @@ class Lesson:
 class Lessons(Dataset[Lesson]):
     """Lessons by number, every one drawn afresh from the seed and its number.
 
-    All pictures of a lesson have the same size.
+    All pictures of a lesson have the same size; each has a caption in each language and up to so
+    many questions in either.
     """
 
     def __init__(
-        self, processor: Qwen2_5_VLProcessor, split: Split, seed: int, count: int, rows: int
+        self,
+        processor: Qwen2_5_VLProcessor,
+        split: Split,
+        seed: int,
+        count: int,
+        rows: int,
+        questions: int,
     ) -> None:
         self._packer = Packer(processor)
         self._merge = processor.image_processor.merge_size
         self._split, self._seed, self._count, self._rows = split, seed, count, rows
+        self._questions = questions
 
     def __len__(self) -> int:
         """How many lessons there are."""
@@ -107,7 +113,7 @@ class Lessons(Dataset[Lesson]):
             for language in LANGUAGES
             for question in draw_questions(scene, random, language)
         ]
-        chosen = random.choice(len(questions), min(QUESTIONS, len(questions)), replace=False)
+        chosen = random.choice(len(questions), min(self._questions, len(questions)), replace=False)
         return captions + [
             self._packer.conversation(questions[index].text, questions[index].answer)
             for index in chosen

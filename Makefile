@@ -14,7 +14,7 @@ STAMP := .venv/installed
 export PYSPARK_PYTHON := $(BIN)/python
 export PYSPARK_DRIVER_PYTHON := $(BIN)/python
 
-.PHONY: setup demo test clean python java
+.PHONY: setup demo train-demo test clean python java
 .DEFAULT_GOAL := help
 .PHONY: help
 
@@ -23,6 +23,7 @@ help:
 	@echo "             IMAGES=folder, OUTPUT=folder, MODEL_NAME=..., CLIP_NAME=... and CAPTION_NAME=... choose others"
 	@echo "make test    checks style, types and behaviour"
 	@echo "make setup   only makes .venv"
+	@echo "make train-demo  trains the demonstration's checkpoints again, in half an hour"
 	@echo "make clean   removes .venv and demo-output"
 
 python:
@@ -56,6 +57,9 @@ demo: java setup
 	@echo "  .venv/bin/python jobs/embed_images.py --help"
 	@echo "  .venv/bin/python jobs/run_sql.py --function embed_image=ImageViTEmbedding:model_name=$(MODEL_NAME) \\"
 	@echo "    --query 'SELECT path, embed_image(content) FROM binaryFile.\`$(IMAGES)\` LIMIT 5'"
+
+train-demo: setup
+	@$(BIN)/python -m training
 
 test: java setup
 	$(BIN)/ruff check .

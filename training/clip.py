@@ -73,7 +73,10 @@ def train(
         tokens = model.vision_model.post_layernorm(hidden)
         losses = lesson.losses(rows, model.visual_projection(tokens[:, 0]))
         losses["patches"] = lesson.patch_head.loss(
-            tokens[:, 1:], pictures.objects[rows], pictures.boxes[rows, rendering]
+            tokens[:, 1:],
+            pictures.objects[rows],
+            pictures.relations[rows],
+            pictures.boxes[rows, rendering],
         )
         schedule.learn(step, losses)
     return model.eval()

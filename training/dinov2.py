@@ -12,10 +12,12 @@ from training.pictures import IMAGE_SIZE, Pictures, pair_rows
 from training.pixels import scaled
 from training.precision import in_bfloat16
 from training.schedule import Schedule
+from training.starting_weights import set_starting_weights
 
 PATCH_SIZE = 8
 _PAIRS = 32
-_RATE = 1e-3
+_RATE = 3e-3
+_IMAGES_TO_START = 1500
 _HOTTEST = math.log(50)
 
 
@@ -41,11 +43,14 @@ def train(pictures: Pictures, steps: int, seed: int) -> Dinov2Model:
         attn_implementation="eager",
     )
     model = Dinov2Model(config)
+    set_starting_weights(model, scaled(pictures.pixels[:_IMAGES_TO_START, 0]))
     width = config.hidden_size
     heads = nn.ModuleList([SceneHead(width), PatchHead(width, PATCH_SIZE)])
     scene_head, patch_head = heads
     scale = nn.Parameter(torch.tensor(math.log(10.0)))
-    schedule = Schedule("dinov2", [*model.parameters(), *heads.parameters(), scale], steps, _RATE)
+    schedule = Schedule(
+        "dinov2", [*model.parameters(), *heads.parameters(), scale], steps, _RATE, [model]
+    )
     for step in schedule:
         rows = pair_rows(len(pictures.scenes), _PAIRS)
         ids = pictures.ids[rows].repeat_interleave(2)
@@ -62,7 +67,7 @@ def train(pictures: Pictures, steps: int, seed: int) -> Dinov2Model:
                     vectors, vectors, ids.unsqueeze(1) == ids, scale.clamp(max=_HOTTEST).exp()
                 ),
                 "scene": scene_head.loss(vectors, objects, relations),
-                "patches": patch_head.loss(tokens[:, 1:], objects, boxes),
+                "patches": patch_head.loss(tokens[:, 1:], objects, relations, boxes),
             },
         )
     return model.eval()

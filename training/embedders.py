@@ -15,11 +15,11 @@ from training.pixels import scaled, write_processor
 
 CHECKPOINTS = Path(__file__).parents[1] / "spark_vision" / "demo" / "checkpoints"
 _SEED = 1
-_PAIRS = 8_000
+_PAIRS = 6_000
 _RENDERINGS = 2
-_DINOV2_STEPS = 900
-_CLIP_TEXT_STEPS = 500
-_CLIP_STEPS = 300
+_DINOV2_STEPS = 1000
+_CLIP_TEXT_STEPS = 350
+_CLIP_STEPS = 350
 _VALIDATION_PAIRS = 600
 
 

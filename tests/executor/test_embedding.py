@@ -21,6 +21,7 @@ from spark_vision.errors import (
     UnsupportedCheckpointError,
 )
 from spark_vision.executor import model_host
+from spark_vision.executor.allocator import KEPT_BYTES
 from spark_vision.executor.embedding import embed_texts
 from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.task import Task
@@ -234,7 +235,7 @@ def test_a_worker_keeps_few_models(files, tmp_path, monkeypatch):
 
 
 def test_memory_is_bounded_by_what_is_in_flight_and_not_by_the_batch(checkpoints, tmp_path):
-    """300 photographs of 24 MB when decoded would take 7 GB; one thread holds one."""
+    """100 photographs of 24 MB when decoded would take 2.4 GB; one thread holds one."""
     noise = np.random.default_rng(0).integers(0, 256, (500, 400, 3), np.uint8)
     photograph = Image.fromarray(noise).resize((3200, 2500), Image.Resampling.NEAREST)
     photograph.save(tmp_path / "large.jpg", quality=50)
@@ -254,7 +255,8 @@ def test_memory_is_bounded_by_what_is_in_flight_and_not_by_the_batch(checkpoints
 
     arrays = [batch.slice(start, 10) for start in range(0, 100, 10)]
     assert sum(len(array) for array in watched(arrays)) == 100
-    assert peak_bytes - before_bytes < 400 * 2**20
+    # The allocator may keep what earlier images freed; together they would still be 2.4 GB.
+    assert peak_bytes - before_bytes < KEPT_BYTES + 200 * 2**20
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ from training.wordings import wording
 
 _PAIRS = 96
 _TEXT_LAYERS = 3
-_TEXT_RATE = 1.5e-3
-_RATE = 5e-4
+_TEXT_RATE = 2e-3
+_RATE = 1.5e-3
+_IMAGES_TO_START = 500
 _HOTTEST = math.log(100)
 
 
@@ -52,19 +53,27 @@ def train(
     """
     torch.manual_seed(seed)
     model = CLIPModel(_config(start, tokenizer))
-    _take_over(model.vision_model, start)
+    _take_over(model.vision_model, start, scaled(pictures.pixels[:_IMAGES_TO_START, 0]))
     # Vectors of pictures are DINOv2's at first.
     nn.init.eye_(model.visual_projection.weight)
     lesson = _Lesson(model, pictures, tokenizer, np.random.default_rng(seed))
     texts = [*model.text_model.parameters(), *model.text_projection.parameters()]
     heads = [*lesson.scene_head.parameters(), *lesson.patch_head.parameters()]
     known = cls_vectors(start, pictures.pixels)
-    schedule = Schedule("clip, texts", [*texts, *heads, model.logit_scale], text_steps, _TEXT_RATE)
+    schedule = Schedule(
+        "clip, texts",
+        [*texts, *heads, model.logit_scale],
+        text_steps,
+        _TEXT_RATE,
+        [model.text_model],
+    )
     for step in schedule:
         rows = pair_rows(len(pictures.scenes), _PAIRS)
         rendering = int(torch.randint(known.shape[1], ()))
         schedule.learn(step, lesson.losses(rows, known[rows, rendering]))
-    schedule = Schedule("clip", [*model.parameters(), *heads], steps, _RATE)
+    schedule = Schedule(
+        "clip", [*model.parameters(), *heads], steps, _RATE, [model.text_model, model.vision_model]
+    )
     for step in schedule:
         rows = pair_rows(len(pictures.scenes), _PAIRS)
         rendering = int(torch.randint(pictures.pixels.shape[1], ()))
@@ -180,8 +189,14 @@ def _config(start: Dinov2Model, tokenizer: CLIPTokenizer) -> CLIPConfig:
 
 
 @torch.no_grad()
-def _take_over(tower: nn.Module, start: Dinov2Model) -> None:
-    """Give CLIP's vision tower the weights of a DINOv2; what one lacks is folded into others."""
+def _take_over(tower: nn.Module, start: Dinov2Model, images: torch.Tensor) -> None:
+    """Give CLIP's vision tower the weights of a DINOv2; what one lacks is folded into others.
+
+    Args:
+        tower: What is overwritten.
+        start: Of the same sizes.
+        images: float `[images, 3, size, size]` as the model sees them; some hundreds do.
+    """
     given = start.embeddings
     projection = given.patch_embeddings.projection
     positions = given.position_embeddings[0].clone()
@@ -192,7 +207,7 @@ def _take_over(tower: nn.Module, start: Dinov2Model) -> None:
     embeddings.patch_embedding.weight.copy_(projection.weight)
     embeddings.position_embedding.weight.copy_(positions)
     # CLIP norms tokens before its first layer; scaled back, they are about what they were.
-    tower.pre_layrnorm.weight.fill_(positions.std())
+    tower.pre_layrnorm.weight.fill_(given(images).std(dim=2).mean())
     names = {"norm1": "layer_norm1", "norm2": "layer_norm2", "mlp": "mlp"}
     for layer, old in zip(tower.encoder.layers, start.encoder.layer, strict=True):
         for old_name, name in names.items():

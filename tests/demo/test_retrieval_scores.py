@@ -1,0 +1,66 @@
+"""The shipped dinov2 and clip find unseen scenes by meaning, through Spark columns."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor, CLIPModel, Dinov2Model
+
+from spark_vision.demo import checkpoint_path, write_scenes
+from spark_vision.demo.retrieval_scores import retrieval_scores
+from spark_vision.errors import InvalidOptionError
+
+COUNT = 120
+# Some points below what the checkpoints reach on scenes of any seed: benchmarks/README.md has it.
+FLOORS = {
+    "clip: caption to picture": 0.93,
+    "clip: picture to caption": 0.93,
+    "clip: Chinese caption to picture": 0.92,
+    "clip: picture to Chinese caption": 0.92,
+    "clip: caption without sizes to picture": 0.78,
+    "clip: picture to another of its scene": 0.86,
+    "clip: caption before its turned relation": 0.8,
+    "dinov2: picture to another of its scene": 0.76,
+}
+
+
+@pytest.fixture(scope="module")
+def scores(spark, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, COUNT, seed=20_011, renderings=2)
+    return {score.name: score for score in retrieval_scores(spark, folder)}
+
+
+def test_every_search_finds_unseen_scenes(scores):
+    assert set(scores) == set(FLOORS)
+    shares = {name: score.share for name, score in scores.items()}
+    assert {name: share for name, share in shares.items() if share < FLOORS[name]} == {}
+
+
+def test_searches_among_shuffled_pictures_find_nothing(scores):
+    for name, score in scores.items():
+        # A turned relation is a choice of two; the control of a search is one of all scenes.
+        chance, margin = (0.5, 0.15) if "turned" in name else (1 / COUNT, 0.02)
+        assert abs(score.control - chance) < margin, (name, score)
+
+
+def test_wrong_number_of_renderings_is_refused(spark, tmp_path):
+    write_scenes(tmp_path, 2, seed=0, renderings=3)
+    with pytest.raises(ValueError, match="two renderings"):
+        retrieval_scores(spark, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "model"), [("dinov2", Dinov2Model), ("clip", CLIPModel)])
+def test_plain_transformers_loads_the_checkpoint(name, model):
+    folder = checkpoint_path(name)
+    loaded = AutoModel.from_pretrained(folder)
+    assert type(loaded) is model
+    assert loaded.dtype == torch.bfloat16
+    processor = AutoProcessor.from_pretrained(folder)
+    image = Image.fromarray(np.zeros((30, 50, 3), dtype=np.uint8))
+    assert processor(images=image, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
+
+
+def test_unknown_checkpoint_is_refused():
+    with pytest.raises(InvalidOptionError, match="'resnet'; allowed: dinov2, clip, qwen2_5_vl"):
+        checkpoint_path("resnet")

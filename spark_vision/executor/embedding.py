@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -81,7 +81,7 @@ def embed_images(
     checkpoint, description = _open_checkpoint(operator)
     preprocessor = _preprocessor(checkpoint, stamp_of(checkpoint), operator.image_processor_kwargs)
     device = _prepare_device(operator, task)
-    model = cast(ImageEmbedder, reach_model(checkpoint, operator.dtype, device))
+    model: ImageEmbedder = reach_model(checkpoint, operator, device, task).model
     if operator.image_processor_kwargs:
         try_settings(model, preprocessor, operator)
 
@@ -113,7 +113,7 @@ def embed_texts(
     checkpoint, description = _open_checkpoint(operator)
     tokenizer = _tokenizer(checkpoint, stamp_of(checkpoint))
     device = _prepare_device(operator, task)
-    model = cast(TextEmbedder, reach_model(checkpoint, operator.dtype, device))
+    model: TextEmbedder = reach_model(checkpoint, operator, device, task).model
 
     def embed_chunk(tokens: dict[str, torch.Tensor]) -> list[Outcome]:
         def compute(rows: list[int]) -> torch.Tensor:

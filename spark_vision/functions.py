@@ -1,4 +1,4 @@
-"""The column functions `embed_image` and `embed_text`: a column and an operator give a column."""
+"""The column functions: a column and an operator give a column."""
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
@@ -12,7 +12,7 @@ from spark_vision.operators import (
     ImageOperator,
     ImageViTEmbedding,
 )
-from spark_vision.udfs import embedding_udf
+from spark_vision.udfs import embedding_udf, placement_udf
 
 
 def embed_image(
@@ -59,6 +59,31 @@ def embed_text(
     if not isinstance(operator, ClipTextEmbedding):
         raise _wrong_operator("embed_text", operator, "ClipTextEmbedding")
     return _embed(column, operator, with_status, deterministic)
+
+
+def model_placement(column: Column | str, operator: EmbeddingOperator) -> Column:
+    """Compute a column's rows, and say which process holds the model that computed each.
+
+    `SELECT DISTINCT` over it shows on any cluster what "once per executor" came to.
+
+    Args:
+        column: What the operator reads, as for `embed_image` or `embed_text`.
+        operator: What to compute.
+
+    Returns:
+        struct<host, executor, device, server_pid, loaded_at, load_seconds, dtype, fingerprint>:
+        executor is the process id and start of the executor's JVM, server_pid the process that
+        holds the model: the model server, or with `model_sharing="worker"` the Python worker.
+        Null for a row that reached no model, as one that is null or no image.
+
+    Raises:
+        InputTypeError: The operator is not an operator.
+        SparkVisionError: The checkpoint is known here, and is not what the operator needs.
+    """
+    udf = placement_udf(operator)
+    check_operator_on_driver(operator)
+    placed: Column = udf(F.col(column) if isinstance(column, str) else column)
+    return placed
 
 
 def _embed(

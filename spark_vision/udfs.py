@@ -12,7 +12,17 @@ import pandas as pd
 import pyarrow as pa
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
-from pyspark.sql.types import ArrayType, DataType, FloatType, StringType, StructField, StructType
+from pyspark.sql.types import (
+    ArrayType,
+    DataType,
+    DoubleType,
+    FloatType,
+    LongType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampType,
+)
 
 from spark_vision.errors import InputTypeError
 from spark_vision.executor.environment import HubEnvironment
@@ -33,6 +43,19 @@ _IMAGE_STRUCT_TYPES = {
     "mode": pa.int32(),
     "data": pa.binary(),
 }
+
+PLACEMENT_TYPE = StructType(
+    [
+        StructField("host", StringType()),
+        StructField("executor", StringType()),
+        StructField("device", StringType()),
+        StructField("server_pid", LongType()),
+        StructField("loaded_at", TimestampType()),
+        StructField("load_seconds", DoubleType()),
+        StructField("dtype", StringType()),
+        StructField("fingerprint", StringType()),
+    ]
+)
 
 ArrowBody = Callable[[Iterator[pa.Array]], Iterator[pa.Array]]
 
@@ -63,6 +86,38 @@ class EmbeddingBody:
         return embedded
 
 
+@dataclass(frozen=True)
+class PlacementBody:
+    """What the executors run for `model_placement`, as it is pickled."""
+
+    operator: EmbeddingOperator
+    environment: HubEnvironment
+
+    def __call__(self, arrays: Iterator[pa.Array]) -> Iterator[pa.Array]:
+        """Give the placements of the models that computed the arrays' elements, in order."""
+        self.environment.apply()
+        from spark_vision.executor.placement_rows import place_rows
+        from spark_vision.executor.task import current_task
+
+        place: Any = place_rows
+        placed: Iterator[pa.Array] = place(arrays, self.operator, current_task())
+        return placed
+
+
+def placement_udf(operator: EmbeddingOperator) -> Any:
+    """Make the UDF that computes an operator over one column and says where it was computed.
+
+    Returns:
+        A user-defined function of one column; it is never deterministic.
+
+    Raises:
+        InputTypeError: The operator is not an instance of an operator class.
+    """
+    _check_is_operator(operator)
+    body = PlacementBody(operator, HubEnvironment.capture())
+    return _vectorized_udf(body, PLACEMENT_TYPE, "model_placement").asNondeterministic()
+
+
 def embedding_udf(
     operator: EmbeddingOperator,
     *,
@@ -85,13 +140,17 @@ def embedding_udf(
     Raises:
         InputTypeError: The operator is not an instance of an operator class.
     """
+    _check_is_operator(operator)
+    body = EmbeddingBody(operator, with_status, HubEnvironment.capture(), statuses)
+    made = _vectorized_udf(body, _return_type(operator, with_status), _function_name(operator))
+    return made if deterministic else made.asNondeterministic()
+
+
+def _check_is_operator(operator: object) -> None:
     if isinstance(operator, type) or not isinstance(operator, tuple(OPERATORS.values())):
         shown = operator.__name__ if isinstance(operator, type) else type(operator).__name__
         hint = f"write {shown}(...)" if shown in OPERATORS else "make one and pass it"
         raise InputTypeError(f"got {shown}; allowed: an instance of {', '.join(OPERATORS)}: {hint}")
-    body = EmbeddingBody(operator, with_status, HubEnvironment.capture(), statuses)
-    made = _vectorized_udf(body, _return_type(operator, with_status), _function_name(operator))
-    return made if deterministic else made.asNondeterministic()
 
 
 def _return_type(operator: EmbeddingOperator, with_status: bool) -> DataType:

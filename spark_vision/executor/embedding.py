@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +21,7 @@ from spark_vision.executor.batching import gather, map_ahead, regroup, working_t
 from spark_vision.executor.devices import choose_device
 from spark_vision.executor.image_rows import ImageRows
 from spark_vision.executor.inference import Outcome, compute_rows
-from spark_vision.executor.model_host import Stamp, reach_model, stamp_of
+from spark_vision.executor.model_host import ReachedModel, Stamp, reach_model, stamp_of
 from spark_vision.executor.task import Task
 from spark_vision.executor.trial import try_settings
 from spark_vision.executor.vectors import build_array, count_statuses
@@ -78,24 +79,7 @@ def embed_images(
     Raises:
         SparkVisionError: The operator cannot run here; with `on_error="raise"`, a row failed.
     """
-    checkpoint, description = _open_checkpoint(operator)
-    preprocessor = _preprocessor(checkpoint, stamp_of(checkpoint), operator.image_processor_kwargs)
-    device = _prepare_device(operator, task)
-    model: ImageEmbedder = reach_model(checkpoint, operator, device, task).model
-    if operator.image_processor_kwargs:
-        try_settings(model, preprocessor, operator)
-
-    def compute(pixels: list[torch.Tensor]) -> torch.Tensor:
-        batch = stack_pixels(pixels)
-        vectors = model.embed_images(batch, preprocessor.scaling, operator.effective_pooling)
-        return _normalize(vectors, operator)
-
-    portions = ImageRows(operator, preprocessor, task.cpus).prepare(arrays)
-    outcomes = (
-        compute_rows(batch, compute, kind=lambda pixels: pixels.shape)
-        for batch in regroup(portions, operator.batch_size)
-    )
-    yield from _give_back(outcomes, operator, description, with_status, count)
+    yield from _give_back(open_images(arrays, operator, task), operator, with_status, count)
 
 
 def embed_texts(
@@ -110,10 +94,52 @@ def embed_texts(
 
     Arguments, results and errors are those of `embed_images`.
     """
+    yield from _give_back(open_texts(arrays, operator, task), operator, with_status, count)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An operator's work on a task's rows, begun and not yet done.
+
+    Attributes:
+        model: The model, reached.
+        description: What is known of it.
+        outcomes: Computes the rows as it is read: a list per batch, in the order of the input.
+    """
+
+    model: ReachedModel
+    description: ModelDescription
+    outcomes: Iterator[list[Outcome]]
+
+
+def open_images(arrays: Iterable[pa.Array], operator: ImageEmbedding, task: Task) -> Opened:
+    """Reach an operator's model and prepare to embed images; see `embed_images`."""
+    checkpoint, description = _open_checkpoint(operator)
+    preprocessor = _preprocessor(checkpoint, stamp_of(checkpoint), operator.image_processor_kwargs)
+    reached = reach_model(checkpoint, operator, _prepare_device(operator, task), task)
+    model: ImageEmbedder = reached.model
+    if operator.image_processor_kwargs:
+        try_settings(model, preprocessor, operator)
+
+    def compute(pixels: list[torch.Tensor]) -> torch.Tensor:
+        batch = stack_pixels(pixels)
+        vectors = model.embed_images(batch, preprocessor.scaling, operator.effective_pooling)
+        return _normalize(vectors, operator)
+
+    portions = ImageRows(operator, preprocessor, task.cpus).prepare(arrays)
+    outcomes = (
+        compute_rows(batch, compute, kind=lambda pixels: pixels.shape)
+        for batch in regroup(portions, operator.batch_size)
+    )
+    return Opened(reached, description, outcomes)
+
+
+def open_texts(arrays: Iterable[pa.Array], operator: ClipTextEmbedding, task: Task) -> Opened:
+    """Reach an operator's model and prepare to embed texts; see `embed_texts`."""
     checkpoint, description = _open_checkpoint(operator)
     tokenizer = _tokenizer(checkpoint, stamp_of(checkpoint))
-    device = _prepare_device(operator, task)
-    model: TextEmbedder = reach_model(checkpoint, operator, device, task).model
+    reached = reach_model(checkpoint, operator, _prepare_device(operator, task), task)
+    model: TextEmbedder = reached.model
 
     def embed_chunk(tokens: dict[str, torch.Tensor]) -> list[Outcome]:
         def compute(rows: list[int]) -> torch.Tensor:
@@ -123,13 +149,12 @@ def embed_texts(
         row_count = len(next(iter(tokens.values())))
         return compute_rows(range(row_count), compute, kind=lambda _: None)
 
-    with working_threads(1, "spark-vision-texts") as pool:
-        outcomes = (
-            outcome_rows
-            for array in arrays
-            for outcome_rows in _embed_distinct(array, operator, pool, tokenizer, embed_chunk)
-        )
-        yield from _give_back(outcomes, operator, description, with_status, count)
+    def outcomes() -> Iterator[list[Outcome]]:
+        with working_threads(1, "spark-vision-texts") as pool:
+            for array in arrays:
+                yield from _embed_distinct(array, operator, pool, tokenizer, embed_chunk)
+
+    return Opened(reached, description, outcomes())
 
 
 def _embed_distinct(
@@ -161,18 +186,21 @@ def _embed_distinct(
 
 
 def _give_back(
-    outcomes: Iterable[list[Outcome]],
+    opened: Opened,
     operator: EmbeddingOperator,
-    description: ModelDescription,
     with_status: bool,
     count: CountStatuses | None,
 ) -> Iterator[pa.Array]:
     tokens = operator.effective_pooling == "tokens"
-    for rows in gather(outcomes, OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
+    for rows in gather(opened.outcomes, OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
         if count is not None:
             count(count_statuses(rows))
         yield build_array(
-            rows, description.dimension, operator.on_error, tokens=tokens, with_status=with_status
+            rows,
+            opened.description.dimension,
+            operator.on_error,
+            tokens=tokens,
+            with_status=with_status,
         )
 
 

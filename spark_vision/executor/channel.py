@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -47,20 +48,20 @@ class Channel:
     def send(
         self, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None
     ) -> None:
-        """Send a message.
+        """Send a message, without waiting: an end that reads its messages always has room for one.
 
         Raises:
-            OSError: The other end is gone.
+            OSError: The other end is gone, or does not read.
         """
         layout, descriptor = self._writer.write(tensors) if tensors else ({}, None)
         packet = json.dumps({**header, "tensors": layout}).encode()
         if len(packet) > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {len(packet)} bytes; allowed: {MAX_HEADER_BYTES}")
         if descriptor is None:
-            self._connection.send(packet)
+            self._connection.send(packet, socket.MSG_DONTWAIT)
             return
         try:
-            socket.send_fds(self._connection, [packet], [descriptor])
+            socket.send_fds(self._connection, [packet], [descriptor], socket.MSG_DONTWAIT)
         finally:
             os.close(descriptor)
 
@@ -89,6 +90,11 @@ class Channel:
             return None
         header = json.loads(packet)
         return header, self._reader.read(header.pop("tensors"))
+
+    def cut_off(self) -> None:
+        """End the connection, which whoever reads from it sees, in this process too."""
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket; memory goes with the last tensor that lies in it."""

@@ -33,6 +33,8 @@ FAILURE_STANDS_SECONDS = 30.0
 MOST_STARTS = 3
 # A batch that ends the server each time is at fault itself.
 MOST_SENDS = 3
+# An ending server removes its folder when it is empty, also under one who begins to use it.
+MOST_FOLDER_TRIES = 10
 # Beyond the load's own deadline, which a stopped process cannot keep.
 GRACE_SECONDS = 5.0
 
@@ -162,13 +164,7 @@ class ServedModel(RemoteModel):
 
     def _start(self) -> bool:
         """Start the server, unless another has the lock: False then."""
-        try:
-            self._place.prepare()
-            lock = ServerLock.take(self._place)
-        except FileNotFoundError:  # an ending server removed its empty folder
-            return False
-        except OSError as error:
-            raise SharingUnavailableError(f"its folder cannot be used: {error}") from error
+        lock = self._take_lock()
         if lock is None:
             return False
         try:
@@ -182,6 +178,19 @@ class ServedModel(RemoteModel):
         finally:
             lock.close()
         return True
+
+    def _take_lock(self) -> ServerLock | None:
+        trouble: OSError | None = None
+        for _ in range(MOST_FOLDER_TRIES):
+            try:
+                self._place.prepare()
+                return ServerLock.take(self._place)
+            except FileNotFoundError as error:  # an ending server removed its empty folder
+                trouble = error
+            except OSError as error:
+                trouble = error
+                break
+        raise SharingUnavailableError(f"its folder cannot be used: {trouble}") from trouble
 
     def _judge_last(self, lock: ServerLock) -> None:
         if lock.read().get("starts", 0) >= MOST_STARTS:

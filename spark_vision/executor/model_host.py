@@ -23,9 +23,11 @@ from spark_vision.operators import Operator
 
 if TYPE_CHECKING:
     from spark_vision.executor.model_client import ServedModel
+    from spark_vision.executor.server_place import ServerPlace
 
 logger = logging.getLogger(__name__)
 
+Key = TypeVar("Key")
 Model = TypeVar("Model")
 Stamp = tuple[tuple[str, int, int], ...]
 
@@ -65,7 +67,7 @@ def stamp_of(checkpoint: Checkpoint) -> Stamp:
 
 
 _loaded: OrderedDict[ModelKey, PlacedModel] = OrderedDict()
-_served: "OrderedDict[ModelKey, ServedModel]" = OrderedDict()
+_served: "OrderedDict[ServerPlace, ServedModel]" = OrderedDict()
 _loading = threading.Lock()
 
 
@@ -124,16 +126,14 @@ def _serve(key: ModelKey, task: Task) -> "ServedModel | None":
         return _keep(
             _served,
             KEPT_CONNECTION_COUNT,
-            key,
+            place,
             lambda: model_client.ServedModel(order, place, task.batch_seconds),
         )
     except model_client.SharingUnavailableError as error:
         return _decline(str(error))
 
 
-def _keep(
-    kept: OrderedDict[ModelKey, Model], count: int, key: ModelKey, make: Callable[[], Model]
-) -> Model:
+def _keep(kept: OrderedDict[Key, Model], count: int, key: Key, make: Callable[[], Model]) -> Model:
     if key not in kept:
         while len(kept) >= count:
             kept.popitem(last=False)

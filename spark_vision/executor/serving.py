@@ -119,7 +119,8 @@ class _Serving:
             try:
                 channel.send(answer, result)
             except OSError as error:
-                logger.info("a client left in the middle of its call: %s", error)
+                logger.info("a client did not take its answer: %s", error)
+                channel.cut_off()
             del channel, header, tensors, result
 
     def _answer(

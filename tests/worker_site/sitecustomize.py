@@ -1,46 +1,80 @@
-"""Counts the images that reach a model's forward, in whatever Python process loads it.
+"""What tests need to know of processes that Spark starts: watched from outside of the code.
 
-On the PYTHONPATH of Spark's workers, Python imports this file at its start. Once transformers'
-DINOv2 is imported, each forward pass adds its number of images to a file of the folder that the
-environment names: a count taken from outside of the code under test.
+On the PYTHONPATH of Spark's workers, and so of the model servers that they start, Python imports
+this file at its start. The environment says what to do, once the module in question is imported:
+
+COUNTED_FORWARDS  a folder: each forward pass of a DINOv2 adds its number of images to a file there,
+                  and takes as long as the file `forward_seconds` beside it says.
+RECORDED_LOADS    a folder: each load of a model adds a line of JSON to a file there.
+SIMULATED_GPUS    their number, as torch reports it; what is loaded on one computes on the CPU.
 """
 
 import importlib.abc
 import importlib.util
+import json
 import os
 import sys
+import time
 from pathlib import Path
-
-WATCHED = "transformers.models.dinov2.modeling_dinov2"
 
 
 class Watcher(importlib.abc.MetaPathFinder):
+    def __init__(self, changes):
+        self._changes = changes
+
     def find_spec(self, name, path, target=None):
-        if name != WATCHED:
+        change = self._changes.pop(name, None)
+        if change is None:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         run = spec.loader.exec_module
 
         def exec_module(module):
             run(module)
-            count_forwards(module.Dinov2Embeddings)
+            change(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
-def count_forwards(embeddings):
-    forward = embeddings.forward
+def count_forwards(module):
+    forward = module.Dinov2Embeddings.forward
+    folder = Path(os.environ["COUNTED_FORWARDS"])
 
     def counted(self, pixel_values, *args, **kwargs):
-        path = Path(os.environ["COUNTED_FORWARDS"]) / str(os.getpid())
-        with path.open("a") as file:
+        with (folder / str(os.getpid())).open("a") as file:
             file.write(f"{len(pixel_values)}\n")
+        if (folder.parent / "forward_seconds").exists():
+            time.sleep(float((folder.parent / "forward_seconds").read_text()))
         return forward(self, pixel_values, *args, **kwargs)
 
-    embeddings.forward = counted
+    module.Dinov2Embeddings.forward = counted
 
 
-if "COUNTED_FORWARDS" in os.environ:
-    sys.meta_path.insert(0, Watcher())
+def record_loads(module):
+    load = module.load_model
+
+    def recorded(checkpoint, dtype, device):
+        import torch
+
+        with (Path(os.environ["RECORDED_LOADS"]) / str(os.getpid())).open("a") as file:
+            words = {"device": str(device), "pid": os.getpid(), "package": module.__file__}
+            file.write(json.dumps(words) + "\n")
+        return load(checkpoint, dtype, torch.device("cpu"))
+
+    module.load_model = recorded
+
+
+def simulate_gpus(module):
+    module.cuda.is_available = lambda: True
+    module.cuda.device_count = lambda: int(os.environ["SIMULATED_GPUS"])
+
+
+CHANGES = {
+    "COUNTED_FORWARDS": ("transformers.models.dinov2.modeling_dinov2", count_forwards),
+    "RECORDED_LOADS": ("spark_vision.models.families", record_loads),
+    "SIMULATED_GPUS": ("torch", simulate_gpus),
+}
+wanted = dict(change for name, change in CHANGES.items() if name in os.environ)
+if wanted:
+    sys.meta_path.insert(0, Watcher(wanted))

@@ -3,10 +3,11 @@
 On the PYTHONPATH of Spark's workers, and so of the model servers that they start, Python imports
 this file at its start. The environment says what to do, once the module in question is imported:
 
-COUNTED_FORWARDS  a folder: each forward pass of a DINOv2 adds its number of images to a file there,
-                  and takes as long as the file `forward_seconds` beside it says.
-RECORDED_LOADS    a folder: each load of a model adds a line of JSON to a file there.
-SIMULATED_GPUS    their number, as torch reports it; what is loaded on one computes on the CPU.
+COUNTED_FORWARDS  A folder: each forward pass of a DINOv2 adds its number of images to a file
+                  there, and takes as long as the file `forward_seconds` beside it says.
+RECORDED_LOADS    A folder: each load of a model adds a line of JSON to a file there. It fails in
+                  the executor that the file `failing_executor` beside it names.
+SIMULATED_GPUS    Their number, as torch reports it; what is loaded on one computes on the CPU.
 """
 
 import importlib.abc
@@ -60,6 +61,9 @@ def record_loads(module):
         with (Path(os.environ["RECORDED_LOADS"]) / str(os.getpid())).open("a") as file:
             words = {"device": str(device), "pid": os.getpid(), "package": module.__file__}
             file.write(json.dumps(words) + "\n")
+        failing = Path(os.environ["RECORDED_LOADS"]).parent / "failing_executor"
+        if failing.exists() and f'"pid": {failing.read_text()},' in sys.argv[1]:
+            raise OSError("the disk of this host is broken")
         return load(checkpoint, dtype, torch.device("cpu"))
 
     module.load_model = recorded

@@ -111,6 +111,9 @@ class Driver:
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.ui.enabled": "false",
+            # Work begins when all executors are there.
+            "spark.scheduler.minRegisteredResourcesRatio": "1.0",
+            "spark.scheduler.maxRegisteredResourcesWaitingTime": "120s",
             "spark.log.level": "OFF",
             "spark.sql.shuffle.partitions": "2",
             "spark.pyspark.python": sys.executable,
@@ -165,13 +168,13 @@ class Driver:
         """The Python workers of this driver's executors, and apart from them their daemons."""
         python = [
             process
-            for process in psutil.process_iter(["cmdline", "environ", "ppid"])
+            for process in psutil.process_iter(["cmdline", "environ"])
             if "pyspark.daemon" in (process.info["cmdline"] or [])
             and (process.info["environ"] or {}).get("TMPDIR") == str(self.folder / "tmp")
         ]
-        ids = {process.pid for process in python}
-        workers = [process for process in python if process.info["ppid"] in ids]
-        return workers, [process for process in python if process not in workers]
+        daemons = [process for process in python if process.parent().name() == "java"]
+        ids = {process.pid for process in daemons}
+        return [process for process in python if process.ppid() in ids], daemons
 
     def wait_for_forwards(self):
         """Wait until models have begun to compute more batches than now."""

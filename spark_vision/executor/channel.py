@@ -89,6 +89,8 @@ class Channel:
         if not packet:
             return None
         header = json.loads(packet)
+        if not isinstance(header, dict) or not isinstance(header.get("tensors"), dict):
+            raise ValueError("a packet without a header")
         return header, self._reader.read(header.pop("tensors"))
 
     def cut_off(self) -> None:

@@ -8,7 +8,6 @@ import logging
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -46,8 +45,6 @@ class SharingUnavailableError(Exception):
 @cache
 def why_not_shared() -> str | None:
     """Say what this process lacks for a model server; None where nothing is missing."""
-    if sys.platform != "linux":
-        return "it needs Linux"
     try:
         os.close(os.pidfd_open(os.getpid()))
         os.close(os.memfd_create("spark-vision", os.MFD_ALLOW_SEALING))

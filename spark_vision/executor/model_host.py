@@ -102,16 +102,18 @@ def _load(key: ModelKey, task: Task) -> PlacedModel:
 
 
 def _serve(key: ModelKey, task: Task) -> "ServedModel | None":
-    try:
-        from spark_vision.executor import model_client
-        from spark_vision.executor.server_place import ServerPlace
-        from spark_vision.executor.server_start import ServerOrder
-    except ImportError as error:  # a system without descriptors that can be passed on
-        return _decline(str(error))
-    missing = "no executor's JVM is among this process's ancestors"
-    reason = model_client.why_not_shared() if task.executor else missing
-    if reason is not None or task.executor is None:
-        return _decline(reason or missing)
+    if sys.platform != "linux":
+        return _decline("a model server needs Linux")
+    if task.executor is None:
+        return _decline("no executor's JVM is among this process's ancestors")
+    # Other systems lack what these need as soon as they are imported.
+    from spark_vision.executor import model_client
+    from spark_vision.executor.server_place import ServerPlace
+    from spark_vision.executor.server_start import ServerOrder
+
+    reason = model_client.why_not_shared()
+    if reason is not None:
+        return _decline(reason)
     order = ServerOrder(
         executor=task.executor,
         folder=str(key.checkpoint.folder.absolute()),

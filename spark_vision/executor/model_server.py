@@ -99,9 +99,11 @@ def _fail(order: ServerOrder, place: ServerPlace, lock: ServerLock, error: Excep
             f"cannot load {order.folder} as {order.dtype} on {order.device}: "
             f"{type(error).__name__}: {error}; log: {place.log}"
         )
-    lock.write_failure(kind, message)
-    place.address.unlink(missing_ok=True)
-    os._exit(1)
+    try:
+        lock.write_failure(kind, message)
+        place.address.unlink(missing_ok=True)
+    finally:
+        os._exit(1)
 
 
 def _end(place: ServerPlace, why: str, code: int = 0) -> NoReturn:

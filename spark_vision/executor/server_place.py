@@ -218,8 +218,7 @@ def _executor_is_alive(folder: Path) -> bool:
     namespace, *numbers = folder.name.split("-")
     if namespace != _pid_namespace() or not all(number.isdecimal() for number in numbers):
         return False
-    pid, start_ticks = map(int, numbers)
-    return ExecutorProcess(pid, start_ticks).is_alive()
+    return len(numbers) == 2 and ExecutorProcess(*map(int, numbers)).is_alive()
 
 
 def _pid_namespace() -> str:

@@ -107,7 +107,7 @@ class _Serving:
         self._calls.put((channel, *message))
 
     def compute(self) -> None:
-        """Answer calls in the order in which they came, for ever."""
+        """Answer calls in the order in which they came, while the device works."""
         while True:
             channel, header, tensors = self._calls.get()
             self._lock.beat()
@@ -121,6 +121,8 @@ class _Serving:
             except OSError as error:
                 logger.info("a client did not take its answer: %s", error)
                 channel.cut_off()
+            if self.is_broken:
+                return  # whoever waits sees the end of this process, and asks another
             del channel, header, tensors, result
 
     def _answer(

@@ -26,6 +26,7 @@ from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.model_host import reach_model
 from spark_vision.executor.model_methods import describe_error, make_error
 from spark_vision.executor.server_place import ServerPlace, read_pid
+from spark_vision.executor.server_start import ServerOrder
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import resolve_checkpoint
 from spark_vision.models.families import load_model, load_preprocessor, load_tokenizer
@@ -227,30 +228,44 @@ def test_another_users_process_is_not_served(lasting_host):
     assert "user 65534" in place.log.read_text()
 
 
-def test_workers_that_come_at_once_share_one_load(host, pixels, scaling, expected):
-    def work(_):
-        operator = ImageViTEmbedding(model_name=str(host.checkpoints / "dinov2"))
-        checkpoint = resolve_checkpoint(operator)
-        order = model_client.ServerOrder(
-            ExecutorProcess.of(host.executor.pid),
-            str(checkpoint.folder),
-            "float32",
-            "cpu",
-            1,
-            60,
-            0,
-        )
-        place = ServerPlace.of(order.executor, "model")
-        served = model_client.ServedModel(order, place, 60)
-        return served.embed_images(pixels, scaling, "cls"), served.placement().server_pid
+def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
+    host, pixels, scaling, expected
+):
+    other = subprocess.Popen(["sleep", "600"])
+    operator = ImageViTEmbedding(model_name=str(host.checkpoints / "dinov2"))
+    checkpoint = resolve_checkpoint(operator)
 
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(work, range(4)))
-    assert len({pid for _, pid in results}) == 1
-    assert host.load_count() == 1
-    for vectors, _ in results:
-        torch.testing.assert_close(vectors, expected)
-    assert "loaded" in host.place().log.read_text()
+    def work(pid):
+        order = ServerOrder(
+            executor=ExecutorProcess.of(pid),
+            folder=str(checkpoint.folder),
+            dtype="float32",
+            device="cpu",
+            thread_count=1,
+            load_seconds=120,
+            idle_seconds=0,
+        )
+        served = model_client.ServedModel(order, ServerPlace.of(order.executor, "model"), 60)
+        torch.testing.assert_close(served.embed_images(pixels, scaling, "cls"), expected)
+        placement = served.placement()
+        assert placement.executor.startswith(f"{pid}-")
+        return placement.server_pid
+
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            servers = list(pool.map(work, [host.executor.pid, other.pid] * 3))
+    finally:
+        other.kill()
+        other.wait()
+    assert servers == servers[:2] * 3
+    assert len(set(servers)) == host.load_count() == 2
+    assert wait_until(lambda: not psutil.pid_exists(servers[1]) or zombie(servers[1]), 2)
+    assert host.servers() == [servers[0]]
+    assert "bytes of weights" in host.place().log.read_text()
+
+
+def zombie(pid):
+    return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_batch_outlives_the_death_and_the_hang_of_its_server(host, pixels, scaling, expected):
@@ -371,3 +386,31 @@ def test_a_limited_address_space_is_seen_first():
     )
     assert "spark.executor.pyspark.memory" in limited.stdout
     assert model_client.why_not_shared() is None
+
+
+def test_on_a_full_disk_the_worker_loads(tmp_path, checkpoints):
+    code = f"""
+import os, subprocess, tempfile, torch
+from spark_vision import ImageViTEmbedding
+from spark_vision.executor.executor_process import ExecutorProcess
+from spark_vision.executor.model_host import reach_model
+from spark_vision.executor.task import Task
+from spark_vision.models.checkpoints import resolve_checkpoint
+tempfile.tempdir = {str(tmp_path)!r}
+operator = ImageViTEmbedding(model_name={str(checkpoints / "dinov2")!r})
+task = Task((), 1, executor=ExecutorProcess.of(os.getpid()))
+reached = reach_model(resolve_checkpoint(operator), operator, torch.device("cpu"), task)
+assert reached.placement().server_pid == os.getpid()
+"""
+    mount = f"mount -t tmpfs -o size=16k,nr_inodes=4 tmpfs {tmp_path}"
+    script = f'{mount} && exec {sys.executable} -c "$0"'
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if "unshare:" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("this machine lets nobody mount a small disk")
+    assert done.returncode == 0, done.stderr
+    assert "No space left on device" in done.stderr

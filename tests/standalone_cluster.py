@@ -42,16 +42,26 @@ class Cluster:
             f"-Dspark.worker.resource.gpu.discoveryScript={script}"
         )
         self._processes = []
-        log = self._start("master.Master", "--port", "0", "--webui-port", "0")
-        self.url = wait_for(lambda: re.search(r"spark://127.0.0.1:\d+", log.read_text()), 60)[0]
-        for number in range(worker_count):
-            self.add_worker(number)
+        self._worker_count = worker_count
 
-    def add_worker(self, number):
+    def __enter__(self):
+        try:
+            log = self._start("master.Master", "--port", "0", "--webui-port", "0")
+            self.url = wait_for(lambda: re.search(r"spark://127.0.0.1:\d+", log.read_text()), 120)[
+                0
+            ]
+            for number in range(self._worker_count):
+                self._add_worker(number)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _add_worker(self, number):
         work = str(self._folder / f"work-{number}")
         options = ["--cores", str(CORES_PER_WORKER), "--memory", "1g", "--work-dir", work]
         log = self._start("worker.Worker", "--webui-port", "0", *options, self.url, name=number)
-        wait_for(lambda: "Successfully registered" in log.read_text(), 60)
+        wait_for(lambda: "Successfully registered" in log.read_text(), 120)
 
     def _start(self, java_class, *arguments, name=""):
         log = self._folder / f"{java_class}{name}.log"
@@ -74,7 +84,7 @@ class Cluster:
         self._processes.append(process)
         return log
 
-    def stop(self):
+    def __exit__(self, *_):
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -125,7 +135,11 @@ class Driver:
     def __enter__(self):
         from cluster_jobs import start
 
-        self.submit(start, self._settings).result(timeout=300)
+        try:
+            self.run(start, self._settings)
+        except BaseException:
+            self._kill()
+            raise
         return self
 
     def submit(self, function, *arguments):
@@ -144,9 +158,17 @@ class Driver:
         from cluster_jobs import stop
 
         if self._pool is not None:
-            self.submit(stop).result(timeout=60)
-            self._pool.shutdown()
-            self._pool = None
+            try:
+                self.submit(stop).result(timeout=60)
+            finally:
+                self._kill()
+
+    def _kill(self):
+        # A driver that hangs would keep this process from its end; its JVM ends with it.
+        for process in list(self._pool._processes.values()):
+            process.kill()
+        self._pool.shutdown()
+        self._pool = None
 
     def loads(self):
         """What the processes that loaded a model wrote down."""

@@ -69,7 +69,7 @@ class Channel:
         """Wait for a message, or for the end; False when neither came in time."""
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        return bool(poll.poll(max(0.0, seconds * 1000)))
 
     def receive(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
         """Receive a message, waiting for it.

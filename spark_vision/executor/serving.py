@@ -59,8 +59,8 @@ def serve_clients(
                     serving.receive(key.fileobj, selector)
                 else:
                     serving.accept(listener, selector)
-            if serving.is_broken:
-                return "the device is broken", 1
+            if serving.has_ended:
+                return "the model's thread has ended", 1
             if idle_seconds and serving.idle_seconds() >= idle_seconds:
                 return f"no call for {idle_seconds:g} s", 0
 
@@ -74,7 +74,8 @@ class _Serving:
         )
         self._in_flight: set[Channel] = set()
         self._last_answer = time.monotonic()
-        self.is_broken = False
+        self._is_device_broken = False
+        self.has_ended = False
 
     def idle_seconds(self) -> float:
         """Return for how long nobody has called."""
@@ -108,22 +109,27 @@ class _Serving:
 
     def compute(self) -> None:
         """Answer calls in the order in which they came, while the device works."""
-        while True:
-            channel, header, tensors = self._calls.get()
-            self._lock.beat()
-            answer, result = self._answer(header, tensors)
-            self._lock.beat()
-            self._last_answer = time.monotonic()
-            # Before the answer: the client may call again as soon as it has it.
-            self._in_flight.discard(channel)
-            try:
-                channel.send(answer, result)
-            except OSError as error:
-                logger.info("a client did not take its answer: %s", error)
-                channel.cut_off()
-            if self.is_broken:
-                return  # whoever waits sees the end of this process, and asks another
-            del channel, header, tensors, result
+        try:
+            while not self._is_device_broken:
+                self._answer_next()
+        except Exception:
+            logger.exception("the model's thread failed")
+        # Whoever waits sees the end of this process, and asks another.
+        self.has_ended = True
+
+    def _answer_next(self) -> None:
+        channel, header, tensors = self._calls.get()
+        self._lock.beat()
+        answer, result = self._answer(header, tensors)
+        self._lock.beat()
+        self._last_answer = time.monotonic()
+        # Before the answer: the client may call again as soon as it has it.
+        self._in_flight.discard(channel)
+        try:
+            channel.send(answer, result)
+        except OSError as error:
+            logger.info("a client did not take its answer: %s", error)
+            channel.cut_off()
 
     def _answer(
         self, header: Mapping[str, Any], tensors: Tensors
@@ -134,7 +140,7 @@ class _Serving:
             return {}, serve(self._placed.model, header["method"], header["arguments"], tensors)
         except Exception as error:
             described = {"error": describe_error(error)}
-            self.is_broken = isinstance(error, torch.AcceleratorError)
+            self._is_device_broken = isinstance(error, torch.AcceleratorError)
             if not isinstance(error, torch.OutOfMemoryError | ValueError | IndexError):
                 logger.exception("a call of %s failed", header.get("method"))
         # Out of the handler, whose traceback would keep the failed batch's tensors alive.

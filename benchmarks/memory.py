@@ -2,9 +2,11 @@
 
 Such a batch holds 50 GB, more than a machine like this one has, so the rows are Arrow views of a
 few distinct images, which the code reads as it reads any other bytes; with `--source url` they are
-paths.
+paths. With `--captions` photographs of 4000×3000 pixels are captioned, 4 at a time, by a small
+Qwen2.5-VL of so many pixels at most.
 
     .venv/bin/python benchmarks/memory.py [--rows 10000] [--source binary|url] [--cpus 2]
+    .venv/bin/python benchmarks/memory.py --rows 64 --captions 1003520
 """
 
 import argparse
@@ -18,9 +20,9 @@ import psutil
 import pyarrow as pa
 
 from photographs import jpeg_bytes
-from random_checkpoints import write_feather_clip
-from spark_vision import ClipImageEmbedding
-from spark_vision.executor.embedding import embed_images
+from random_checkpoints import write_feather_clip, write_qwen_vl
+from spark_vision import ClipImageEmbedding, QwenVLImageUnderstanding
+from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.task import Task
 
 DISTINCT_COUNT = 4
@@ -64,9 +66,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--source", default="binary", choices=["binary", "url"])
     parser.add_argument("--cpus", type=int, default=2, help="cores of the task")
+    parser.add_argument("--captions", type=int, metavar="MAX_PIXELS", help="of the Qwen2.5-VL")
     arguments = parser.parse_args()
+    size = (4000, 3000) if arguments.captions else (3000, 2250)
     with tempfile.TemporaryDirectory() as folder:
-        contents = [jpeg_bytes(seed, 3000, 2250, 94, grain=17) for seed in range(DISTINCT_COUNT)]
+        contents = [jpeg_bytes(seed, *size, 94, grain=17) for seed in range(DISTINCT_COUNT)]
         print("bytes of the distinct images:", [len(content) for content in contents])
         if arguments.source == "url":
             for seed, content in enumerate(contents):
@@ -75,14 +79,23 @@ def main() -> None:
             batch = pa.array(names)
         else:
             batch = view_array(contents, arguments.rows)
-        operator = ClipImageEmbedding(model_name=str(write_feather_clip(Path(folder) / "clip")))
+        operator: ClipImageEmbedding | QwenVLImageUnderstanding
+        if arguments.captions:
+            checkpoint = write_qwen_vl(
+                Path(folder) / "qwen", arguments.captions, hidden_size=96, stops=False
+            )
+            operator = QwenVLImageUnderstanding(
+                model_name=str(checkpoint), dtype="float32", max_caption_length=2
+            )
+        else:
+            operator = ClipImageEmbedding(model_name=str(write_feather_clip(Path(folder) / "clip")))
         task = Task(gpu_addresses=(), cpus=arguments.cpus)
-        small = pa.array([jpeg_bytes(0)] * 64, pa.binary())
-        list(embed_images([small], ClipImageEmbedding(model_name=operator.model_name), task))
+        small = pa.array([jpeg_bytes(0)] * 8, pa.binary())
+        list(compute_images([small], [operator], task))
         baseline_bytes = psutil.Process().memory_info().rss
         started = time.monotonic()
         with PeakMemory() as memory:
-            done = sum(len(array) for array in embed_images([batch], operator, task))
+            done = sum(len(array) for (array,) in compute_images([batch], [operator], task))
     assert done == arguments.rows
     print(f"{done} rows in {time.monotonic() - started:.0f} s from one {arguments.source} batch")
     print(f"resident before {baseline_bytes / 2**20:.0f} MiB, ", end="")

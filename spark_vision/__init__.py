@@ -12,10 +12,11 @@ from spark_vision.operators import (
     ClipTextEmbedding,
     ImageLimits,
     ImageViTEmbedding,
+    QwenVLImageUnderstanding,
 )
 
 if TYPE_CHECKING:
-    from spark_vision.functions import embed_image, embed_text, model_placement
+    from spark_vision.functions import caption_image, embed_image, embed_text, model_placement
     from spark_vision.session import configure
     from spark_vision.sql import register_functions
     from spark_vision.tables import write_vision_columns
@@ -26,7 +27,9 @@ __all__ = [
     "ClipTextEmbedding",
     "ImageLimits",
     "ImageViTEmbedding",
+    "QwenVLImageUnderstanding",
     "SparkVisionError",
+    "caption_image",
     "configure",
     "embed_image",
     "embed_text",
@@ -36,6 +39,7 @@ __all__ = [
 ]
 
 _LAZY_NAMES = {
+    "caption_image": "spark_vision.functions",
     "configure": "spark_vision.session",
     "embed_image": "spark_vision.functions",
     "embed_text": "spark_vision.functions",

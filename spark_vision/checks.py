@@ -30,12 +30,12 @@ class ModelIdentity:
 
     Attributes:
         model_type: The checkpoint's own.
-        dimension: The length of every vector.
+        dimension: The length of every vector; None where the model writes.
         fingerprint: Of the checkpoint's weights, processor and tokenizer.
     """
 
     model_type: str
-    dimension: int
+    dimension: int | None
     fingerprint: str
 
 

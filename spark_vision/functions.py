@@ -1,4 +1,6 @@
-"""The column functions: a column and an operator give a column."""
+"""The column functions: a column and an operator give a column of vectors or captions."""
+
+from dataclasses import replace
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
@@ -8,11 +10,12 @@ from spark_vision.errors import InputTypeError
 from spark_vision.operators import (
     ClipImageEmbedding,
     ClipTextEmbedding,
-    EmbeddingOperator,
-    ImageOperator,
+    ImageEmbeddingOperator,
     ImageViTEmbedding,
+    Operator,
+    QwenVLImageUnderstanding,
 )
-from spark_vision.udfs import embedding_udf, placement_udf
+from spark_vision.udfs import operator_udf, placement_udf
 
 
 def embed_image(
@@ -39,9 +42,9 @@ def embed_image(
         InputTypeError: The operator is not for images.
         SparkVisionError: The checkpoint is known here, and is not what the operator needs.
     """
-    if not isinstance(operator, ImageOperator):
+    if not isinstance(operator, ImageEmbeddingOperator):
         raise _wrong_operator("embed_image", operator, "ImageViTEmbedding, ClipImageEmbedding")
-    return _embed(column, operator, with_status, deterministic)
+    return _compute([column], operator, with_status, deterministic)
 
 
 def embed_text(
@@ -58,16 +61,55 @@ def embed_text(
     """
     if not isinstance(operator, ClipTextEmbedding):
         raise _wrong_operator("embed_text", operator, "ClipTextEmbedding")
-    return _embed(column, operator, with_status, deterministic)
+    return _compute([column], operator, with_status, deterministic)
 
 
-def model_placement(column: Column | str, operator: EmbeddingOperator) -> Column:
+def caption_image(
+    image: Column | str,
+    operator: QwenVLImageUnderstanding,
+    prompt: str | Column | None = None,
+    with_status: bool = False,
+    deterministic: bool = False,
+) -> Column:
+    """Write about a column of images.
+
+    Args:
+        image: As for `embed_image`.
+        operator: What to compute.
+        prompt: What is asked of every image; or a column of strings, with a prompt per row, where
+            null and blank ones mean `operator.prompt`. None means `operator.prompt` everywhere.
+        with_status: Give struct<caption, status, error, truncated>: why a row has no caption, and
+            whether one was cut at `operator.max_caption_length`.
+        deterministic: As for `embed_image`.
+
+    Returns:
+        A string, or the struct. A row without any prompt has the status `bad_prompt`.
+
+    Raises:
+        InputTypeError: The operator or the prompt is of another type.
+        SparkVisionError: The checkpoint is known here, and is not what the operator needs.
+    """
+    if not isinstance(operator, QwenVLImageUnderstanding):
+        raise _wrong_operator("caption_image", operator, "QwenVLImageUnderstanding")
+    if isinstance(prompt, Column):
+        return _compute([image, prompt], operator, with_status, deterministic)
+    if prompt is not None and not isinstance(prompt, str):
+        raise InputTypeError(
+            f"caption_image got a prompt of type {type(prompt).__name__}; allowed: a string, or a "
+            "column of strings"
+        )
+    if prompt is not None and prompt.strip():
+        operator = replace(operator, prompt=prompt)
+    return _compute([image], operator, with_status, deterministic)
+
+
+def model_placement(column: Column | str, operator: Operator) -> Column:
     """Compute a column's rows, and say which process holds the model that computed each.
 
     `SELECT DISTINCT` over it shows on any cluster what "once per executor" came to.
 
     Args:
-        column: What the operator reads, as for `embed_image` or `embed_text`.
+        column: What the operator reads, as for `embed_image`, `embed_text` or `caption_image`.
         operator: What to compute.
 
     Returns:
@@ -86,16 +128,17 @@ def model_placement(column: Column | str, operator: EmbeddingOperator) -> Column
     return placed
 
 
-def _embed(
-    column: Column | str,
-    operator: EmbeddingOperator,
+def _compute(
+    columns: list[Column | str],
+    operator: Operator,
     with_status: bool,
     deterministic: bool,
 ) -> Column:
     check_operator_on_driver(operator)
-    udf = embedding_udf(operator, with_status=with_status, deterministic=deterministic)
-    embedded: Column = udf(F.col(column) if isinstance(column, str) else column)
-    return embedded
+    udf = operator_udf(operator, with_status=with_status, deterministic=deterministic)
+    named = [F.col(column) if isinstance(column, str) else column for column in columns]
+    computed: Column = udf(*named)
+    return computed
 
 
 def _wrong_operator(function: str, operator: object, allowed: str) -> InputTypeError:

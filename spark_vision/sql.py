@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from spark_vision.checks import check_operator_on_driver
 from spark_vision.errors import InvalidOptionError
-from spark_vision.operators import EmbeddingOperator
-from spark_vision.udfs import embedding_udf, placement_udf
+from spark_vision.operators import Operator
+from spark_vision.udfs import operator_udf, placement_udf
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -16,15 +16,17 @@ def register_functions(
     spark: "SparkSession",
     with_status: bool = False,
     deterministic: bool = False,
-    **operators: EmbeddingOperator,
+    **operators: Operator,
 ) -> None:
     """Register a temporary SQL function for each operator, and `<name>_placement` beside it.
 
     Args:
         spark: The session whose SQL shall know the functions.
-        with_status: Give struct<embedding, status, error> instead of the bare value.
+        with_status: Give struct<embedding, status, error> instead of the bare value, or
+            struct<caption, status, error, truncated>.
         deterministic: As for `functions.embed_image`.
-        **operators: The functions' names and what they compute.
+        **operators: The functions' names and what they compute. A function for captions takes
+            images, or images and prompts; null and blank prompts mean the operator's.
 
     Raises:
         InvalidOptionError: A name is not one that SQL can call, or none was given.
@@ -45,7 +47,7 @@ def register_functions(
                 f"register_functions got the name {name!r}; allowed: ASCII letters, digits and _"
             )
     functions = {
-        name: embedding_udf(operator, with_status=with_status, deterministic=deterministic)
+        name: operator_udf(operator, with_status=with_status, deterministic=deterministic)
         for name, operator in operators.items()
     }
     for operator in operators.values():

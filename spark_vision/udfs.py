@@ -1,19 +1,13 @@
-"""From an operator to an iterator UDF: one body, in an Arrow shell where Spark has it, or pandas.
+"""From operators to user-defined functions: the body that executors run, and the type it gives."""
 
-Spark 4.1 brought UDFs over Arrow arrays, which spare each batch a way through pandas; 4.0 has the
-pandas kind alone. Both are asked for by type hints, which is why this file spells them out.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import pandas as pd
 import pyarrow as pa
-from pyspark.sql import functions as F
-from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import (
     ArrayType,
+    BooleanType,
     DataType,
     DoubleType,
     FloatType,
@@ -31,18 +25,14 @@ from spark_vision.operators import (
     ClipTextEmbedding,
     EmbeddingOperator,
     ImageOperator,
+    Operator,
+    QwenVLImageUnderstanding,
 )
+from spark_vision.vectorized import ArrowBody, Batch, vectorized_udf
 
 if TYPE_CHECKING:
     from pyspark.accumulators import Accumulator
 
-_IMAGE_STRUCT_TYPES = {
-    "height": pa.int32(),
-    "width": pa.int32(),
-    "nChannels": pa.int32(),
-    "mode": pa.int32(),
-    "data": pa.binary(),
-}
 
 PLACEMENT_TYPE = StructType(
     [
@@ -57,93 +47,150 @@ PLACEMENT_TYPE = StructType(
     ]
 )
 
-ArrowBody = Callable[[Iterator[pa.Array]], Iterator[pa.Array]]
+
+@dataclass(frozen=True)
+class ImagesBody:
+    """What the executors run, as it is pickled: it imports torch there, never on the driver.
+
+    Attributes:
+        operators: What to compute of each image.
+        names: The field of each operator in the struct that is given; None for a single operator,
+            whose value is given bare.
+        with_status: Give structs of value, status and error as the values.
+        environment: The driver's settings of the Hugging Face hub.
+        statuses: A counter for each operator, or none.
+    """
+
+    operators: tuple[ImageOperator, ...]
+    names: tuple[str, ...] | None
+    with_status: bool
+    environment: HubEnvironment
+    statuses: tuple["Accumulator[dict[str, int]]", ...]
+
+    def __call__(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
+        """Give what the operators make of the images, in order."""
+        self.environment.apply()
+        from spark_vision.executor.image_columns import compute_images
+        from spark_vision.executor.task import current_task
+
+        for arrays in compute_images(
+            batches,
+            self.operators,
+            current_task(),
+            with_status=self.with_status,
+            counts=[counter.add for counter in self.statuses],
+        ):
+            if self.names is None:
+                yield arrays[0]
+            else:
+                yield pa.StructArray.from_arrays(arrays, names=list(self.names))
 
 
 @dataclass(frozen=True)
-class EmbeddingBody:
-    """What the executors run, as it is pickled: it imports torch there, never on the driver."""
+class TextsBody:
+    """As ImagesBody, for an operator over texts."""
 
-    operator: EmbeddingOperator
+    operator: ClipTextEmbedding
     with_status: bool
     environment: HubEnvironment
     statuses: "Accumulator[dict[str, int]] | None"
 
-    def __call__(self, arrays: Iterator[pa.Array]) -> Iterator[pa.Array]:
-        """Give the embeddings of the arrays' elements, in order."""
+    def __call__(self, arrays: Iterator[Batch]) -> Iterator[pa.Array]:
+        """Give the embeddings of the texts, in order."""
         self.environment.apply()
-        from spark_vision.executor.embedding import embed_images, embed_texts
+        from spark_vision.executor.embedding import embed_texts
         from spark_vision.executor.task import current_task
 
-        embed: Any = embed_texts if isinstance(self.operator, ClipTextEmbedding) else embed_images
-        embedded: Iterator[pa.Array] = embed(
+        yield from embed_texts(
             arrays,
             self.operator,
             current_task(),
             with_status=self.with_status,
             count=self.statuses.add if self.statuses is not None else None,
         )
-        return embedded
 
 
 @dataclass(frozen=True)
 class PlacementBody:
-    """What the executors run for `model_placement`, as it is pickled."""
+    """As ImagesBody, for `model_placement` of any operator."""
 
-    operator: EmbeddingOperator
+    operator: Operator
     environment: HubEnvironment
 
-    def __call__(self, arrays: Iterator[pa.Array]) -> Iterator[pa.Array]:
-        """Give the placements of the models that computed the arrays' elements, in order."""
+    def __call__(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
+        """Give the placements of the models that computed the rows, in order."""
         self.environment.apply()
         from spark_vision.executor.placement_rows import place_rows
         from spark_vision.executor.task import current_task
 
-        place: Any = place_rows
-        placed: Iterator[pa.Array] = place(arrays, self.operator, current_task())
-        return placed
+        yield from place_rows(batches, self.operator, current_task())
 
 
-def placement_udf(operator: EmbeddingOperator) -> Any:
-    """Make the UDF that computes an operator over one column and says where it was computed.
-
-    Returns:
-        A user-defined function of one column; it is never deterministic.
+def placement_udf(operator: Operator) -> Any:
+    """Make the UDF that computes an operator and says where; it is never deterministic.
 
     Raises:
         InputTypeError: The operator is not an instance of an operator class.
     """
     _check_is_operator(operator)
     body = PlacementBody(operator, HubEnvironment.capture())
-    return _vectorized_udf(body, PLACEMENT_TYPE, "model_placement").asNondeterministic()
+    return vectorized_udf(body, PLACEMENT_TYPE, "model_placement").asNondeterministic()
 
 
-def embedding_udf(
-    operator: EmbeddingOperator,
+def operator_udf(
+    operator: Operator,
     *,
     with_status: bool = False,
     deterministic: bool = False,
     statuses: "Accumulator[dict[str, int]] | None" = None,
 ) -> Any:
-    """Make the UDF that computes an operator over one column.
+    """Make the UDF that computes one operator.
 
     Args:
-        operator: An image or text operator.
-        with_status: Return struct<embedding, status, error> instead of the bare embedding.
+        operator: Any of `OPERATORS`.
+        with_status: Return a struct of value, status and error instead of the bare value.
         deterministic: Let Spark move, repeat or merge calls as it does with pure functions. Without
             it each row is computed once, and Spark refuses the function in some places.
         statuses: Collects the number of rows by status as tasks end (classic sessions).
 
     Returns:
-        A user-defined function of one column.
+        A user-defined function of one column; for captions, of one or of two: images and prompts.
 
     Raises:
         InputTypeError: The operator is not an instance of an operator class.
     """
     _check_is_operator(operator)
-    body = EmbeddingBody(operator, with_status, HubEnvironment.capture(), statuses)
-    made = _vectorized_udf(body, _return_type(operator, with_status), _function_name(operator))
+    environment = HubEnvironment.capture()
+    body: ArrowBody
+    if isinstance(operator, ImageOperator):
+        counters = () if statuses is None else (statuses,)
+        body = ImagesBody((operator,), None, with_status, environment, counters)
+    else:
+        body = TextsBody(_as_texts(operator), with_status, environment, statuses)
+    made = vectorized_udf(body, _return_type(operator, with_status), _function_name([operator]))
     return made if deterministic else made.asNondeterministic()
+
+
+def images_udf(
+    operators: Mapping[str, ImageOperator],
+    statuses: "Mapping[str, Accumulator[dict[str, int]] | None]",
+) -> Any:
+    """Make the UDF that computes several operators of each image, which is decoded once.
+
+    Args:
+        operators: What to compute, by the name of its field; they read an image alike.
+        statuses: Collect the number of rows by status, for each name; None where there is none.
+
+    Returns:
+        A user-defined function of images, or of images and prompts: a struct of structs.
+    """
+    counters = tuple(each for name in operators if (each := statuses[name]) is not None)
+    body = ImagesBody(
+        tuple(operators.values()), tuple(operators), True, HubEnvironment.capture(), counters
+    )
+    fields = [StructField(name, value_type(operator)) for name, operator in operators.items()]
+    made = vectorized_udf(body, StructType(fields), _function_name([*operators.values()]))
+    return made.asNondeterministic()
 
 
 def _check_is_operator(operator: object) -> None:
@@ -153,67 +200,38 @@ def _check_is_operator(operator: object) -> None:
         raise InputTypeError(f"got {shown}; allowed: an instance of {', '.join(OPERATORS)}: {hint}")
 
 
-def _return_type(operator: EmbeddingOperator, with_status: bool) -> DataType:
-    vector = ArrayType(FloatType())
-    tokens = operator.effective_pooling == "tokens"
-    embedding = ArrayType(vector) if tokens else vector
-    if not with_status:
-        return embedding
-    return StructType(
-        [
-            StructField("embedding", embedding),
-            StructField("status", StringType()),
-            StructField("error", StringType()),
-        ]
-    )
+def _return_type(operator: Operator, with_status: bool) -> DataType:
+    struct = value_type(operator)
+    return struct if with_status else struct[0].dataType
 
 
-def _function_name(operator: EmbeddingOperator) -> str:
-    return "embed_image" if isinstance(operator, ImageOperator) else "embed_text"
+def value_type(operator: Operator) -> StructType:
+    """Return the struct of a row's value (the first field), its status and its error."""
+    name, value = "embedding", cast(DataType, ArrayType(FloatType()))
+    if isinstance(operator, QwenVLImageUnderstanding):
+        name, value = "caption", StringType()
+    elif isinstance(operator, EmbeddingOperator) and operator.effective_pooling == "tokens":
+        value = ArrayType(value)
+    fields: dict[str, DataType] = {name: value, "status": StringType(), "error": StringType()}
+    if name == "caption":
+        fields["truncated"] = BooleanType()
+    return StructType([StructField(each, kind) for each, kind in fields.items()])
 
 
-def _vectorized_udf(body: ArrowBody, return_type: DataType, name: str) -> Any:
-    if hasattr(F, "arrow_udf"):
-
-        def compute_arrow(arrays: Iterator[pa.Array]) -> Iterator[pa.Array]:
-            return body(arrays)
-
-        compute_arrow.__name__ = name
-        return F.arrow_udf(compute_arrow, return_type)
-
-    def compute_pandas(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        # The hint names the kind of function; structs travel as frames all the same.
-        return map(_to_pandas, body(map(_to_arrow, batches)))  # type: ignore[arg-type]
-
-    compute_pandas.__name__ = name
-    make_udf: Any = pandas_udf  # its type hints know functions of one series only
-    return make_udf(compute_pandas, return_type)
+def _as_texts(operator: Operator) -> ClipTextEmbedding:
+    if not isinstance(operator, ClipTextEmbedding):
+        raise InputTypeError(f"{type(operator).__name__} computes nothing of texts")
+    return operator
 
 
-def _to_arrow(batch: "pd.Series[Any] | pd.DataFrame") -> pa.Array:
-    """Spark hands a struct column to a pandas UDF as a frame with a column per field."""
-    if isinstance(batch, pd.DataFrame):
-        # pandas turns whole numbers with nulls among them into floats.
-        columns = [
-            pa.array(column, _IMAGE_STRUCT_TYPES.get(str(name)), from_pandas=True)
-            for name, column in batch.items()
-        ]
-        missing = pa.array(batch.isna().all(axis=1).to_numpy())
-        return pa.StructArray.from_arrays(columns, names=list(batch.columns), mask=missing)
-    return pa.Array.from_pandas(batch)
-
-
-def _to_pandas(array: pa.Array) -> "pd.Series[Any] | pd.DataFrame":
-    """Keep Arrow's buffer behind pandas' face; Spark takes a frame where it expects a struct.
-
-    Spark's converters know None, but not the NA that pandas puts for a null of an Arrow type.
-    """
-    if isinstance(array, pa.StructArray):
-        names = [field.name for field in array.type]
-        columns = [column.to_pandas() for column in array.flatten()]
-        frame: pd.DataFrame = pd.concat(columns, axis=1, keys=names)
-        return frame
-    if array.null_count:
-        series: pd.Series[Any] = array.to_pandas()
-        return series
-    return pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([array])))
+def _function_name(operators: Sequence[Operator]) -> str:
+    """Name a UDF in Spark's plans; progress reports know it by that name."""
+    kinds = {
+        "caption_image"
+        if isinstance(each, QwenVLImageUnderstanding)
+        else "embed_image"
+        if isinstance(each, ImageOperator)
+        else "embed_text"
+        for each in operators
+    }
+    return kinds.pop() if len(kinds) == 1 else "embed_and_caption_image"

@@ -17,7 +17,13 @@ def forwards_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def spark(tmp_path_factory, forwards_folder):
+def decodes_folder(tmp_path_factory):
+    """Where Spark's Python workers, and theirs only, write down each JPEG that they decode."""
+    return tmp_path_factory.mktemp("decodes")
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory, forwards_folder, decodes_folder):
     """A classic session on two local cores, as `configure` makes it."""
     from pyspark.sql import SparkSession
 
@@ -34,6 +40,7 @@ def spark(tmp_path_factory, forwards_folder):
         .config("spark.executorEnv.PYTHONPATH", str(WORKER_SITE))
         .config("spark.vision.model.idleSeconds", "60")
         .config("spark.executorEnv.COUNTED_FORWARDS", str(forwards_folder))
+        .config("spark.executorEnv.COUNTED_DECODES", str(decodes_folder))
     )
     session = configure(builder).getOrCreate()
     yield session
@@ -43,11 +50,18 @@ def spark(tmp_path_factory, forwards_folder):
 @pytest.fixture
 def count_forwards(forwards_folder):
     """A function that says how many images a DINOv2 has seen in this test."""
+    return _count_in(forwards_folder)
 
+
+@pytest.fixture
+def count_decodes(decodes_folder):
+    """A function that says how many JPEG files have been decoded in this test."""
+    return _count_in(decodes_folder)
+
+
+def _count_in(folder):
     def total():
-        return sum(
-            int(line) for file in forwards_folder.iterdir() for line in file.read_text().split()
-        )
+        return sum(int(line) for file in folder.iterdir() for line in file.read_text().split())
 
     before = total()
     return lambda: total() - before
@@ -55,11 +69,13 @@ def count_forwards(forwards_folder):
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
-    """A folder with the small checkpoints `dinov2`, `dinov2-other` and `clip`."""
+    """A folder with the small checkpoints `dinov2`, `dinov2-other`, `clip` and `qwen`."""
+    import caption_checkpoints
     import checkpoints as write
 
     folder = tmp_path_factory.mktemp("checkpoints")
     write.write_dinov2(folder / "dinov2")
     write.write_dinov2(folder / "dinov2-other", seed=1)
     write.write_clip(folder / "clip")
+    caption_checkpoints.write_qwen_vl(folder / "qwen")
     return folder

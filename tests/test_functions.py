@@ -21,7 +21,7 @@ from spark_vision.errors import (
     UnsupportedCheckpointError,
 )
 from spark_vision.functions import embed_image, embed_text, model_placement
-from spark_vision.udfs import embedding_udf
+from spark_vision.udfs import operator_udf
 
 PICTURE_COUNT = 24
 DIMENSION = 48
@@ -208,7 +208,7 @@ def test_statuses_reach_an_accumulator(spark, files, dino):
 
     statuses = spark.sparkContext.accumulator({}, Counts())
     some = F.when(F.col("path").endswith("3.png"), F.col("content"))
-    column = embedding_udf(dino, statuses=statuses)(some)
+    column = operator_udf(dino, statuses=statuses)(some)
     files.select(column).write.format("noop").mode("overwrite").save()
     assert statuses.value == {"ok": 3, "null_input": PICTURE_COUNT - 3}
 

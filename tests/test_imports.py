@@ -32,6 +32,8 @@ FLOORS = {
     "spark_vision.session": 4,
     "spark_vision.sql": 4,
     "spark_vision.udfs": 4,
+    "spark_vision.vectorized": 4,
+    "spark_vision.table_job": 5,
     "spark_vision.tables": 5,
     "spark_vision.demo": 5,
 }

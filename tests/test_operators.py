@@ -5,12 +5,23 @@ import pickle
 
 import pytest
 
-from spark_vision import ClipImageEmbedding, ClipTextEmbedding, ImageLimits, ImageViTEmbedding
+from spark_vision import (
+    ClipImageEmbedding,
+    ClipTextEmbedding,
+    ImageLimits,
+    ImageViTEmbedding,
+    QwenVLImageUnderstanding,
+)
 from spark_vision.errors import InvalidOptionError
 from spark_vision.operators import OPERATORS
 from spark_vision.options import options_of
 
-EVERY_OPERATOR = [ImageViTEmbedding, ClipImageEmbedding, ClipTextEmbedding]
+EVERY_OPERATOR = [
+    ImageViTEmbedding,
+    ClipImageEmbedding,
+    ClipTextEmbedding,
+    QwenVLImageUnderstanding,
+]
 
 
 def test_defaults_are_those_of_the_operators_that_users_migrate_from():
@@ -26,6 +37,29 @@ def test_defaults_are_those_of_the_operators_that_users_migrate_from():
     }
     assert {name: getattr(operator, name) for name in expected} == expected
     assert ClipImageEmbedding().model_name == "openai/clip-vit-base-patch32"
+    qwen = QwenVLImageUnderstanding()
+    expected = {
+        "image_src_type": "image_url",
+        "model_path": "/opt/las/models",
+        "model_name": "Qwen/Qwen2.5-VL-7B-Instruct",
+        "prompt": "请给出这张图片的详细描述。",
+        "batch_size": 4,
+        "dtype": "bfloat16",
+        "use_flash_attention_2": True,
+        "max_caption_length": 256,
+        "resized_height": None,
+        "resized_width": None,
+        "do_sample": False,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 1.0,
+        "rank": None,
+        "min_pixels": None,
+        "max_pixels": None,
+        "repetition_penalty": None,
+        "seed": 0,
+    }
+    assert {name: getattr(qwen, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("operator_class", EVERY_OPERATOR)
@@ -48,6 +82,29 @@ def test_structured_options_are_frozen_with_their_operator():
     assert operator.image_processor_kwargs.thaw()["image_mean"] == [0.5, 0.5, 0.5]
     assert pickle.loads(pickle.dumps(operator)) == operator
     assert hash(operator) == hash(pickle.loads(pickle.dumps(operator)))
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "said"),
+    [
+        ({"prompt": " "}, "prompt", "not empty, or none"),
+        ({"max_caption_length": 0}, "max_caption_length", "1 or more"),
+        ({"resized_height": 100}, "resized_height", "both or neither"),
+        ({"resized_width": 100}, "resized_height", "both or neither"),
+        ({"min_pixels": 100, "max_pixels": 99}, "min_pixels", "no more than max_pixels"),
+        ({"temperature": 0}, "temperature", "above 0"),
+        ({"top_k": -1}, "top_k", "0 or more"),
+        ({"top_p": 1.5}, "top_p", "1 or less"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "above 0, or none"),
+        ({"seed": -1}, "seed", "0 or more"),
+    ],
+)
+def test_a_caption_option_that_is_not_allowed_says_what_is(options, field, said):
+    with pytest.raises(
+        InvalidOptionError, match=rf"QwenVLImageUnderstanding\.{field} got"
+    ) as raised:
+        QwenVLImageUnderstanding(**options)
+    assert said in str(raised.value)
 
 
 @pytest.mark.parametrize(

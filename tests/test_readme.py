@@ -34,8 +34,10 @@ def localize(tmp_path, checkpoints):
     places = {
         "/data/photos": str(tmp_path / "photos"),
         "/data/photo_vectors": str(tmp_path / "vectors"),
+        "/data/photo_index": str(tmp_path / "index"),
         "facebook/dinov2-base": str(checkpoints / "dinov2"),
         "openai/clip-vit-base-patch32": str(checkpoints / "clip"),
+        "Qwen/Qwen2.5-VL-7B-Instruct": str(checkpoints / "qwen"),
     }
 
     def replace(text):
@@ -51,7 +53,12 @@ def test_the_examples_run(spark, tmp_path, localize, capsys):
         exec(localize(block), names)
     for block in blocks("sql"):
         for statement in split_statements(localize(block)):
-            assert len(spark.sql(statement).first()["embedding"]) > 0
+            given = spark.sql(statement).first().asDict()
+            given.pop("path", None)
+            assert given
+            assert all(len(value) > 0 for value in given.values())
     assert "'ok': 4" in capsys.readouterr().out
     table = spark.read.format("delta").load(str(tmp_path / "vectors"))
     assert {"path", "length", "embedding", "embedding_status"} <= set(table.columns)
+    index = spark.read.format("delta").load(str(tmp_path / "index")).collect()
+    assert len({row["caption"] for row in index}) == len(index) == 4

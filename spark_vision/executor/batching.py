@@ -11,6 +11,10 @@ import torch
 
 from spark_vision.errors import RowFailure
 
+# What leaves for Spark at a time: so many rows, or as many as there are after so long.
+OUTPUT_ROW_COUNT = 256
+OUTPUT_WAIT_SECONDS = 1.0
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

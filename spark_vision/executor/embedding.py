@@ -1,73 +1,115 @@
-"""The body of every embedding function: Arrow arrays of images or texts in, vectors out."""
+"""Vectors of a task's images, and the body of the function over texts."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from spark_vision.errors import (
-    InputTypeError,
-    InvalidOptionError,
-    RowFailure,
-    SparkVisionError,
+from spark_vision.errors import RowFailure
+from spark_vision.executor.batching import (
+    OUTPUT_ROW_COUNT,
+    OUTPUT_WAIT_SECONDS,
+    gather,
+    map_ahead,
+    regroup,
+    working_threads,
 )
-from spark_vision.executor.allocator import keep_freed_memory
-from spark_vision.executor.batching import gather, map_ahead, regroup, working_threads
-from spark_vision.executor.devices import choose_device
-from spark_vision.executor.image_rows import ImageRows
-from spark_vision.executor.inference import Outcome, compute_rows
-from spark_vision.executor.model_host import ReachedModel, Stamp, reach_model, stamp_of
+from spark_vision.executor.inference import compute_rows
+from spark_vision.executor.model_host import reach_model, stamp_of
+from spark_vision.executor.opening import (
+    open_checkpoint,
+    open_preprocessor,
+    open_tokenizer,
+    prepare_device,
+)
+from spark_vision.executor.outcomes import count_statuses
+from spark_vision.executor.placement import Placement
 from spark_vision.executor.task import Task
+from spark_vision.executor.texts import check_texts, read_texts
 from spark_vision.executor.trial import try_settings
-from spark_vision.executor.vectors import build_array, count_statuses
-from spark_vision.models.checkpoints import Checkpoint, resolve_checkpoint
-from spark_vision.models.families import (
-    ModelDescription,
-    check_operator,
-    load_preprocessor,
-    load_tokenizer,
-)
+from spark_vision.executor.vectors import Outcome, build_array, finite_rows
+from spark_vision.models.families import ModelDescription
 from spark_vision.models.pixel_batches import stack_pixels
-from spark_vision.models.protocols import (
-    ImageEmbedder,
-    ImagePreprocessor,
-    TextEmbedder,
-    TextTokenizer,
-)
+from spark_vision.models.protocols import ImageEmbedder, TextEmbedder, TextTokenizer
 from spark_vision.operators import (
     ClipImageEmbedding,
     ClipTextEmbedding,
     EmbeddingOperator,
     ImageViTEmbedding,
-    Operator,
 )
 from spark_vision.status import Status
 
-OUTPUT_ROW_COUNT = 256
-OUTPUT_WAIT_SECONDS = 1.0
+IMAGES_PER_THREAD_HOP = 32
 TOKENIZED_AHEAD_COUNT = 2
 
-CountStatuses = Callable[[dict[str, int]], None]
-ImageEmbedding = ImageViTEmbedding | ClipImageEmbedding
+
+class ImageEmbeddings:
+    """Computes the vectors of one task's images.
+
+    Args:
+        operator: What to compute.
+        task: What it may use.
+
+    Raises:
+        SparkVisionError: The operator cannot run here.
+    """
+
+    portion_row_count = IMAGES_PER_THREAD_HOP
+
+    def __init__(self, operator: ImageViTEmbedding | ClipImageEmbedding, task: Task) -> None:
+        checkpoint, self._description = open_checkpoint(operator)
+        self._operator = operator
+        self._preprocessor = open_preprocessor(
+            checkpoint, stamp_of(checkpoint), operator.image_processor_kwargs
+        )
+        device = prepare_device(operator, task)
+        reached = reach_model(checkpoint, operator, device, task)
+        self._model: ImageEmbedder = reached.model
+        self.placement = reached.placement
+        if operator.image_processor_kwargs:
+            try_settings(self._model, self._preprocessor, operator)
+
+    def prepare(self, image: torch.Tensor, prompt: str | None) -> torch.Tensor:
+        """Bring one decoded image to the model's size; called by threads."""
+        return self._preprocessor(image)
+
+    def compute(
+        self, portions: Iterable[list[torch.Tensor | RowFailure]]
+    ) -> Iterator[list[Outcome]]:
+        """Embed prepared rows; a row's outcome comes in its place."""
+        for batch in regroup(portions, self._operator.batch_size):
+            yield compute_rows(batch, self._embed, kind=lambda pixels: pixels.shape)
+
+    def build(self, outcomes: Sequence[Outcome], with_status: bool) -> pa.Array:
+        """Make Arrow's lists, or structs of embedding, status and error.
+
+        Raises:
+            RowFailure: With `on_error="raise"`, the first failure.
+        """
+        return _build(outcomes, self._operator, self._description, with_status)
+
+    def _embed(self, pixels: list[torch.Tensor]) -> list[Outcome]:
+        vectors = self._model.embed_images(
+            stack_pixels(pixels), self._preprocessor.scaling, self._operator.effective_pooling
+        )
+        return finite_rows(_normalize(vectors, self._operator))
 
 
-def embed_images(
+def embed_texts(
     arrays: Iterable[pa.Array],
-    operator: ImageEmbedding,
+    operator: ClipTextEmbedding,
     task: Task,
     *,
     with_status: bool = False,
-    count: CountStatuses | None = None,
+    count: Callable[[dict[str, int]], None] | None = None,
 ) -> Iterator[pa.Array]:
-    """Compute a vector per image.
+    """Compute a vector per text; equal texts of an Arrow array are computed once.
 
     Args:
-        arrays: Images as `images.sources.open_column` reads them, of any lengths.
+        arrays: Strings, of any lengths.
         operator: What to compute.
         task: What it may use.
         with_status: Give structs of embedding, status and error instead of bare vectors.
@@ -79,72 +121,39 @@ def embed_images(
     Raises:
         SparkVisionError: The operator cannot run here; with `on_error="raise"`, a row failed.
     """
-    yield from _give_back(open_images(arrays, operator, task), operator, with_status, count)
-
-
-def embed_texts(
-    arrays: Iterable[pa.Array],
-    operator: ClipTextEmbedding,
-    task: Task,
-    *,
-    with_status: bool = False,
-    count: CountStatuses | None = None,
-) -> Iterator[pa.Array]:
-    """Compute a vector per text; equal texts of an Arrow array are computed once.
-
-    Arguments, results and errors are those of `embed_images`.
-    """
-    yield from _give_back(open_texts(arrays, operator, task), operator, with_status, count)
+    opened = open_texts(arrays, operator, task)
+    for rows in gather(opened.outcomes, OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
+        if count is not None:
+            count(count_statuses(rows))
+        yield _build(rows, operator, opened.description, with_status)
 
 
 @dataclass(frozen=True)
-class Opened:
-    """An operator's work on a task's rows, begun and not yet done.
+class OpenedTexts:
+    """The texts of a task and the model that embeds them.
 
     Attributes:
-        model: The model, reached.
-        description: What is known of it.
-        outcomes: Computes the rows as it is read: a list per batch, in the order of the input.
+        placement: Asks the process that holds the model what it says of itself.
+        description: What is known of the model.
+        outcomes: Computes the texts as it is read: lists of outcomes in the order of the input.
     """
 
-    model: ReachedModel
+    placement: Callable[[], Placement]
     description: ModelDescription
     outcomes: Iterator[list[Outcome]]
 
 
-def open_images(arrays: Iterable[pa.Array], operator: ImageEmbedding, task: Task) -> Opened:
-    """Reach an operator's model and prepare to embed images; see `embed_images`."""
-    checkpoint, description = _open_checkpoint(operator)
-    preprocessor = _preprocessor(checkpoint, stamp_of(checkpoint), operator.image_processor_kwargs)
-    reached = reach_model(checkpoint, operator, _prepare_device(operator, task), task)
-    model: ImageEmbedder = reached.model
-    if operator.image_processor_kwargs:
-        try_settings(model, preprocessor, operator)
-
-    def compute(pixels: list[torch.Tensor]) -> torch.Tensor:
-        batch = stack_pixels(pixels)
-        vectors = model.embed_images(batch, preprocessor.scaling, operator.effective_pooling)
-        return _normalize(vectors, operator)
-
-    portions = ImageRows(operator, preprocessor, task.cpus).prepare(arrays)
-    outcomes = (
-        compute_rows(batch, compute, kind=lambda pixels: pixels.shape)
-        for batch in regroup(portions, operator.batch_size)
-    )
-    return Opened(reached, description, outcomes)
-
-
-def open_texts(arrays: Iterable[pa.Array], operator: ClipTextEmbedding, task: Task) -> Opened:
-    """Reach an operator's model and prepare to embed texts; see `embed_texts`."""
-    checkpoint, description = _open_checkpoint(operator)
-    tokenizer = _tokenizer(checkpoint, stamp_of(checkpoint))
-    reached = reach_model(checkpoint, operator, _prepare_device(operator, task), task)
+def open_texts(arrays: Iterable[pa.Array], operator: ClipTextEmbedding, task: Task) -> OpenedTexts:
+    """Reach an operator's model for a task's texts; see `embed_texts`."""
+    checkpoint, description = open_checkpoint(operator)
+    tokenizer = open_tokenizer(checkpoint, stamp_of(checkpoint))
+    reached = reach_model(checkpoint, operator, prepare_device(operator, task), task)
     model: TextEmbedder = reached.model
 
     def embed_chunk(tokens: dict[str, torch.Tensor]) -> list[Outcome]:
-        def compute(rows: list[int]) -> torch.Tensor:
+        def compute(rows: list[int]) -> list[Outcome]:
             chosen = {name: ids[rows] for name, ids in tokens.items()}
-            return _normalize(model.embed_texts(chosen), operator)
+            return finite_rows(_normalize(model.embed_texts(chosen), operator))
 
         row_count = len(next(iter(tokens.values())))
         return compute_rows(range(row_count), compute, kind=lambda _: None)
@@ -154,7 +163,7 @@ def open_texts(arrays: Iterable[pa.Array], operator: ClipTextEmbedding, task: Ta
             for array in arrays:
                 yield from _embed_distinct(array, operator, pool, tokenizer, embed_chunk)
 
-    return Opened(reached, description, outcomes())
+    return OpenedTexts(reached.placement, description, outcomes())
 
 
 def _embed_distinct(
@@ -164,16 +173,8 @@ def _embed_distinct(
     tokenizer: TextTokenizer,
     embed_chunk: Callable[[dict[str, torch.Tensor]], list[Outcome]],
 ) -> Iterator[list[Outcome]]:
-    if pa.types.is_null(array.type):  # a pandas batch of nulls alone
-        array = array.cast(pa.string())
-    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
-        raise InputTypeError(
-            f"embed_text got a column of {array.type}; allowed: string. Cast it, or choose another"
-        )
-    encoded = pc.dictionary_encode(array)
-    # Spark does not check that a string is UTF-8, and one that is not must not end the task.
-    stored = encoded.dictionary.cast(pa.large_binary()).to_pylist()
-    texts = [text.decode("utf-8", "replace") for text in stored]
+    encoded = pc.dictionary_encode(check_texts(array, "embed_text"))
+    texts = [text for text in read_texts(encoded.dictionary) if text is not None]
     starts = range(0, len(texts), operator.batch_size)
     chunks = (texts[start : start + operator.batch_size] for start in starts)
     tokenized = map_ahead(pool, tokenizer, chunks, lambda waiting: waiting < TOKENIZED_AHEAD_COUNT)
@@ -185,59 +186,19 @@ def _embed_distinct(
         yield [null if index is None else distinct[index] for index in rows]
 
 
-def _give_back(
-    opened: Opened,
+def _build(
+    outcomes: Sequence[Outcome],
     operator: EmbeddingOperator,
+    description: ModelDescription,
     with_status: bool,
-    count: CountStatuses | None,
-) -> Iterator[pa.Array]:
+) -> pa.Array:
+    if description.dimension is None:
+        raise AssertionError(f"a model for {type(operator).__name__} has a dimension")
     tokens = operator.effective_pooling == "tokens"
-    for rows in gather(opened.outcomes, OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
-        if count is not None:
-            count(count_statuses(rows))
-        yield build_array(
-            rows,
-            opened.description.dimension,
-            operator.on_error,
-            tokens=tokens,
-            with_status=with_status,
-        )
+    return build_array(
+        outcomes, description.dimension, operator.on_error, tokens=tokens, with_status=with_status
+    )
 
 
 def _normalize(vectors: torch.Tensor, operator: EmbeddingOperator) -> torch.Tensor:
     return torch.nn.functional.normalize(vectors, dim=-1) if operator.normalize else vectors
-
-
-def _prepare_device(operator: Operator, task: Task) -> torch.device:
-    device = choose_device(operator, task)
-    keep_freed_memory()
-    # Spark fixes OMP_NUM_THREADS when a worker starts; a later task of it may own other cores.
-    torch.set_num_threads(task.cpus)
-    return device
-
-
-def _open_checkpoint(operator: Operator) -> tuple[Checkpoint, ModelDescription]:
-    checkpoint = resolve_checkpoint(operator)
-    return checkpoint, check_operator(checkpoint, operator)
-
-
-@lru_cache(maxsize=8)
-def _preprocessor(
-    checkpoint: Checkpoint, stamp: Stamp, kwargs: Mapping[str, Any] | None
-) -> ImagePreprocessor:
-    try:
-        return load_preprocessor(checkpoint, kwargs)
-    except SparkVisionError:
-        raise
-    except (AttributeError, TypeError, ValueError) as error:
-        if not kwargs:
-            raise
-        raise InvalidOptionError(
-            f"image_processor_kwargs got {kwargs}, which the image processor of "
-            f"{checkpoint.folder} does not take ({error}); change or leave out the settings"
-        ) from error
-
-
-@lru_cache(maxsize=8)
-def _tokenizer(checkpoint: Checkpoint, stamp: Stamp) -> TextTokenizer:
-    return load_tokenizer(checkpoint)

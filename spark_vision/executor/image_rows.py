@@ -1,4 +1,4 @@
-"""From Arrow arrays of images to pixels at the model's size, by threads ahead of the model.
+"""From Arrow arrays of images to what the models take, by threads ahead of them.
 
 What is in flight is bounded twice: by the rows that a model batch and the threads need, and by
 bytes. Decoded images live only until they are resized, one per thread.
@@ -6,8 +6,10 @@ bytes. Decoded images live only until they are resized, one per thread.
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import torch
@@ -15,17 +17,22 @@ import torch
 from spark_vision.errors import RowFailure
 from spark_vision.executor.batching import map_ahead, working_threads
 from spark_vision.executor.byte_budget import ByteBudget
+from spark_vision.executor.texts import check_texts, read_texts
 from spark_vision.images.decoding import decode
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.sources import ImageColumn, open_column
-from spark_vision.models.protocols import ImagePreprocessor
 from spark_vision.operators import ImageOperator
 from spark_vision.status import Status
 
-PORTION_ROW_COUNT = 32
 IN_FLIGHT_BYTES = 256 * 2**20
 
-Pixels = torch.Tensor
+# What each operator takes of one row, or why it takes nothing.
+Prepared = tuple[Any, ...]
+Prepare = Callable[[torch.Tensor, str | None], Any]
+
+
+_Column = tuple[ImageColumn, list[str | None] | None]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -33,47 +40,64 @@ class _Portion:
     """A few neighbouring rows of one Arrow array: what one thread prepares at a time."""
 
     column: ImageColumn
+    prompts: list[str | None] | None
     rows: range
     order: int
 
 
 class ImageRows:
-    """Prepares the rows of one task for the model.
+    """Prepares the rows of one task for the models.
 
     Args:
         operator: Says how to read a row, and what it may cost.
-        preprocessor: Brings a decoded image to the model's size.
+        prepares: Bring a decoded image (uint8 `[3, height, width]` RGB) and its prompt to what each
+            model takes: something with a number of bytes, `nbytes`.
         cpu_count: How many images are decoded at a time.
+        ahead_count: Rows that shall be ready when a model asks for them.
+        portion_row_count: Rows that one thread prepares at a time.
     """
 
     def __init__(
-        self, operator: ImageOperator, preprocessor: ImagePreprocessor, cpu_count: int
+        self,
+        operator: ImageOperator,
+        prepares: Sequence[Prepare],
+        *,
+        cpu_count: int,
+        ahead_count: int,
+        portion_row_count: int,
     ) -> None:
         self._operator = operator
-        self._preprocessor = preprocessor
+        self._prepares = tuple(prepares)
+        self._ahead_count = ahead_count
+        self._portion_row_count = portion_row_count
         self._cpu_count = max(1, cpu_count)
         self._decoding = threading.Semaphore(self._cpu_count)
         self._fetched = ByteBudget(IN_FLIGHT_BYTES)
         self._fetcher = Fetcher(operator.limits, operator.storage_options)
         self._largest_portion_bytes = 0
 
-    def prepare(self, arrays: Iterable[pa.Array]) -> Iterator[list[Pixels | RowFailure]]:
-        """Give portions of rows, in order: uint8 `[3, height, width]` pixels, or the failure.
+    def prepare(
+        self, batches: Iterable[tuple[pa.Array, pa.Array | None]]
+    ) -> Iterator[list[Prepared]]:
+        """Give portions of rows, in order: what each model takes, or why it takes nothing.
+
+        Args:
+            batches: Images, with a prompt each where there are prompts.
 
         Raises:
             InputTypeError: The arrays have a type that the operator cannot read.
         """
-        source = iter(arrays)
+        source = iter(batches)
         first = next(source, None)
         if first is None:
             return
         columns = map(self._open, itertools.chain([first], source))
         head = next(columns)
         # A fetch waits for a server, so each row has a thread; decoding keeps a core busy.
-        fetches = head.needs_fetch
+        fetches = head[0].needs_fetch
         thread_count = self._operator.limits.fetch_concurrency if fetches else self._cpu_count
-        row_count = 1 if fetches else PORTION_ROW_COUNT
-        in_flight_count = -(-self._operator.batch_size // row_count) + thread_count
+        row_count = 1 if fetches else self._portion_row_count
+        in_flight_count = -(-self._ahead_count // row_count) + thread_count
 
         def may_add(waiting_count: int) -> bool:
             waiting_bytes = waiting_count * self._largest_portion_bytes
@@ -87,44 +111,64 @@ class ImageRows:
                 self._fetched.close()
                 self._fetcher.close()
 
-    def _open(self, array: pa.Array) -> ImageColumn:
-        return open_column(array, self._operator, self._fetcher)
+    def _open(self, batch: tuple[pa.Array, pa.Array | None]) -> _Column:
+        images, prompts = batch
+        column = open_column(images, self._operator, self._fetcher)
+        if prompts is None:
+            return column, None
+        return column, read_texts(check_texts(prompts, "caption_image"))
 
-    def _prepare_portion(self, portion: _Portion) -> list[Pixels | RowFailure]:
+    def _prepare_portion(self, portion: _Portion) -> list[Prepared]:
         prepared = [
-            self._prepare_row(portion.column, row, portion.order + index)
+            self._prepare_row(portion, row, portion.order + index)
             for index, row in enumerate(portion.rows)
         ]
-        pixel_bytes = sum(row.nbytes for row in prepared if isinstance(row, torch.Tensor))
-        self._largest_portion_bytes = max(self._largest_portion_bytes, pixel_bytes)
+        ready = [each for row in prepared for each in row if not isinstance(each, RowFailure)]
+        portion_bytes = sum(each.nbytes for each in ready)
+        self._largest_portion_bytes = max(self._largest_portion_bytes, portion_bytes)
         return prepared
 
-    def _prepare_row(self, column: ImageColumn, row: int, order: int) -> Pixels | RowFailure:
-        try:
-            if not column.needs_fetch:
-                return self._to_pixels(column, row)
+    def _prepare_row(self, portion: _Portion, row: int, order: int) -> Prepared:
+        column = portion.column
+        prompt = portion.prompts[row] if portion.prompts is not None else None
+        if not column.needs_fetch:
+            prepared = _or_failure(lambda: self._for_models(column, row, prompt))
+        else:
             with self._fetched.hold(order) as on_bytes:
-                return self._to_pixels(column, row, on_bytes)
-        except RowFailure as failure:
-            return failure
-        except MemoryError:
-            return RowFailure(Status.OUT_OF_MEMORY, "no memory to decode and resize this image")
-        except Exception as error:
-            # Whatever one image can provoke in a codec or a processor is that row's affair.
-            return RowFailure(Status.MODEL_ERROR, f"preparing: {type(error).__name__}: {error}")
+                prepared = _or_failure(lambda: self._for_models(column, row, prompt, on_bytes))
+        return (prepared,) * len(self._prepares) if isinstance(prepared, RowFailure) else prepared
 
-    def _to_pixels(
-        self, column: ImageColumn, row: int, on_bytes: Callable[[int], None] | None = None
-    ) -> Pixels:
+    def _for_models(
+        self,
+        column: ImageColumn,
+        row: int,
+        prompt: str | None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> Prepared:
         image = column.read(row, on_bytes)
         with self._decoding:
-            return self._preprocessor(decode(image, self._operator.limits))
+            pixels = decode(image, self._operator.limits)
+            return tuple(
+                _or_failure(partial(prepare, pixels, prompt)) for prepare in self._prepares
+            )
 
 
-def _portions(columns: Iterable[ImageColumn], row_count: int) -> Iterator[_Portion]:
+def _or_failure(work: Callable[[], Result]) -> Result | RowFailure:
+    try:
+        return work()
+    except RowFailure as failure:
+        return failure
+    except MemoryError:
+        return RowFailure(Status.OUT_OF_MEMORY, "no memory to decode and resize this image")
+    except Exception as error:
+        # Whatever one image can provoke in a codec or a processor is that row's affair.
+        return RowFailure(Status.MODEL_ERROR, f"preparing: {type(error).__name__}: {error}")
+
+
+def _portions(columns: Iterable[_Column], row_count: int) -> Iterator[_Portion]:
     order = 0
-    for column in columns:
+    for column, prompts in columns:
         for start in range(0, len(column), row_count):
             rows = range(start, min(start + row_count, len(column)))
-            yield _Portion(column, rows, order)
+            yield _Portion(column, prompts, rows, order)
             order += len(rows)

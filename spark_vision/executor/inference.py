@@ -7,27 +7,25 @@ neighbours get what they would have got without it.
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from spark_vision.errors import RowFailure
 from spark_vision.status import Status
 
 Ready = TypeVar("Ready")
-Vector = np.ndarray
-Outcome = Vector | RowFailure
+Result = TypeVar("Result")
 
 
 def compute_rows(
     rows: Sequence[Ready | RowFailure],
-    compute: Callable[[list[Ready]], torch.Tensor],
+    compute: Callable[[list[Ready]], list[Result | RowFailure]],
     kind: Callable[[Ready], Hashable],
-) -> list[Outcome]:
+) -> list[Result | RowFailure]:
     """Compute the rows that are ready, and give every row its outcome in its place.
 
     Args:
         rows: What the model takes, or why a row has failed before it.
-        compute: From n ready rows of one kind to float32 `[n, ...]` on the CPU.
+        compute: From n ready rows of one kind to n outcomes.
         kind: Rows of different kinds, such as shapes, never meet in a batch.
 
     Raises:
@@ -45,20 +43,16 @@ def compute_rows(
     return outcomes
 
 
-def _compute(ready: list[Ready], compute: Callable[[list[Ready]], torch.Tensor]) -> list[Outcome]:
+def _compute(
+    ready: list[Ready], compute: Callable[[list[Ready]], list[Result | RowFailure]]
+) -> list[Result | RowFailure]:
     try:
-        vectors = compute(ready).numpy()
+        return compute(ready)
     except torch.AcceleratorError:
         raise
     except (RuntimeError, ValueError, IndexError, MemoryError) as error:
         if len(ready) == 1:
             return [_failure(error)]
-    else:
-        finite = np.isfinite(vectors.reshape(len(vectors), -1)).all(axis=1)
-        return [
-            vector if is_finite else RowFailure(Status.NONFINITE, "the model gave NaN or infinity")
-            for vector, is_finite in zip(vectors, finite, strict=True)
-        ]
     # Out of the handler, whose traceback would keep the failed batch's tensors alive.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -45,6 +45,7 @@ class ModelKey:
     stamp: Stamp
     dtype: str
     device: torch.device
+    flash_attention: bool
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,12 @@ _loading = threading.Lock()
 
 
 def reach_model(
-    checkpoint: Checkpoint, operator: Operator, device: torch.device, task: Task
+    checkpoint: Checkpoint,
+    operator: Operator,
+    device: torch.device,
+    task: Task,
+    *,
+    flash_attention: bool = False,
 ) -> ReachedModel:
     """Return the loaded model, loading it first where nobody has yet.
 
@@ -81,12 +87,13 @@ def reach_model(
         operator: Its `dtype` and `model_sharing` count.
         device: Where.
         task: Whose executor shares the model.
+        flash_attention: Use the package flash-attn where it, the device and the family allow it.
 
     Raises:
         UnsupportedCheckpointError: Its weights cannot be used.
         ModelServerError: The model's process could not load it.
     """
-    key = ModelKey(checkpoint, stamp_of(checkpoint), operator.dtype, device)
+    key = ModelKey(checkpoint, stamp_of(checkpoint), operator.dtype, device, flash_attention)
     with _loading:
         if operator.model_sharing == "executor":
             served = _serve(key, task)
@@ -98,7 +105,7 @@ def reach_model(
 
 def _load(key: ModelKey, task: Task) -> PlacedModel:
     executor = str(task.executor) if task.executor else None
-    return PlacedModel(key.checkpoint, key.dtype, key.device, executor)
+    return PlacedModel(key.checkpoint, key.dtype, key.device, executor, key.flash_attention)
 
 
 def _serve(key: ModelKey, task: Task) -> "ServedModel | None":
@@ -119,6 +126,7 @@ def _serve(key: ModelKey, task: Task) -> "ServedModel | None":
         folder=str(key.checkpoint.folder.absolute()),
         dtype=key.dtype,
         device=str(key.device),
+        flash_attention=key.flash_attention,
         thread_count=task.executor_cores,
         load_seconds=task.load_seconds,
         idle_seconds=task.idle_seconds,
@@ -146,8 +154,8 @@ def _keep(kept: OrderedDict[Key, Model], count: int, key: Key, make: Callable[[]
 
 def _server_name(key: ModelKey) -> str:
     """Two Python environments of one executor do not share a server."""
-    parts = [str(key.checkpoint.folder.absolute()), key.stamp, key.dtype, str(key.device)]
-    identity = json.dumps([*parts, sys.executable])
+    model = [str(key.checkpoint.folder.absolute()), key.stamp, key.dtype, key.flash_attention]
+    identity = json.dumps([*model, str(key.device), sys.executable])
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 

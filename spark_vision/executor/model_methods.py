@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 
-from spark_vision.models.protocols import PixelScaling
+from spark_vision.models.protocols import (
+    CaptionBatch,
+    GeneratedTokens,
+    GenerationSettings,
+    PixelScaling,
+)
 
 Tensors = Mapping[str, torch.Tensor]
 Call = Callable[[str, Mapping[str, Any], Tensors], dict[str, torch.Tensor]]
@@ -52,10 +57,19 @@ class RemoteModel:
         """Compute as `TextEmbedder.embed_texts`."""
         return self._call("embed_texts", {}, tokens)["vectors"]
 
+    def generate(
+        self, batch: CaptionBatch, scaling: PixelScaling, settings: GenerationSettings
+    ) -> GeneratedTokens:
+        """Compute as `ImageCaptioner.generate`."""
+        arguments = {
+            "scaling": dataclasses.asdict(scaling),
+            "settings": dataclasses.asdict(settings),
+        }
+        return GeneratedTokens(**self._call("generate", arguments, batch._asdict()))
+
 
 def _embed_images(model: Any, arguments: Mapping[str, Any], tensors: Tensors) -> Tensors:
-    given = arguments["scaling"]
-    scaling = PixelScaling(given["rescale_factor"], tuple(given["mean"]), tuple(given["std"]))
+    scaling = _scaling(arguments)
     return {"vectors": model.embed_images(tensors["pixels"], scaling, arguments["pooling"])}
 
 
@@ -63,9 +77,23 @@ def _embed_texts(model: Any, arguments: Mapping[str, Any], tensors: Tensors) -> 
     return {"vectors": model.embed_texts(tensors)}
 
 
+def _generate(model: Any, arguments: Mapping[str, Any], tensors: Tensors) -> Tensors:
+    settings = GenerationSettings(**arguments["settings"])
+    generated: GeneratedTokens = model.generate(
+        CaptionBatch(**tensors), _scaling(arguments), settings
+    )
+    return generated._asdict()
+
+
+def _scaling(arguments: Mapping[str, Any]) -> PixelScaling:
+    given = arguments["scaling"]
+    return PixelScaling(given["rescale_factor"], tuple(given["mean"]), tuple(given["std"]))
+
+
 _SERVED: Mapping[str, Callable[[Any, Mapping[str, Any], Tensors], Tensors]] = {
     "embed_images": _embed_images,
     "embed_texts": _embed_texts,
+    "generate": _generate,
 }
 
 

@@ -51,20 +51,26 @@ class PlacedModel:
         dtype: What to compute in, where the device can.
         device: Where.
         executor: For whom: the name of the executor's process.
+        flash_attention: As for `families.load_model`.
 
     Raises:
         UnsupportedCheckpointError: Its weights cannot be used.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: str, device: torch.device, executor: str | None
+        self,
+        checkpoint: Checkpoint,
+        dtype: str,
+        device: torch.device,
+        executor: str | None,
+        flash_attention: bool = False,
     ) -> None:
         self._checkpoint = checkpoint
         self._dtype = str(choose_dtype(dtype, device)).removeprefix("torch.")
         self._device = device
         self._executor = executor
         started = time.monotonic()
-        self.model: Any = load_model(checkpoint, dtype, device)
+        self.model: Any = load_model(checkpoint, dtype, device, flash_attention)
         self._load_seconds = time.monotonic() - started
         self._loaded_at = time.time()
         logger.info(

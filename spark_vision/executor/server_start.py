@@ -26,6 +26,7 @@ class ServerOrder:
         folder: The checkpoint's.
         dtype: As the operator says it.
         device: A torch device.
+        flash_attention: As for `families.load_model`.
         thread_count: For the model on a CPU.
         load_seconds: A load that takes longer fails.
         idle_seconds: Without a call it ends after these; 0 keeps it.
@@ -35,6 +36,7 @@ class ServerOrder:
     folder: str
     dtype: str
     device: str
+    flash_attention: bool
     thread_count: int
     load_seconds: float
     idle_seconds: float

@@ -38,7 +38,8 @@ def load(order: ServerOrder) -> PlacedModel:
     keep_freed_memory()
     torch.set_num_threads(order.thread_count)
     checkpoint = open_folder(Path(order.folder))
-    return PlacedModel(checkpoint, order.dtype, torch.device(order.device), str(order.executor))
+    device, executor = torch.device(order.device), str(order.executor)
+    return PlacedModel(checkpoint, order.dtype, device, executor, order.flash_attention)
 
 
 def serve_clients(

@@ -1,14 +1,16 @@
 """From outcomes to an Arrow array: vectors go into one buffer, never through Python lists."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from spark_vision.errors import RowFailure
-from spark_vision.executor.inference import Outcome
+from spark_vision.executor.outcomes import add_statuses, raise_failure
 from spark_vision.status import Status
+
+Outcome = np.ndarray | RowFailure
 
 # Spark names the field of an array `element`; any other name would cost it a cast per batch.
 VECTOR_TYPE = pa.list_(pa.field("element", pa.float32()))
@@ -34,30 +36,27 @@ def build_array(
     Raises:
         RowFailure: With `on_error="raise"`, the first failure.
     """
-    failures = [row if isinstance(row, RowFailure) else None for row in outcomes]
-    if on_error == "raise":
-        for failure in failures:
-            if failure is not None:
-                raise failure
+    raise_failure(outcomes, on_error)
     zero = np.zeros(dimension, np.float32) if on_error == "zero" else None
     values = [zero if isinstance(row, RowFailure) else row for row in outcomes]
     embeddings = _token_lists(values, dimension) if tokens else _vector_lists(values, dimension)
     if not with_status:
         return embeddings
-    statuses = pa.array([Status.OK if each is None else each.status for each in failures])
-    errors = pa.array([None if each is None else each.reason for each in failures], pa.string())
-    return pa.StructArray.from_arrays(
-        [embeddings, statuses.cast(pa.string()), errors], names=["embedding", "status", "error"]
-    )
+    return add_statuses("embedding", embeddings, outcomes)
 
 
-def count_statuses(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    """Count rows by status, as a progress report adds them up."""
-    return dict(
-        Counter(
-            row.status.value if isinstance(row, RowFailure) else Status.OK.value for row in outcomes
-        )
-    )
+def finite_rows(vectors: torch.Tensor) -> list[Outcome]:
+    """Take a batch of results apart; a row with NaN or infinity has failed.
+
+    Args:
+        vectors: float32 `[rows, ...]` on the CPU.
+    """
+    rows = vectors.numpy()
+    finite = np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
+    return [
+        row if is_finite else RowFailure(Status.NONFINITE, "the model gave NaN or infinity")
+        for row, is_finite in zip(rows, finite, strict=True)
+    ]
 
 
 def _vector_lists(values: Sequence[np.ndarray | None], dimension: int) -> pa.Array:

@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from spark_vision.errors import UnsupportedCheckpointError
-from spark_vision.operators import ClipTextEmbedding, ImageOperator, Operator
+from spark_vision.operators import (
+    ClipTextEmbedding,
+    ImageOperator,
+    Operator,
+    QwenVLImageUnderstanding,
+)
 from spark_vision.options import FrozenMapping
 
 CONFIG_FILE = "config.json"
@@ -33,6 +38,13 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+)
+# What decides how a model that writes is asked, and how it ends.
+CHAT_FILES = (
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "video_preprocessor_config.json",
 )
 # The pickles of a file in torch's format before 1.6: magic number, protocol, system, weights.
 _LEGACY_PICKLE_COUNT = 4
@@ -85,7 +97,8 @@ def missing_parts(folder: Path, operator: Operator) -> list[str]:
         missing += [path.name for path in _shards(weights) if not path.is_file()]
     if isinstance(operator, ImageOperator) and first_present(folder, PROCESSOR_FILES) is None:
         missing.append(f"an image processor ({' or '.join(PROCESSOR_FILES)})")
-    if isinstance(operator, ClipTextEmbedding) and first_present(folder, VOCABULARY_FILES) is None:
+    has_texts = isinstance(operator, ClipTextEmbedding | QwenVLImageUnderstanding)
+    if has_texts and first_present(folder, VOCABULARY_FILES) is None:
         missing.append(f"a tokenizer ({', '.join(VOCABULARY_FILES)})")
     return missing
 

@@ -15,23 +15,30 @@ from spark_vision.models.processor_settings import check_overrides
 from spark_vision.operators import (
     ClipImageEmbedding,
     ClipTextEmbedding,
+    ImageEmbeddingOperator,
     ImageOperator,
     ImageViTEmbedding,
     Operator,
+    QwenVLImageUnderstanding,
 )
 
 if TYPE_CHECKING:
     import torch
 
     from spark_vision.models.protocols import (
+        CaptionPreprocessor,
+        ImageCaptioner,
         ImageEmbedder,
         ImagePreprocessor,
         TextEmbedder,
         TextTokenizer,
     )
 
+    Model = ImageEmbedder | TextEmbedder | ImageCaptioner
+
 _VIT = "spark_vision.models.vit"
 _CLIP = "spark_vision.models.clip"
+_QWEN_VL = "spark_vision.models.qwen_vl"
 
 FAMILIES: Mapping[str, str] = {
     "vit": _VIT,
@@ -40,10 +47,14 @@ FAMILIES: Mapping[str, str] = {
     "clip": _CLIP,
     "chinese_clip": _CLIP,
     "siglip": _CLIP,
+    "qwen2_vl": _QWEN_VL,
+    "qwen2_5_vl": _QWEN_VL,
+    "qwen3_vl": _QWEN_VL,
 }
 _OPERATORS: Mapping[str, tuple[type[Operator], ...]] = {
     _VIT: (ImageViTEmbedding,),
     _CLIP: (ClipImageEmbedding, ClipTextEmbedding),
+    _QWEN_VL: (QwenVLImageUnderstanding,),
 }
 # What transformers takes where a config.json is silent, as published ones are.
 _HIDDEN_SIZE = 768
@@ -56,14 +67,12 @@ class ModelDescription:
 
     Attributes:
         model_type: The checkpoint's family.
-        dimension: Length of every vector; of every token's vector with pooling `tokens`.
-        image_size: Height and width in pixels that the model was trained on. The processor may
-            give others.
+        dimension: Length of every vector; of every token's vector with pooling `tokens`. None
+            where the model writes.
     """
 
     model_type: str
-    dimension: int
-    image_size: tuple[int, int]
+    dimension: int | None
 
 
 def check_operator(checkpoint: Checkpoint, operator: Operator) -> ModelDescription:
@@ -82,7 +91,7 @@ def check_operator(checkpoint: Checkpoint, operator: Operator) -> ModelDescripti
         )
     if isinstance(operator, ImageViTEmbedding) and operator.effective_pooling == "pooler":
         _check_pooler(checkpoint)
-    if isinstance(operator, ImageOperator) and operator.image_processor_kwargs:
+    if isinstance(operator, ImageEmbeddingOperator) and operator.image_processor_kwargs:
         check_overrides(checkpoint, operator.image_processor_kwargs)
     vision = _vision_config(checkpoint)
     if isinstance(operator, ImageOperator) and vision.get("num_channels", 3) != 3:
@@ -95,26 +104,26 @@ def check_operator(checkpoint: Checkpoint, operator: Operator) -> ModelDescripti
             f"{checkpoint.folder} has no attention pooling head (vision_use_head is false), so its "
             "images have no vector in the space of its texts"
         )
-    return ModelDescription(
-        checkpoint.model_type, _dimension(checkpoint, operator), _image_size(checkpoint)
-    )
+    return ModelDescription(checkpoint.model_type, _dimension(checkpoint, operator))
 
 
 def load_model(
-    checkpoint: Checkpoint, dtype: str, device: "torch.device"
-) -> "ImageEmbedder | TextEmbedder":
+    checkpoint: Checkpoint, dtype: str, device: "torch.device", flash_attention: bool = False
+) -> "Model":
     """Load a checkpoint's weights: one object, which also is a TextEmbedder where it has texts.
 
     Args:
         checkpoint: Of a family that this package knows.
         dtype: float32, float16 or bfloat16; a CPU computes float16 as bfloat16.
         device: Where the weights stay.
+        flash_attention: Use the package flash-attn where it, the device and the family allow it.
 
     Raises:
         UnsupportedCheckpointError: The family is unknown, or weights are missing or misshapen.
     """
-    module = import_module(_family(checkpoint))
-    return cast("ImageEmbedder | TextEmbedder", module.load(checkpoint, dtype, device))
+    family = _family(checkpoint)
+    options = {"flash_attention": flash_attention} if family == _QWEN_VL else {}
+    return cast("Model", import_module(family).load(checkpoint, dtype, device, **options))
 
 
 def load_preprocessor(
@@ -140,6 +149,20 @@ def load_tokenizer(checkpoint: Checkpoint) -> "TextTokenizer":
     from spark_vision.models import tokenizing
 
     return tokenizing.load(checkpoint)
+
+
+def load_caption_preprocessor(
+    checkpoint: Checkpoint, operator: QwenVLImageUnderstanding
+) -> "CaptionPreprocessor":
+    """Load what turns images and prompts into the inputs of a model that writes.
+
+    Raises:
+        InvalidOptionError: The operator's bounds of pixels contradict the checkpoint's.
+        UnsupportedCheckpointError: Its processor cannot be loaded, or is of another kind.
+    """
+    from spark_vision.models import caption_inputs
+
+    return caption_inputs.load(checkpoint, operator)
 
 
 def _family(checkpoint: Checkpoint) -> str:
@@ -176,7 +199,9 @@ def has_trained_pooler(checkpoint: Checkpoint) -> bool:
     return not poolers.isdisjoint(weight_names(checkpoint))
 
 
-def _dimension(checkpoint: Checkpoint, operator: Operator) -> int:
+def _dimension(checkpoint: Checkpoint, operator: Operator) -> int | None:
+    if isinstance(operator, QwenVLImageUnderstanding):
+        return None
     config = checkpoint.config
     if FAMILIES[checkpoint.model_type] == _VIT:
         hidden_size = config.get("hidden_size") or _HIDDEN_SIZE
@@ -190,11 +215,6 @@ def _dimension(checkpoint: Checkpoint, operator: Operator) -> int:
         return int(text.get("projection_size") or text.get("hidden_size") or _HIDDEN_SIZE)
     vision = config.get("vision_config") or {}
     return int(vision.get("hidden_size") or _HIDDEN_SIZE)
-
-
-def _image_size(checkpoint: Checkpoint) -> tuple[int, int]:
-    size = _vision_config(checkpoint).get("image_size") or 224
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _vision_config(checkpoint: Checkpoint) -> Mapping[str, Any]:

@@ -1,10 +1,11 @@
-"""The identity of a checkpoint's weights, processor and tokenizer, cheap for files of many GB."""
+"""The identity of what a checkpoint computes, cheap for files of many GB."""
 
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from spark_vision.models.checkpoint_files import (
+    CHAT_FILES,
     CONFIG_FILE,
     PROCESSOR_FILES,
     TOKENIZER_FILES,
@@ -21,9 +22,10 @@ SAMPLE_BYTES = 16 * 2**10
 def fingerprint(checkpoint: Checkpoint) -> str:
     """Identify what a checkpoint computes, by the contents of its files.
 
-    Configuration, processor and tokenizer count in full. A file of weights counts by its size, its
-    safetensors header, its first and last MiB and 64 evenly spaced samples of 16 KiB (in full where
-    it is smaller than those together): training changes nearly every byte, so a model that was
+    Configuration, processor, tokenizer, chat template and generation settings count in full. A file
+    of weights counts by its size, its safetensors header, its first and last MiB and 64 evenly
+    spaced samples of 16 KiB (in full where it is smaller than those together): training changes
+    nearly every byte, so a model that was
     trained further is told apart; an edit of a few bytes between the samples is not. Names of
     files count, the folder's name, dates and permissions do not.
 
@@ -33,7 +35,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     Raises:
         UnsupportedCheckpointError: The checkpoint has no weights.
     """
-    names = (CONFIG_FILE, *PROCESSOR_FILES, *TOKENIZER_FILES)
+    names = (CONFIG_FILE, *PROCESSOR_FILES, *TOKENIZER_FILES, *CHAT_FILES)
     small = [path for name in names if (path := checkpoint.folder / name).is_file()]
     weights = weight_files(checkpoint)
     digest = hashlib.sha256()

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from spark_vision.errors import CheckpointNotFoundError
 from spark_vision.models.checkpoint_files import (
+    CHAT_FILES,
     CONFIG_FILE,
     PICKLE_FILES,
     PROCESSOR_FILES,
@@ -118,7 +119,7 @@ def _needed(present: list[str]) -> list[str]:
     """Choose the files to download: other formats of the same weights stay where they are."""
     kind = next((kind for kind in (SAFETENSORS_FILES, PICKLE_FILES) if set(kind) & {*present}), ())
     weights = next((name for name in kind if name in present), None)
-    chosen = [CONFIG_FILE, *PROCESSOR_FILES, *TOKENIZER_FILES]
+    chosen = [CONFIG_FILE, *PROCESSOR_FILES, *TOKENIZER_FILES, *CHAT_FILES]
     if weights is not None:
         chosen.append(weights)
         if weights.endswith(".index.json"):

@@ -23,6 +23,7 @@ def load_pretrained(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
     device: torch.device,
+    attention: str = ATTENTION,
     **kwargs: Any,
 ) -> Any:
     """Load a model for inference: all its weights, no gradients, on its device.
@@ -32,6 +33,7 @@ def load_pretrained(
         checkpoint: Where the weights are.
         dtype: The type of the weights in memory.
         device: Where they stay.
+        attention: The implementation of attention, in the words of transformers.
         **kwargs: For the class's constructor.
 
     Raises:
@@ -48,7 +50,7 @@ def load_pretrained(
             model, report = model_class.from_pretrained(
                 str(checkpoint.folder),
                 dtype=dtype,
-                attn_implementation=ATTENTION,
+                attn_implementation=attention,
                 local_files_only=True,
                 weights_only=True,
                 output_loading_info=True,

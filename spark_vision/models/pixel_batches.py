@@ -30,7 +30,8 @@ def scale_pixels(
     nearest values to the true ones. Bytes travel to the device, not floats.
 
     Args:
-        pixels: uint8 `[images, 3, height, width]` RGB, planar or interleaved (channels last).
+        pixels: uint8 `[images, 3, height, width]` RGB, planar or interleaved (channels last); or
+            planar with more dimensions before the channels.
         scaling: What to compute.
         device: Where to.
         dtype: The model's type.
@@ -41,9 +42,9 @@ def scale_pixels(
     std = torch.tensor(scaling.std, dtype=torch.float32)
     factor = (scaling.rescale_factor / std).to(device)
     shift = (-torch.tensor(scaling.mean, dtype=torch.float32) / std).to(device)
-    image_count, _, height, width = pixels.shape
     if pixels.is_contiguous():
         return _multiply_add(pixels, factor[:, None, None], shift[:, None, None], device, dtype)
+    image_count, _, height, width = pixels.shape
     # A row of interleaved pixels is one run of width * 3 values; with channels as the inner
     # dimension, three values long, the same products take five times as long on a CPU.
     rows = pixels.permute(0, 2, 3, 1).reshape(image_count, height, width * 3)

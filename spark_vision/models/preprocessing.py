@@ -64,7 +64,7 @@ class _ProcessorAsItIs:
     """The processor of transformers itself, its rescale and normalise steps switched off."""
 
     def __init__(self, processor: Any, checkpoint: Checkpoint) -> None:
-        self.scaling = _scaling(processor)
+        self.scaling = scaling_of(processor)
         self._processor = processor
         # A processor of patches or of several crops is better refused here than on every row.
         trial = torch.zeros(3, 64, 48, dtype=torch.uint8)
@@ -123,7 +123,7 @@ def _fast_equivalent(processor: Any) -> _ResizeAndCrop | None:
     if any(getattr(kind, step) is not getattr(TorchvisionBackend, step) for step in own_steps):
         return None
     rule = resized_size_rule(dict(processor.size)) if processor.do_resize else None
-    interpolation = _interpolation(processor.resample)
+    interpolation = interpolation_of(processor.resample)
     if processor.do_resize and (rule is None or interpolation is None):
         return None
     crop = None
@@ -133,11 +133,11 @@ def _fast_equivalent(processor: Any) -> _ResizeAndCrop | None:
             return None
         crop = (crop_size["height"], crop_size["width"])
     return _ResizeAndCrop(
-        rule, interpolation or InterpolationMode.BILINEAR, crop, _scaling(processor)
+        rule, interpolation or InterpolationMode.BILINEAR, crop, scaling_of(processor)
     )
 
 
-def _interpolation(resample: Any) -> InterpolationMode | None:
+def interpolation_of(resample: Any) -> InterpolationMode | None:
     """Translate Pillow's filter as the torchvision backend does; None where it has none."""
     from transformers.image_utils import pil_torch_interpolation_mapping
     from transformers.utils.import_utils import is_torchvision_greater_or_equal
@@ -153,7 +153,8 @@ def _interpolation(resample: Any) -> InterpolationMode | None:
     return mode
 
 
-def _scaling(processor: Any) -> PixelScaling:
+def scaling_of(processor: Any) -> PixelScaling:
+    """Read the rescale and normalise steps off an image processor."""
     normalize = processor.do_normalize
     return PixelScaling(
         rescale_factor=float(processor.rescale_factor) if processor.do_rescale else 1.0,

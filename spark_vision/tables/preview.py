@@ -1,9 +1,10 @@
-"""A few rows of a table for a screen: keys, status, dimension and the first numbers."""
+"""A few rows of a table for a screen: keys, status, and the start of each value."""
 
 from collections.abc import Sequence
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import StringType
 
 from spark_vision.status import Status
 from spark_vision.tables.location import quote
@@ -20,26 +21,32 @@ def preview_table(
         spark: The session.
         table: As `WriteResult.table` names it.
         keys: Its key columns, which also order the rows.
-        column: One of its columns of vectors.
+        column: One of its columns of vectors or captions.
         count: Rows at most.
 
     Returns:
-        The keys, `status`, `dimension`, `first_values` and `error`; null where there is none.
+        The keys, `status`, `error` and, for vectors, `dimension` and `first_values`, for captions
+        `caption`; null where there is none.
     """
-    vector = F.col(quote(column))
+    value = F.col(quote(column))
     status = F.col(quote(f"{column}_status"))
     named = [F.col(quote(key)) for key in keys]
-    numbers = F.slice(vector, 1, _SHOWN_NUMBERS)
+    rows = spark.table(table)
+    is_text = isinstance(rows.schema[column].dataType, StringType)
+    shown = [value.alias("caption")] if is_text else _vector(value)
     return (
-        spark.table(table)
-        .orderBy(status == Status.OK.value, *named)
+        rows.orderBy(status == Status.OK.value, *named)
         .limit(count)
         .select(
-            *named,
-            status.alias("status"),
-            # A length is null for a null vector, whatever the session's ANSI settings are.
-            F.when(vector.isNotNull(), F.size(vector)).alias("dimension"),
-            F.transform(numbers, lambda number: F.round(number, 4)).alias("first_values"),
-            F.col(quote(f"{column}_error")).alias("error"),
+            *named, status.alias("status"), *shown, F.col(quote(f"{column}_error")).alias("error")
         )
     )
+
+
+def _vector(value: Column) -> list[Column]:
+    numbers = F.slice(value, 1, _SHOWN_NUMBERS)
+    return [
+        # A length is null for a null vector, whatever the session's ANSI settings are.
+        F.when(value.isNotNull(), F.size(value)).alias("dimension"),
+        F.transform(numbers, lambda number: F.round(number, 4)).alias("first_values"),
+    ]

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 REPORT_SECONDS = 2.0
 RATE_WINDOW_SECONDS = 30.0
 _RECENT_EXECUTION_COUNT = 20
-_OUR_NODE = re.compile(r"\bembed_(image|text)\(")
+_OUR_NODE = re.compile(r"\b(embed|caption|embed_and_caption)_(image|text)\(")
 _ROWS_METRIC = "number of output rows"
 _DESCRIPTION = "spark.job.description"
 
@@ -115,7 +115,7 @@ def reporting(
         return
     context = spark.sparkContext
     # The description, which Spark's pages show, is also how this write is told from others.
-    description = f"embeddings of {total} rows ({uuid.uuid4().hex[:12]})"
+    description = f"vision columns of {total} rows ({uuid.uuid4().hex[:12]})"
     described_before = context.getLocalProperty(_DESCRIPTION)
     ended = threading.Event()
     watcher = _Watcher(_LiveRows(spark, description), total, statuses)

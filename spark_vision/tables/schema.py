@@ -7,7 +7,6 @@ from pyspark.sql import SparkSession
 from pyspark.sql.types import (
     ArrayType,
     DataType,
-    FloatType,
     MapType,
     StringType,
     StructField,
@@ -17,9 +16,10 @@ from pyspark.sql.types import (
 
 from spark_vision.checks import ModelIdentity
 from spark_vision.errors import TableError
-from spark_vision.operators import EmbeddingOperator
+from spark_vision.operators import EmbeddingOperator, Operator
 from spark_vision.tables.location import TableLocation, quote
 from spark_vision.tables.source import SourceColumns
+from spark_vision.udfs import value_type
 
 SOURCE_HASH = "source_hash"
 UPDATED_AT = "updated_at"
@@ -29,10 +29,10 @@ _CONSTRAINTS = "delta.constraints."
 
 def table_schema(
     source: SourceColumns,
-    columns: Mapping[str, EmbeddingOperator],
+    columns: Mapping[str, Operator],
     identities: Mapping[str, ModelIdentity],
 ) -> StructType:
-    """Lay out a table: keys, kept columns, source_hash, three columns per operator, updated_at.
+    """Lay out a table: keys, kept columns, source_hash, the columns of each operator, updated_at.
 
     Raises:
         TableError: Two columns would have one name.
@@ -41,21 +41,19 @@ def table_schema(
     fields += [StructField(field.name, field.dataType) for field in source.kept]
     fields.append(_described(SOURCE_HASH, StringType(), "SHA-256 of what the models read"))
     for name, operator in columns.items():
-        vector = ArrayType(FloatType())
-        tokens = _is_tokens(operator)
-        identity = identities[name]
-        said = (
-            f"{identity.dimension} numbers{' per token' if tokens else ''} by "
-            f"{operator.checkpoint_name} ({identity.model_type}); null where the row failed"
-        )
-        fields += [
-            _described(name, ArrayType(vector) if tokens else vector, said),
-            _described(f"{name}_status", StringType(), "ok, or what kept the row from a vector"),
-            _described(f"{name}_error", StringType(), "why, in a sentence; null where ok"),
-        ]
+        struct = value_type(operator)
+        for part, column in column_parts(name, operator).items():
+            kind = struct[part].dataType
+            fields.append(_described(column, kind, _say(part, operator, identities[name])))
     fields.append(_described(UPDATED_AT, TimestampType(), "when the row was computed"))
     _check_names(fields)
     return StructType(fields)
+
+
+def column_parts(name: str, operator: Operator) -> dict[str, str]:
+    """Name the table's columns that hold the fields of an operator's struct."""
+    value, *more = value_type(operator).names
+    return {value: name, **{part: f"{name}_{part}" for part in more}}
 
 
 def create_table(
@@ -87,7 +85,7 @@ def add_constraints(
     spark: SparkSession,
     location: TableLocation,
     present: Mapping[str, str],
-    columns: Mapping[str, EmbeddingOperator],
+    columns: Mapping[str, Operator],
     identities: Mapping[str, ModelIdentity],
 ) -> None:
     """Let a table hold no vector of a wrong length.
@@ -101,6 +99,8 @@ def add_constraints(
         identities: Their models.
     """
     for name, operator in columns.items():
+        if not isinstance(operator, EmbeddingOperator):
+            continue
         constraint = f"{name}_dimension"
         if f"{_CONSTRAINTS}{constraint}".lower() in {each.lower() for each in present}:
             continue
@@ -130,8 +130,22 @@ def check_schema(location: TableLocation, present: StructType, wanted: StructTyp
             )
 
 
-def _is_tokens(operator: EmbeddingOperator) -> bool:
-    return operator.effective_pooling == "tokens"
+def _say(part: str, operator: Operator, identity: ModelIdentity) -> str:
+    model = f"{operator.checkpoint_name} ({identity.model_type}); null where the row failed"
+    if part == "embedding":
+        return (
+            f"{identity.dimension} numbers{' per token' if _is_tokens(operator) else ''} by {model}"
+        )
+    return {
+        "caption": f"written by {model}",
+        "status": "ok, or what kept the row from a value",
+        "error": "why, in a sentence; null where ok",
+        "truncated": "whether the caption was cut at its greatest length; null where not ok",
+    }[part]
+
+
+def _is_tokens(operator: Operator) -> bool:
+    return isinstance(operator, EmbeddingOperator) and operator.effective_pooling == "tokens"
 
 
 def _described(name: str, kind: DataType, comment: str) -> StructField:
@@ -144,7 +158,7 @@ def _check_names(fields: list[StructField]) -> None:
         if field.name.lower() in seen:
             raise TableError(
                 f"the table would have two columns {field.name}: keys, kept columns, "
-                f"{SOURCE_HASH}, {UPDATED_AT} and <name>, <name>_status, <name>_error of each "
+                f"{SOURCE_HASH}, {UPDATED_AT} and <name>, <name>_status, <name>_error, … of each "
                 "operator need names of their own; rename one"
             )
         seen.add(field.name.lower())
@@ -171,4 +185,6 @@ def _type_ddl(kind: DataType) -> str:
 
 
 def _literal(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    # Spark would put a variable in the place of ${...}, even inside of a literal.
+    return "'" + escaped.replace("$", "\\u0024") + "'"

@@ -11,7 +11,7 @@ from pyspark.sql.types import AtomicType, BinaryType, StringType, StructField, S
 
 from spark_vision.errors import InputTypeError, TableError
 from spark_vision.images.sources import check_input_type
-from spark_vision.operators import EmbeddingOperator, ImageOperator
+from spark_vision.operators import ImageOperator, Operator, QwenVLImageUnderstanding
 from spark_vision.tables.location import quote
 
 
@@ -24,12 +24,14 @@ class SourceColumns:
         kept: They are copied to the table.
         image: What image operators read; None where there is none.
         text: What text operators read; None where there is none.
+        prompt: What is asked of each image; None where the operators bring their prompts.
     """
 
     keys: tuple[StructField, ...]
     kept: tuple[StructField, ...]
     image: StructField | None
     text: StructField | None
+    prompt: StructField | None
 
     @property
     def key_names(self) -> tuple[str, ...]:
@@ -40,16 +42,18 @@ class SourceColumns:
 def choose_columns(
     source: DataFrame,
     keys: Sequence[str],
-    columns: Mapping[str, EmbeddingOperator],
+    columns: Mapping[str, Operator],
     image_column: str,
     text_column: str,
+    prompt_column: str | None,
     keep: Sequence[str],
 ) -> SourceColumns:
     """Find the columns of a source, and check that they can be what they shall be.
 
     Raises:
-        TableError: A column is not there, or cannot be a key; a name is used twice.
-        InputTypeError: The image or text column has a type that its operators cannot read.
+        TableError: A column is not there, or cannot be a key; a name is used twice; there are
+            prompts and no operator that reads them.
+        InputTypeError: The image, text or prompt column has a type that its operators cannot read.
     """
     if isinstance(keys, str) or not keys:
         raise TableError(f"keys got {keys!r}; allowed: a list of one or more column names")
@@ -74,13 +78,16 @@ def choose_columns(
             image = _find(fields, image_column, what="image")
             check_input_type(to_arrow_type(image.dataType), operator.image_src_type)
         else:
-            text = _find(fields, text_column, what="text")
-            if not isinstance(text.dataType, StringType):
-                raise InputTypeError(
-                    f"the text column {text.name} has the type {text.dataType.simpleString()}; "
-                    "allowed: string"
-                )
-    return SourceColumns(tuple(chosen.values()), tuple(kept.values()), image, text)
+            text = _find_strings(fields, text_column, what="text")
+    prompt = None
+    if prompt_column is not None:
+        if not any(isinstance(each, QwenVLImageUnderstanding) for each in columns.values()):
+            raise TableError(
+                f"prompt_column got {prompt_column!r}, and no column is by an operator that reads "
+                "prompts; leave it out"
+            )
+        prompt = _find_strings(fields, prompt_column, what="prompt")
+    return SourceColumns(tuple(chosen.values()), tuple(kept.values()), image, text, prompt)
 
 
 def source_hash(columns: SourceColumns) -> Column:
@@ -88,7 +95,8 @@ def source_hash(columns: SourceColumns) -> Column:
 
     Of strings it is the hash of the string, such as a URL: the bytes behind it are not fetched.
     """
-    parts = [_readable(field) for field in (columns.image, columns.text) if field is not None]
+    read = (columns.image, columns.text, columns.prompt)
+    parts = [_readable(field) for field in read if field is not None]
     if len(parts) == 1:
         return F.sha2(parts[0], 256)
     hashes = [F.coalesce(F.sha2(part, 256), F.lit("")) for part in parts]
@@ -115,6 +123,16 @@ def _fields_by_name(source: DataFrame) -> dict[str, StructField]:
             raise TableError(f"the source has two columns {field.name}; rename one")
         fields[field.name] = field
     return fields
+
+
+def _find_strings(fields: Mapping[str, StructField], name: str, *, what: str) -> StructField:
+    field = _find(fields, name, what=what)
+    if not isinstance(field.dataType, StringType):
+        raise InputTypeError(
+            f"the {what} column {name} has the type {field.dataType.simpleString()}; "
+            "allowed: string"
+        )
+    return field
 
 
 def _find(fields: Mapping[str, StructField], name: str, *, what: str) -> StructField:

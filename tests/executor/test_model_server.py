@@ -241,6 +241,7 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
             folder=str(checkpoint.folder),
             dtype="float32",
             device="cpu",
+            flash_attention=False,
             thread_count=1,
             load_seconds=120,
             idle_seconds=0,

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from spark_vision.errors import RowFailure
-from spark_vision.executor.vectors import TOKENS_TYPE, VECTOR_TYPE, build_array, count_statuses
+from spark_vision.executor.outcomes import count_statuses
+from spark_vision.executor.vectors import TOKENS_TYPE, VECTOR_TYPE, build_array, finite_rows
 from spark_vision.status import Status
 
 FAILED = RowFailure(Status.TOO_LARGE, "over the limit")
@@ -52,3 +54,12 @@ def test_all_rows_failed_and_no_rows():
 
 def test_statuses_are_counted():
     assert count_statuses(ROWS) == {"ok": 2, "too_large": 1}
+
+
+def test_nonfinite_vectors_fail_their_rows():
+    vectors = torch.tensor([[1, 1.0], [float("nan"), 1], [1, float("inf")], [4, 1]])
+    rows = finite_rows(vectors)
+    assert [isinstance(row, RowFailure) and row.status for row in rows] == [
+        False, Status.NONFINITE, Status.NONFINITE, False,
+    ]  # fmt: skip
+    assert rows[3].tolist() == [4, 1]

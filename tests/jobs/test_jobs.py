@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from encoded_images import encode, photo
+from spark_vision import QwenVLImageUnderstanding, caption_image
 from spark_vision.session import delta_package
 
 ROOT = Path(__file__).parent.parent.parent
 EMBED_IMAGES = str(ROOT / "jobs" / "embed_images.py")
+CAPTION_IMAGES = str(ROOT / "jobs" / "caption_images.py")
 RUN_SQL = str(ROOT / "jobs" / "run_sql.py")
 SPARK_SUBMIT = str(Path(sys.executable).parent / "spark-submit")
 SECONDS = 240
@@ -145,7 +147,7 @@ def test_a_wrong_usage_exits_with_2_and_says_what_is_allowed(arguments, said, tm
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("job", [EMBED_IMAGES, RUN_SQL])
+@pytest.mark.parametrize("job", [EMBED_IMAGES, CAPTION_IMAGES, RUN_SQL])
 def test_help_is_there_at_once_and_without_spark(job, tmp_path):
     code = (
         "import runpy, sys\n"
@@ -157,8 +159,45 @@ def test_help_is_there_at_once_and_without_spark(job, tmp_path):
     )
     done = run(sys.executable, "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    wanted = "--use-cls-token-embedding" if job == EMBED_IMAGES else "--function"
-    assert wanted in done.stdout
+    wanted = {
+        EMBED_IMAGES: "--use-cls-token-embedding",
+        CAPTION_IMAGES: "--max-caption-length",
+        RUN_SQL: "--function",
+    }
+    assert wanted[job] in done.stdout
+
+
+def test_captions_answer_each_rows_prompt(spark, photos, checkpoints, tmp_path):
+    questions = "CASE WHEN path LIKE '%1.jpg' THEN ' ' ELSE 'What is it?' END AS question"
+    files = spark.read.format("binaryFile").load(str(photos))
+    files.selectExpr("path", "content", questions).write.parquet(str(tmp_path / "asked"))
+    done = run(
+        *(sys.executable, CAPTION_IMAGES, "--input", str(tmp_path / "asked"), "--key", "path"),
+        *("--table", str(tmp_path / "captions"), "--model-name", str(checkpoints / "qwen")),
+        *("--prompt", "图里有几个人?", "--prompt-column", "question", "--dtype", "float32"),
+        *("--max-caption-length", "8", "--show", "1"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "not_an_image" in done.stdout
+    rows = spark.read.format("delta").load(str(tmp_path / "captions")).collect()
+    written = {row["path"].rsplit("/")[-1]: row["caption"] for row in rows}
+    qwen = QwenVLImageUnderstanding(
+        model_name=str(checkpoints / "qwen"), dtype="float32", max_caption_length=8
+    )
+    for name, prompt in (("0.jpg", "What is it?"), ("1.jpg", "图里有几个人?")):
+        (row,) = files.where(f"path LIKE '%{name}'").select(
+            caption_image("content", qwen, prompt)
+        ).collect()  # fmt: skip
+        assert written[name] == row[0]
+    assert written["text.jpg"] is None
+
+
+def test_captions_of_a_wrong_usage_exit_with_2(tmp_path):
+    wrong = ("--input", "x", "--table", "y", "--resized-height", "100")
+    done = run(sys.executable, CAPTION_IMAGES, *wrong, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "allowed: both or neither" in done.stderr
 
 
 def test_sql_runs_by_python_with_several_functions_and_statements(photos, checkpoints, tmp_path):

@@ -6,7 +6,14 @@ import pytest
 from pyspark.sql import functions as F
 
 from encoded_images import encode, photo
-from spark_vision import ClipImageEmbedding, ClipTextEmbedding, write_vision_columns
+from spark_vision import (
+    ClipImageEmbedding,
+    ClipTextEmbedding,
+    QwenVLImageUnderstanding,
+    caption_image,
+    embed_image,
+    write_vision_columns,
+)
 from spark_vision.errors import InputTypeError, SparkVisionError, TableError
 
 COLUMNS = ["path", "length", "source_hash"]
@@ -308,3 +315,71 @@ def test_a_name_that_delta_does_not_take_is_refused_with_the_way_out(spark, dino
     rows = spark.createDataFrame([(1, b"text")], "`my key` int, content binary")
     with pytest.raises(TableError, match="withColumnRenamed"):
         write_vision_columns(rows, table, ["my key"], {"embedding": dino})
+
+
+def test_a_vector_and_a_caption_of_an_image_take_one_decode(
+    spark, read_photos, dino, checkpoints, table, count_decodes, count_forwards
+):
+    qwen = QwenVLImageUnderstanding(
+        model_name=str(checkpoints / "qwen"), dtype="float32", max_caption_length=6, prompt="x"
+    )
+    source = read_photos().withColumn("asked", F.lit("What costs ${spark.app.name} or 'y'?"))
+    columns = {"embedding": dino, "caption": qwen}
+    result = write_vision_columns(source, table, ["path"], columns, prompt_column="asked")
+    assert count_decodes() == 6
+    assert count_forwards() == 6
+    assert result.statuses == {name: {"ok": 6, "not_an_image": 1} for name in columns}
+    rows = spark.read.format("delta").load(table)
+    assert rows.columns == [
+        "path", "source_hash", "embedding", "embedding_status", "embedding_error",
+        "caption", "caption_status", "caption_error", "caption_truncated", "updated_at",
+    ]  # fmt: skip
+    assert dict(rows.dtypes)["caption"] == "string"
+    assert dict(rows.dtypes)["caption_truncated"] == "boolean"
+
+    alone = source.select("path", embed_image("content", dino), caption_image(
+        "content", qwen, F.col("asked")
+    )).collect()  # fmt: skip
+    found = {row["path"]: (row["embedding"], row["caption"]) for row in rows.collect()}
+    assert {path: written for path, (_, written) in found.items()} == {
+        row[0]: row[2] for row in alone
+    }
+    assert len({written for _, written in found.values()}) > 3
+    for path, vector, _ in alone:
+        assert found[path][0] == (vector and pytest.approx(vector, abs=1e-5))
+
+    again = write_vision_columns(source, table, ["path"], columns, prompt_column="asked")
+    assert again.computed == 0
+
+
+def test_a_table_of_captions_by_another_prompt_or_setting_is_refused(
+    spark, read_photos, checkpoints, table
+):
+    def write(prompt_column=None, **options):
+        qwen = QwenVLImageUnderstanding(
+            model_name=str(checkpoints / "qwen"), **{"max_caption_length": 2, **options}
+        )
+        source = read_photos().withColumn("asked", F.lit("x"))
+        return write_vision_columns(
+            source, table, ["path"], {"caption": qwen}, prompt_column=prompt_column
+        )
+
+    prompt = "What costs ${spark.app.name} or 'y'?\n\\"
+    assert write(prompt=prompt).computed == 7
+    assert write(prompt=prompt, batch_size=3, temperature=0.5).computed == 0
+    for changed in (
+        {"prompt": "y"},
+        {"prompt": prompt, "max_caption_length": 3},
+        {"prompt": prompt, "do_sample": True},
+        {"prompt": prompt, "prompt_column": "asked"},
+    ):
+        with pytest.raises(TableError, match=r"has the column caption by .*(prompt|generation)"):
+            write(**changed)
+    with pytest.raises(TableError, match="no column is by an operator that reads prompts"):
+        write_vision_columns(
+            read_photos(),
+            table,
+            ["path"],
+            {"embedding": ClipImageEmbedding(model_name=str(checkpoints / "clip"))},
+            prompt_column="length",
+        )

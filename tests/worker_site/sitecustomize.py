@@ -5,6 +5,7 @@ this file at its start. The environment says what to do, once the module in ques
 
 COUNTED_FORWARDS  A folder: each forward pass of a DINOv2 adds its number of images to a file
                   there, and takes as long as the file `forward_seconds` beside it says.
+COUNTED_DECODES   A folder: each JPEG that torchvision decodes adds a line to a file there.
 RECORDED_LOADS    A folder: each load of a model adds a line of JSON to a file there. It fails in
                   the executor that the file `failing_executor` beside it names.
 SIMULATED_GPUS    Their number, as torch reports it; what is loaded on one computes on the CPU.
@@ -38,24 +39,40 @@ class Watcher(importlib.abc.MetaPathFinder):
         return spec
 
 
+def add(variable, count):
+    path = Path(os.environ[variable]) / str(os.getpid())
+    with path.open("a") as file:
+        file.write(f"{count}\n")
+
+
 def count_forwards(module):
     forward = module.Dinov2Embeddings.forward
-    folder = Path(os.environ["COUNTED_FORWARDS"])
+    pause = Path(os.environ["COUNTED_FORWARDS"]).parent / "forward_seconds"
 
     def counted(self, pixel_values, *args, **kwargs):
-        with (folder / str(os.getpid())).open("a") as file:
-            file.write(f"{len(pixel_values)}\n")
-        if (folder.parent / "forward_seconds").exists():
-            time.sleep(float((folder.parent / "forward_seconds").read_text()))
+        add("COUNTED_FORWARDS", len(pixel_values))
+        if pause.exists():
+            time.sleep(float(pause.read_text()))
         return forward(self, pixel_values, *args, **kwargs)
 
     module.Dinov2Embeddings.forward = counted
 
 
+def count_decodes(module):
+    operators = module.torch.ops.image
+    decode_jpeg = operators.decode_jpeg
+
+    def counted(*args):
+        add("COUNTED_DECODES", 1)
+        return decode_jpeg(*args)
+
+    operators.decode_jpeg = counted
+
+
 def record_loads(module):
     load = module.load_model
 
-    def recorded(checkpoint, dtype, device):
+    def recorded(checkpoint, dtype, device, *more):
         import torch
 
         with (Path(os.environ["RECORDED_LOADS"]) / str(os.getpid())).open("a") as file:
@@ -64,7 +81,7 @@ def record_loads(module):
         failing = Path(os.environ["RECORDED_LOADS"]).parent / "failing_executor"
         if failing.exists() and f'"pid": {failing.read_text()},' in sys.argv[1]:
             raise OSError("the disk of this host is broken")
-        return load(checkpoint, dtype, torch.device("cpu"))
+        return load(checkpoint, dtype, torch.device("cpu"), *more)
 
     module.load_model = recorded
 
@@ -76,6 +93,7 @@ def simulate_gpus(module):
 
 CHANGES = {
     "COUNTED_FORWARDS": ("transformers.models.dinov2.modeling_dinov2", count_forwards),
+    "COUNTED_DECODES": ("torchvision.io.image", count_decodes),
     "RECORDED_LOADS": ("spark_vision.models.families", record_loads),
     "SIMULATED_GPUS": ("torch", simulate_gpus),
 }

@@ -1,0 +1,48 @@
+"""Caption images into a Delta table: python jobs/caption_images.py --input FOLDER --table PATH.
+
+Runs by python, and by spark-submit with Delta's --packages. Run again, it computes only what the
+table does not have. Exit code: 0; 1 for an error, in one line on stderr; 2 for a wrong usage.
+"""
+
+import argparse
+import sys
+
+from spark_vision.command_line import add_operator_arguments, operator_from_arguments
+from spark_vision.errors import InvalidOptionError
+from spark_vision.job import run_job
+from spark_vision.operators import QwenVLImageUnderstanding
+from spark_vision.table_job import add_table_arguments, write_table
+
+
+def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, QwenVLImageUnderstanding]:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_table_arguments(parser, column="caption", what="captions")
+    parser.add_argument(
+        "--prompt-column",
+        metavar="COLUMN",
+        help="what is asked of each image; null and blank mean --prompt (default: --prompt)",
+    )
+    add_operator_arguments(parser, QwenVLImageUnderstanding)
+    arguments = parser.parse_args(texts)
+    try:
+        return arguments, operator_from_arguments(QwenVLImageUnderstanding, arguments)
+    except InvalidOptionError as error:
+        parser.error(str(error))
+
+
+def main(texts: list[str]) -> int:
+    """Run the job; return its exit code."""
+    arguments, operator = parse_arguments(texts)
+    return run_job(
+        lambda spark: write_table(spark, arguments, operator, arguments.prompt_column),
+        arguments.log_level,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,132 @@
+"""The body of every function over images: each is fetched and decoded once for all operators."""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
+import torch
+
+from spark_vision.errors import InputTypeError
+from spark_vision.executor.batching import OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS, gather
+from spark_vision.executor.captioning import Captions
+from spark_vision.executor.embedding import ImageEmbeddings
+from spark_vision.executor.image_rows import ImageRows, Prepared
+from spark_vision.executor.outcomes import count_statuses
+from spark_vision.executor.placement import Placement
+from spark_vision.executor.task import Task
+from spark_vision.operators import (
+    ClipImageEmbedding,
+    ImageOperator,
+    ImageViTEmbedding,
+    QwenVLImageUnderstanding,
+)
+
+CountStatuses = Callable[[dict[str, int]], None]
+
+
+class ImageWork(Protocol):
+    """What one operator does with the images of a task."""
+
+    @property
+    def portion_row_count(self) -> int:
+        """Rows that one thread shall prepare at a time."""
+        ...
+
+    @property
+    def placement(self) -> Callable[[], Placement]:
+        """Asks the process that holds the model what it says of itself."""
+        ...
+
+    def prepare(self, image: torch.Tensor, prompt: str | None) -> Any:
+        """Bring one decoded image, and its prompt if there is one, to what the model takes."""
+        ...
+
+    def compute(self, portions: Iterable[list[Any]]) -> Iterator[list[Any]]:
+        """Run the model over prepared rows; outcomes come in the rows' order."""
+        ...
+
+    def build(self, outcomes: Sequence[Any], with_status: bool) -> pa.Array:
+        """Make the Arrow array of some outcomes."""
+        ...
+
+
+def compute_images(
+    batches: Iterable[pa.Array | tuple[pa.Array, ...]],
+    operators: Sequence[ImageOperator],
+    task: Task,
+    *,
+    with_status: bool = False,
+    counts: Sequence[CountStatuses] = (),
+    look: Callable[[ImageWork], ImageWork] = lambda work: work,
+) -> Iterator[list[pa.Array]]:
+    """Compute what each operator makes of each image.
+
+    Args:
+        batches: Images as `images.sources.open_column` reads them, of any lengths; or pairs of
+            images and prompts (strings).
+        operators: What to compute; they read an image alike.
+        task: What they may use.
+        with_status: Give structs of the value, status and error instead of bare values.
+        counts: One for each operator, called with the number of rows by status.
+        look: Changes what is made of an operator's outcomes.
+
+    Yields:
+        An array for each operator. Their lengths differ from those taken; their elements are in
+        the order of the input.
+
+    Raises:
+        SparkVisionError: An operator cannot run here; with `on_error="raise"`, a row failed.
+    """
+    works = [look(_open_work(operator, task)) for operator in operators]
+    rows = ImageRows(
+        operators[0],
+        [work.prepare for work in works],
+        cpu_count=task.cpus,
+        ahead_count=max(operator.batch_size for operator in operators),
+        portion_row_count=min(work.portion_row_count for work in works),
+    )
+    prepared = itertools.tee(rows.prepare(map(_with_prompts, batches)), len(works))
+    outcomes = [
+        work.compute(_choose(portions, index))
+        for index, (work, portions) in enumerate(zip(works, prepared, strict=True))
+    ]
+    for given in gather(_align(outcomes), OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
+        columns = list(zip(*given, strict=True))
+        for count, column in zip(counts, columns, strict=False):
+            count(count_statuses(column))
+        yield [work.build(column, with_status) for work, column in zip(works, columns, strict=True)]
+
+
+def _open_work(operator: ImageOperator, task: Task) -> ImageWork:
+    if isinstance(operator, QwenVLImageUnderstanding):
+        return Captions(operator, task)
+    if isinstance(operator, ImageViTEmbedding | ClipImageEmbedding):
+        return ImageEmbeddings(operator, task)
+    raise InputTypeError(f"{type(operator).__name__} computes nothing of images")
+
+
+def _with_prompts(batch: pa.Array | tuple[pa.Array, ...]) -> tuple[pa.Array, pa.Array | None]:
+    if not isinstance(batch, tuple):
+        return batch, None
+    images, prompts = batch
+    return images, prompts
+
+
+def _align(streams: Sequence[Iterator[list[Any]]]) -> Iterator[list[tuple[Any, ...]]]:
+    """Join streams of as many rows each: at a time, the rows that all of them have given."""
+    held: list[deque[Any]] = [deque() for _ in streams]
+    while True:
+        for rows, stream in zip(held, streams, strict=True):
+            while not rows:
+                portion = next(stream, None)
+                if portion is None:
+                    return
+                rows.extend(portion)
+        count = min(map(len, held))
+        yield [tuple(rows.popleft() for rows in held) for _ in range(count)]
+
+
+def _choose(portions: Iterator[list[Prepared]], index: int) -> Iterator[list[Any]]:
+    return ([row[index] for row in portion] for portion in portions)

@@ -1,0 +1,186 @@
+"""What a Qwen-VL model takes of an image and its prompt: uint8 patches, and token ids around them.
+
+The sizes are those of the checkpoint's own processor (`smart_resize`): both sides a multiple of the
+merged patches, the pixels within bounds, the shape kept as nearly as that allows.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torchvision.transforms.v2.functional import resize_image
+
+from spark_vision.errors import InvalidOptionError, RowFailure, UnsupportedCheckpointError
+from spark_vision.models.chat_prompts import ChatPrompts
+from spark_vision.models.checkpoint_files import Checkpoint
+from spark_vision.models.preprocessing import interpolation_of, scaling_of
+from spark_vision.models.protocols import CaptionBatch, CaptionInput, GeneratedTokens
+from spark_vision.operators import QwenVLImageUnderstanding
+from spark_vision.status import Status
+
+# Above it `smart_resize` refuses an image.
+MAX_ASPECT_RATIO = 200
+
+
+def load(checkpoint: Checkpoint, operator: QwenVLImageUnderstanding) -> "QwenVLInputs":
+    """Load the processor of a Qwen-VL checkpoint.
+
+    Raises:
+        InvalidOptionError: `min_pixels` or `max_pixels` contradicts the checkpoint's other bound.
+        UnsupportedCheckpointError: The processor cannot be loaded, or is of another kind.
+    """
+    from transformers import AutoConfig, AutoProcessor
+
+    factory: Any = AutoProcessor
+    folder = str(checkpoint.folder)
+    try:
+        processor = factory.from_pretrained(
+            folder, backend="torchvision", local_files_only=True, trust_remote_code=False
+        )
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise UnsupportedCheckpointError(
+            f"cannot load the processor of {folder}: {error}"
+        ) from error
+    return QwenVLInputs(
+        processor, operator, folder, int(config.get_text_config().max_position_embeddings)
+    )
+
+
+class QwenVLInputs:
+    """Turns images with prompts into a model's inputs, and its tokens into text.
+
+    Args:
+        processor: The checkpoint's own, of transformers.
+        operator: Its sizes, and the seed of what is drawn.
+        folder: Of the checkpoint, for messages.
+        context_length: Most tokens that the model takes.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        operator: QwenVLImageUnderstanding,
+        folder: str,
+        context_length: int,
+    ) -> None:
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        images = processor.image_processor
+        interpolation = interpolation_of(images.resample)
+        if interpolation is None or not images.do_resize:
+            raise UnsupportedCheckpointError(
+                f"the image processor of {folder} resizes in a way that is not supported"
+            )
+        self.scaling = scaling_of(images)
+        self._interpolation = interpolation
+        self._patch_size = int(images.patch_size)
+        self._merge_size = int(images.merge_size)
+        self._operator = operator
+        self._context_length = context_length
+        self._prompts = ChatPrompts(processor, folder)
+        self._tokenizer = processor.tokenizer
+        size = dict(images.size)
+        least = operator.min_pixels or int(size["shortest_edge"])
+        most = operator.max_pixels or int(size["longest_edge"])
+        if least > most:
+            raise InvalidOptionError(
+                f"{type(operator).__name__}.min_pixels got {operator.min_pixels} and max_pixels "
+                f"got {operator.max_pixels}, but those of {folder} are {size['shortest_edge']} and "
+                f"{size['longest_edge']}; set both"
+            )
+        self._resized_size = partial(
+            smart_resize,
+            factor=self._patch_size * self._merge_size,
+            min_pixels=least,
+            max_pixels=most,
+        )
+
+    def prepare(self, image: torch.Tensor, prompt: str) -> CaptionInput:
+        """Resize one image, cut it into patches, and put it into its prompt.
+
+        Args:
+            image: uint8 `[3, height, width]` RGB, planar or interleaved in memory.
+            prompt: What is asked of it.
+
+        Raises:
+            RowFailure: `bad_dimensions`: the image is over 200 times as long as wide, or takes
+                more tokens than the model has; `bad_prompt`: the prompt does.
+        """
+        rows, columns = self._grid_of(*image.shape[1:])
+        image_token_count = rows * columns // self._merge_size**2
+        token_ids = self._encode(prompt, image_token_count)
+        height, width = rows * self._patch_size, columns * self._patch_size
+        resized = resize_image(image, [height, width], interpolation=self._interpolation)
+        patches = self._cut(resized, rows, columns)
+        seed = self._seed(patches, token_ids) if self._operator.do_sample else 0
+        return CaptionInput(torch.tensor(token_ids), patches, (1, rows, columns), seed)
+
+    def collate(self, inputs: Sequence[CaptionInput]) -> CaptionBatch:
+        """Pad the inputs to one length on the left, and join their patches."""
+        longest = max(len(each.token_ids) for each in inputs)
+        token_ids = torch.full((len(inputs), longest), int(self._tokenizer.pad_token_id))
+        attention_mask = torch.zeros_like(token_ids)
+        for row, each in enumerate(inputs):
+            token_ids[row, longest - len(each.token_ids) :] = each.token_ids
+            attention_mask[row, longest - len(each.token_ids) :] = 1
+        return CaptionBatch(
+            token_ids=token_ids,
+            attention_mask=attention_mask,
+            patches=torch.cat([each.patches for each in inputs]),
+            grids=torch.tensor([each.grid for each in inputs]),
+            seeds=torch.tensor([each.seed for each in inputs]),
+        )
+
+    def decode(self, generated: GeneratedTokens) -> list[str]:
+        """Turn each row's tokens into text, without control tokens."""
+        rows = zip(generated.token_ids.tolist(), generated.lengths.tolist(), strict=True)
+        texts: list[str] = self._tokenizer.batch_decode(
+            [ids[:length] for ids, length in rows],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        return texts
+
+    def _grid_of(self, height: int, width: int) -> tuple[int, int]:
+        if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+            raise RowFailure(
+                Status.BAD_DIMENSIONS,
+                f"its {width}×{height} pixels are over {MAX_ASPECT_RATIO} times as long as wide",
+            )
+        fixed_height, fixed_width = self._operator.resized_height, self._operator.resized_width
+        if fixed_height is not None and fixed_width is not None:
+            height, width = fixed_height, fixed_width
+        resized_height, resized_width = self._resized_size(height, width)
+        return resized_height // self._patch_size, resized_width // self._patch_size
+
+    def _encode(self, prompt: str, image_token_count: int) -> list[int]:
+        if image_token_count >= self._context_length:
+            raise self._too_long(Status.BAD_DIMENSIONS, "image", image_token_count)
+        token_ids = self._prompts.encode(prompt, image_token_count)
+        if len(token_ids) >= self._context_length:
+            alone = len(self._prompts.encode("", image_token_count))
+            if alone >= self._context_length:
+                raise self._too_long(Status.BAD_DIMENSIONS, "image", alone)
+            raise self._too_long(Status.BAD_PROMPT, "prompt with its image", len(token_ids))
+        return token_ids
+
+    def _too_long(self, status: Status, what: str, count: int) -> RowFailure:
+        return RowFailure(
+            status, f"the {what} takes {count} tokens, and the model has {self._context_length}"
+        )
+
+    def _cut(self, image: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """Cut an image into patches: those that the model merges are neighbours."""
+        merge, patch = self._merge_size, self._patch_size
+        squares = image.reshape(3, rows // merge, merge, patch, columns // merge, merge, patch)
+        return squares.permute(1, 4, 2, 5, 0, 3, 6).reshape(rows * columns, 3, patch, patch)
+
+    def _seed(self, patches: torch.Tensor, token_ids: list[int]) -> int:
+        """Derive a seed from the operator's and from all that the model sees of the row."""
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(f"{self._operator.seed} {token_ids}".encode())
+        digest.update(patches.numpy().tobytes())
+        return int.from_bytes(digest.digest(), "little") >> 1

@@ -1,0 +1,38 @@
+"""The operators: what to compute, as frozen dataclasses that are validated once, on the driver.
+
+Names and defaults follow the operators that users migrate from. An operator is picklable and
+hashable, holds no model, and never looks for a device: executors do that.
+"""
+
+from spark_vision.operators.base import ImageLimits, ImageOperator, Operator
+from spark_vision.operators.captioning import QwenVLImageUnderstanding
+from spark_vision.operators.embedding import (
+    ClipImageEmbedding,
+    ClipTextEmbedding,
+    EmbeddingOperator,
+    ImageEmbeddingOperator,
+    ImageViTEmbedding,
+)
+
+__all__ = [
+    "OPERATORS",
+    "ClipImageEmbedding",
+    "ClipTextEmbedding",
+    "EmbeddingOperator",
+    "ImageEmbeddingOperator",
+    "ImageLimits",
+    "ImageOperator",
+    "ImageViTEmbedding",
+    "Operator",
+    "QwenVLImageUnderstanding",
+]
+
+OPERATORS: dict[str, type[Operator]] = {
+    operator.__name__: operator
+    for operator in (
+        ImageViTEmbedding,
+        ClipImageEmbedding,
+        ClipTextEmbedding,
+        QwenVLImageUnderstanding,
+    )
+}

@@ -1,0 +1,86 @@
+"""What all operators have: a checkpoint, a device, a rule for failed rows, a source of images."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spark_vision.options import normalize_options, option
+
+IMAGE_SOURCE_TYPES = ("image_url", "image_base64", "image_binary")
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLimits:
+    """What one image may cost before it is refused on its row.
+
+    The pixel cap is the size at which Pillow warns of a decompression bomb.
+    """
+
+    max_bytes: int = option(100 * 2**20, "Most encoded bytes of one image.", minimum=1)
+    max_pixels: int = option(89_478_485, "Most pixels (width × height) of one image.", minimum=1)
+    fetch_seconds: float = option(
+        30.0,
+        "Time to fetch one image over http, redirects and retries included; "
+        "other file systems are asked between pieces of it.",
+        exclusive_minimum=0,
+    )
+    fetch_concurrency: int = option(16, "Images that one task fetches at a time.", minimum=1)
+
+    def __post_init__(self) -> None:
+        normalize_options(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """What every operator has: a checkpoint, a device, and a rule for rows that fail."""
+
+    dtype: str = option("float32", "Precision of the model's computation.", allowed=DTYPES)
+    batch_size: int = option(32, "Rows that the model computes at once.", minimum=1)
+    model_path: str | None = option(
+        "/opt/las/models", "Folder of checkpoints, looked into before the Hugging Face hub."
+    )
+    model_name: str = option(
+        "facebook/dinov2-large", "Checkpoint: a folder, or a name on the Hugging Face hub."
+    )
+    revision: str | None = option(None, "Branch, tag or commit of a checkpoint on the hub.")
+    device: str = option("auto", "Where the model computes.", allowed=("auto", "cuda", "cpu"))
+    rank: int | None = option(
+        0, "Which of the GPUs that Spark gave the task; it has no meaning on a CPU.", minimum=0
+    )
+    model_sharing: str = option(
+        "executor",
+        "Who holds the model: one process for all tasks of an executor, or each Python worker.",
+        allowed=("executor", "worker"),
+    )
+    on_error: str = option(
+        "null",
+        "A failed row's value: null, zero (a zero vector, an empty caption), or raise, which fails "
+        "the job.",
+        allowed=("null", "zero", "raise"),
+    )
+
+    def __post_init__(self) -> None:
+        normalize_options(self)
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The checkpoint's name as a folder or the hub knows it."""
+        return self.model_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOperator(Operator):
+    """What every operator over images has: a source and its limits."""
+
+    image_src_type: str = option(
+        "image_url",
+        "How to read a string column; binary columns and image structs are always bytes.",
+        allowed=IMAGE_SOURCE_TYPES,
+    )
+    limits: ImageLimits = option(
+        ImageLimits(), "Bytes, pixels and seconds that one image may cost."
+    )
+    storage_options: Mapping[str, Any] | None = option(
+        None, "Options for fsspec, such as credentials; never shown or logged.", secret=True
+    )

@@ -1,0 +1,94 @@
+"""The operator that answers a prompt about each image in words."""
+
+from dataclasses import dataclass
+
+from spark_vision.errors import InvalidOptionError
+from spark_vision.operators.base import DTYPES, ImageOperator
+from spark_vision.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class QwenVLImageUnderstanding(ImageOperator):
+    """Captions and answers by a Qwen-VL model: Qwen2-VL, Qwen2.5-VL, Qwen3-VL."""
+
+    dtype: str = option("bfloat16", "Precision of the model's computation.", allowed=DTYPES)
+    batch_size: int = option(4, "Rows that the model computes at once.", minimum=1)
+    model_name: str = option(
+        "Qwen/Qwen2.5-VL-7B-Instruct", "Checkpoint: a folder, or a name on the Hugging Face hub."
+    )
+    rank: int | None = option(
+        None,
+        "Which of the GPUs that Spark gave the task, none means the first; "
+        "it has no meaning on a CPU.",
+        minimum=0,
+    )
+    prompt: str | None = option(
+        "请给出这张图片的详细描述。",
+        "What is asked of each image; with none, each row must bring a prompt.",
+    )
+    max_caption_length: int = option(256, "Most tokens of a caption.", minimum=1)
+    use_flash_attention_2: bool = option(
+        True,
+        "Use the package flash-attn where it and the GPU allow it; else torch's own attention.",
+    )
+    resized_height: int | None = option(
+        None,
+        "Height in pixels that every image is resized to, rounded to a multiple of the model's "
+        "patches and kept within min_pixels and max_pixels; only with resized_width.",
+        minimum=1,
+    )
+    resized_width: int | None = option(
+        None, "Width in pixels, as resized_height; only with it.", minimum=1
+    )
+    min_pixels: int | None = option(
+        None,
+        "Least pixels (width × height) of what the model sees; none: the checkpoint's.",
+        minimum=1,
+    )
+    max_pixels: int | None = option(
+        None,
+        "Most pixels (width × height) of what the model sees; none: the checkpoint's.",
+        minimum=1,
+    )
+    do_sample: bool = option(
+        False, "Draw each token by its probability; otherwise take the most probable one."
+    )
+    temperature: float = option(
+        1.0, "Divides the logits before a token is drawn.", exclusive_minimum=0
+    )
+    top_k: int = option(50, "Draw among so many of the most probable tokens; 0: all.", minimum=0)
+    top_p: float = option(
+        1.0,
+        "Draw among the most probable tokens that together have this probability, at most 1.",
+        exclusive_minimum=0,
+    )
+    repetition_penalty: float | None = option(
+        None,
+        "Divides the logits of tokens that occurred already; none: the checkpoint's.",
+        exclusive_minimum=0,
+    )
+    seed: int = option(
+        0, "With the image and the prompt it decides what is drawn, whatever the batch.", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.resized_height is None) != (self.resized_width is None):
+            raise InvalidOptionError(
+                f"{type(self).__name__}.resized_height got {self.resized_height} with "
+                f"resized_width={self.resized_width}; allowed: both or neither"
+            )
+        if self.top_p > 1:
+            raise InvalidOptionError(
+                f"{type(self).__name__}.top_p got {self.top_p}; allowed: a number above 0, 1 or "
+                "less"
+            )
+        if (
+            self.min_pixels is not None
+            and self.max_pixels is not None
+            and self.min_pixels > self.max_pixels
+        ):
+            raise InvalidOptionError(
+                f"{type(self).__name__}.min_pixels got {self.min_pixels} with "
+                f"max_pixels={self.max_pixels}; allowed: no more than max_pixels"
+            )

@@ -1,0 +1,106 @@
+"""The operators that give vectors, of images and of texts."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spark_vision.errors import InvalidOptionError
+from spark_vision.operators.base import ImageOperator, Operator
+from spark_vision.options import option
+
+POOLINGS = ("cls", "mean", "pooler", "tokens")
+
+OPENAI_CLIP_NAMES = {
+    "ViT-B/32": "openai/clip-vit-base-patch32",
+    "ViT-B/16": "openai/clip-vit-base-patch16",
+    "ViT-L/14": "openai/clip-vit-large-patch14",
+    "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
+}
+OPENAI_CLIP_RESNETS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingOperator(Operator, ABC):
+    """What every operator that gives vectors has."""
+
+    normalize: bool = option(True, "Scale every vector to length 1 (L2).")
+
+    @property
+    @abstractmethod
+    def effective_pooling(self) -> str:
+        """How the model's tokens become a vector: what the options come to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEmbeddingOperator(ImageOperator, EmbeddingOperator, ABC):
+    """What every operator that gives vectors of images has."""
+
+    image_processor_kwargs: Mapping[str, Any] | None = option(
+        None, "Settings that override those of the checkpoint's image processor."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageViTEmbedding(ImageEmbeddingOperator):
+    """Image vectors by a vision transformer: ViT, DINOv2, DINOv2 with registers."""
+
+    use_cls_token_embedding: bool = option(
+        True, "True takes the CLS token, False the mean of the patch tokens."
+    )
+    pooling: str | None = option(
+        None,
+        "cls, mean, the checkpoint's trained pooler, or all tokens; "
+        "none follows use_cls_token_embedding.",
+        allowed=POOLINGS,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pooling == "tokens" and self.on_error == "zero":
+            raise InvalidOptionError(
+                "ImageViTEmbedding.on_error got 'zero' with pooling='tokens', whose value has no "
+                "fixed length; allowed: null, raise"
+            )
+
+    @property
+    def effective_pooling(self) -> str:
+        """The pooling that `pooling` and `use_cls_token_embedding` come to."""
+        return self.pooling or ("cls" if self.use_cls_token_embedding else "mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ClipEmbedding(EmbeddingOperator):
+    model_name: str = option(
+        "openai/clip-vit-base-patch32",
+        "CLIP, Chinese-CLIP or SigLIP checkpoint: a folder, a name on the hub, or OpenAI's own.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model_name in OPENAI_CLIP_RESNETS:
+            raise InvalidOptionError(
+                f"{type(self).__name__}.model_name got {self.model_name!r}, a ResNet, which "
+                f"transformers does not have; allowed: {', '.join(OPENAI_CLIP_NAMES)}, "
+                "a folder, or a checkpoint's name on the hub"
+            )
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The checkpoint's name, OpenAI's own spelling translated."""
+        return OPENAI_CLIP_NAMES.get(self.model_name, self.model_name)
+
+    @property
+    def effective_pooling(self) -> str:
+        """CLIP-like models project into the space that images and texts share."""
+        return "projection"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipImageEmbedding(_ClipEmbedding, ImageEmbeddingOperator):
+    """Image vectors in the space that a CLIP-like checkpoint shares with texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTextEmbedding(_ClipEmbedding):
+    """Text vectors in the space that a CLIP-like checkpoint shares with images."""

@@ -1,0 +1,273 @@
+"""Captions are those of transformers on each row alone, whatever the batch."""
+
+import logging
+
+import pytest
+import torch
+
+from caption_checkpoints import CONTROL_TOKENS, write_qwen_vl
+from caption_oracle import generated_tokens, inputs_of, parts
+from oracles import draw_pictures
+from spark_vision.errors import InvalidOptionError, RowFailure, UnsupportedCheckpointError
+from spark_vision.models import precision
+from spark_vision.models.checkpoint_files import open_folder
+from spark_vision.models.families import (
+    check_operator,
+    load_caption_preprocessor,
+    load_model,
+)
+from spark_vision.models.protocols import GenerationSettings, ImageCaptioner
+from spark_vision.operators import ImageViTEmbedding, QwenVLImageUnderstanding
+from spark_vision.status import Status
+
+FAMILIES = ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
+CPU = torch.device("cpu")
+PROMPTS = [
+    "What is it? 图里有几个人?",
+    "x",
+    "请给出这张图片的详细描述。",
+    "Describe the green circle above the house, in 3 boxes, near it! " * 3,
+]
+SIZES = [(75, 100), (300, 200), (40, 40), (500, 120), (75, 100), (29, 200), (28, 28)]
+NEW_TOKENS = 20
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen")
+    return {name: write_qwen_vl(folder / name, name) for name in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def folder(folders):
+    return folders["qwen2_5_vl"]
+
+
+def pictures():
+    return [draw_pictures(1, *size, seed=seed)[0] for seed, size in enumerate(SIZES)]
+
+
+def load(folder, **options):
+    operator = QwenVLImageUnderstanding(model_name=str(folder), **options)
+    checkpoint = open_folder(folder)
+    assert check_operator(checkpoint, operator).dimension is None
+    return load_caption_preprocessor(checkpoint, operator), load_model(checkpoint, "float32", CPU)
+
+
+def run(preprocessor, model, inputs, **settings):
+    settings = GenerationSettings(**{"max_new_tokens": NEW_TOKENS, **settings})
+    generated = model.generate(preprocessor.collate(inputs), preprocessor.scaling, settings)
+    assert generated.finite.all()
+    return generated
+
+
+def tokens_of(generated):
+    rows = zip(generated.token_ids.tolist(), generated.lengths.tolist(), strict=True)
+    return [ids[:length] for ids, length in rows]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("penalty", [None, 3.0])
+def test_greedy_tokens_are_those_of_each_row_alone_whatever_the_batch(folders, family, penalty):
+    folder = folders[family]
+    preprocessor, model = load(folder)
+    assert isinstance(model, ImageCaptioner)
+    asked = [PROMPTS[row % len(PROMPTS)] for row in range(len(SIZES))]
+    rows = list(zip(pictures(), asked, strict=True))
+    given = {} if penalty is None else {"repetition_penalty": penalty}
+    alone = [generated_tokens(folder, *row, NEW_TOKENS, **given) for row in rows]
+    stops = parts(folder)[1].generation_config.eos_token_id
+    true = [tokens[:-1] if tokens[-1] in stops else tokens for tokens in alone]
+    inputs = [preprocessor.prepare(*row) for row in rows]
+    for batch in ([0], [3], [0, 1, 2, 3, 4, 5, 6], [6, 3], [5, 4, 1, 0], [2, 0, 3]):
+        generated = run(
+            preprocessor, model, [inputs[row] for row in batch], repetition_penalty=penalty
+        )
+        assert tokens_of(generated) == [true[row] for row in batch]
+        assert generated.truncated.tolist() == [alone[row] == true[row] for row in batch]
+    processor, _ = parts(folder)
+    assert preprocessor.decode(generated) == processor.batch_decode(
+        [alone[row] for row in batch], skip_special_tokens=True
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inputs_are_those_of_the_checkpoints_own_processor(folders, family):
+    preprocessor, model = load(folders[family])
+    for image, prompt in zip(pictures(), PROMPTS * 2, strict=False):
+        ours, theirs = (
+            preprocessor.prepare(image, prompt),
+            inputs_of(folders[family], image, prompt),
+        )
+        assert ours.token_ids.tolist() == theirs["input_ids"][0].tolist()
+        assert list(ours.grid) == theirs["image_grid_thw"][0].tolist()
+        values = model._pixel_values(ours.patches, preprocessor.scaling)
+        torch.testing.assert_close(values, theirs["pixel_values"], atol=1e-6, rtol=1e-6)
+
+
+def test_another_image_or_prompt_gives_another_caption(folder):
+    preprocessor, model = load(folder)
+    images = draw_pictures(6)
+    upside_down = images[0].flip(1)
+    inputs = [preprocessor.prepare(image, "x") for image in [*images, upside_down]]
+    inputs.append(preprocessor.prepare(images[0], "What is it?"))
+    captions = preprocessor.decode(run(preprocessor, model, inputs))
+    assert len(set(captions)) == len(inputs)
+
+
+def test_a_drawn_caption_depends_on_seed_and_content_and_not_on_the_batch(folder):
+    rows = list(zip(pictures(), PROMPTS * 2, strict=False))
+    sampled = {"do_sample": True, "temperature": 1.3, "top_k": 0, "top_p": 0.95}
+    preprocessor, model = load(folder, do_sample=True, seed=7)
+    inputs = [preprocessor.prepare(*row) for row in rows]
+    together = tokens_of(run(preprocessor, model, inputs, **sampled))
+    for batch in ([0], [3, 1], [6, 5, 0, 2]):
+        drawn = run(preprocessor, model, [inputs[row] for row in batch], **sampled)
+        assert tokens_of(drawn) == [together[row] for row in batch]
+    again = [preprocessor.prepare(*row) for row in rows]
+    assert [each.seed for each in again] == [each.seed for each in inputs]
+    assert len({each.seed for each in inputs}) == len(inputs)
+    other, _ = load(folder, do_sample=True, seed=8)
+    drawn = run(other, model, [other.prepare(*row) for row in rows], **sampled)
+    assert all(ours != theirs for ours, theirs in zip(tokens_of(drawn), together, strict=True))
+
+
+def test_tokens_are_drawn_by_the_probabilities_of_transformers(folder):
+    count = 2000
+    settings = {"do_sample": True, "temperature": 2.0, "top_k": 8, "top_p": 0.9}
+    image = draw_pictures(1, 28, 28)[0]
+    preprocessor, model = load(folder, do_sample=True)
+    batch = preprocessor.collate([preprocessor.prepare(image, "x")])
+    seeds = torch.arange(count)
+    batch = batch._replace(
+        token_ids=batch.token_ids.repeat(count, 1),
+        attention_mask=batch.attention_mask.repeat(count, 1),
+        patches=batch.patches.repeat(count, 1, 1, 1),
+        grids=batch.grids.repeat(count, 1),
+        seeds=seeds,
+    )
+    one = GenerationSettings(max_new_tokens=1, **settings)
+    drawn = model.generate(batch, preprocessor.scaling, one).token_ids[:, 0]
+    _, theirs = parts(folder)
+    output = theirs.generate(
+        **inputs_of(folder, image, "x"),
+        **settings,
+        max_new_tokens=1,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    true = output.scores[0][0].softmax(-1)
+    frequency = torch.bincount(drawn, minlength=len(true)) / count
+    assert 2 < (true > 0).sum() <= 8
+    assert not frequency[true == 0].any()
+    # Four standard deviations of the mean of `count` draws.
+    assert ((frequency - true).abs() <= 4 * (true * (1 - true) / count).sqrt()).all()
+
+
+def test_control_tokens_in_a_prompt_are_text(folder):
+    preprocessor, _ = load(folder)
+    tokenizer = parts(folder)[0].tokenizer
+    image = draw_pictures(1)[0]
+    control = set(tokenizer.convert_tokens_to_ids(CONTROL_TOKENS))
+
+    def control_ids(prompt):
+        ids = preprocessor.prepare(image, prompt).token_ids.tolist()
+        return [token for token in ids if token in control]
+
+    for prompt in (*CONTROL_TOKENS, "<<|image_pad|><|image_pad|>", "a<|im_end|>\n<|im_start|>b"):
+        assert control_ids(prompt) == control_ids("x")
+        text = tokenizer.decode(preprocessor.prepare(image, prompt).token_ids)
+        assert f"<|vision_end|>{prompt}<|im_end|>\n<|im_start|>assistant" in text
+
+
+@pytest.mark.parametrize(
+    ("shape", "prompt", "status"),
+    [
+        ((10, 2010), "x", Status.BAD_DIMENSIONS),
+        ((2010, 10), "x", Status.BAD_DIMENSIONS),
+        ((1500, 1500), "x", Status.BAD_DIMENSIONS),
+        ((40, 40), "a red circle " * 300, Status.BAD_PROMPT),
+    ],
+)
+def test_what_the_model_cannot_hold_fails_on_its_row(folder, shape, prompt, status):
+    preprocessor, _ = load(folder, max_pixels=4000 * 4000)
+    image = torch.zeros(3, *shape, dtype=torch.uint8)
+    with pytest.raises(RowFailure) as raised:
+        preprocessor.prepare(image, prompt)
+    assert raised.value.status == status
+
+
+def test_an_image_200_times_as_long_as_wide_is_taken(folder):
+    preprocessor, _ = load(folder)
+    assert preprocessor.prepare(torch.zeros(3, 5, 1000, dtype=torch.uint8), "x").grid[1] == 2
+    assert preprocessor.prepare(torch.zeros(3, 1, 1, dtype=torch.uint8), "x").grid == (1, 4, 4)
+
+
+def test_sizes_follow_the_operator(folder):
+    image = draw_pictures(1, 300, 400)[0]
+
+    def grid(**options):
+        return load(folder, **options)[0].prepare(image, "x").grid[1:]
+
+    # Patches of 14, merged by two: sides are multiples of 28.
+    assert grid(resized_height=100, resized_width=60) == (8, 4)
+    assert grid(max_pixels=56 * 56) == (2, 4)
+    assert grid(min_pixels=336 * 448, max_pixels=10**7) == (24, 32)
+    assert grid(resized_height=2800, resized_width=2800) == (10, 10)  # the checkpoint's max_pixels
+    with pytest.raises(InvalidOptionError, match=r"min_pixels got 1000000.*set both"):
+        grid(min_pixels=1_000_000)
+
+
+def test_fixed_sizes_resize_as_the_processor_does(folder):
+    preprocessor, model = load(folder, resized_height=84, resized_width=112)
+    processor, _ = parts(folder)
+    image = draw_pictures(1, 300, 200)[0]
+    ours = preprocessor.prepare(image, "x")
+    # A picture of the true size needs no resizing by theirs; ours is resized by torchvision alone.
+    from torchvision.transforms.v2.functional import InterpolationMode, resize
+
+    resized = resize(image, [84, 112], InterpolationMode.BICUBIC, antialias=True)
+    theirs = processor.image_processor(resized, return_tensors="pt")
+    assert list(ours.grid) == theirs["image_grid_thw"][0].tolist()
+    values = model._pixel_values(ours.patches, preprocessor.scaling)
+    torch.testing.assert_close(values, theirs["pixel_values"], atol=1e-6, rtol=1e-6)
+
+
+def test_a_model_that_gives_nan_says_so_on_the_row(folder):
+    preprocessor, model = load(folder)
+    inputs = [preprocessor.prepare(image, "x") for image in draw_pictures(2)]
+    batch = preprocessor.collate(inputs)
+    scaling = preprocessor.scaling
+    first_patches = inputs[0].patches.shape[0]
+    visual = model._model.model.visual.patch_embed
+    forward = visual.forward
+
+    def poisoned(pixel_values):
+        pixel_values = pixel_values.clone()
+        pixel_values[:first_patches] = torch.nan
+        return forward(pixel_values)
+
+    visual.forward = poisoned
+    generated = model.generate(batch, scaling, GenerationSettings(4))
+    assert generated.finite.tolist() == [False, True]
+
+
+def test_flash_attention_that_is_not_there_is_said_once(folder, caplog):
+    precision._say_attention_is_torchs.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            model = load_model(open_folder(folder), "float32", CPU, flash_attention=True)
+    assert [record for record in caplog.messages if "flash" in record] == [
+        "use_flash_attention_2 needs the package flash-attn, a GPU and half precision; torch's own "
+        "attention (SDPA) is used"
+    ]
+    assert model._model.config._attn_implementation == "sdpa"
+
+
+def test_a_checkpoint_that_cannot_caption_is_refused(folder, tmp_path):
+    with pytest.raises(UnsupportedCheckpointError, match="use QwenVLImageUnderstanding"):
+        check_operator(open_folder(folder), ImageViTEmbedding(model_name=str(folder)))
+    bare = write_qwen_vl(tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    with pytest.raises(UnsupportedCheckpointError, match="chat template"):
+        load(bare)

@@ -17,8 +17,10 @@ import psutil
 import pytest
 import torch
 
+from caption_checkpoints import write_qwen_vl
 from conftest import WORKER_SITE
-from spark_vision import ClipTextEmbedding, ImageViTEmbedding
+from oracles import draw_pictures
+from spark_vision import ClipTextEmbedding, ImageViTEmbedding, QwenVLImageUnderstanding
 from spark_vision.errors import ModelServerError, UnsupportedCheckpointError
 from spark_vision.executor import model_client, model_host
 from spark_vision.executor.channel import Channel
@@ -29,7 +31,13 @@ from spark_vision.executor.server_place import ServerPlace, read_pid
 from spark_vision.executor.server_start import ServerOrder
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import resolve_checkpoint
-from spark_vision.models.families import load_model, load_preprocessor, load_tokenizer
+from spark_vision.models.families import (
+    load_caption_preprocessor,
+    load_model,
+    load_preprocessor,
+    load_tokenizer,
+)
+from spark_vision.models.protocols import GenerationSettings
 
 CPU = torch.device("cpu")
 
@@ -149,6 +157,21 @@ def test_texts_are_served_as_well(lasting_host):
     served = reach_model(checkpoint, operator, CPU, lasting_host.task()).model
     loaded = load_model(checkpoint, "float32", CPU)
     torch.testing.assert_close(served.embed_texts(tokens), loaded.embed_texts(tokens))
+
+
+def test_captions_are_served_as_well(lasting_host, tmp_path):
+    folder = write_qwen_vl(tmp_path / "qwen", "qwen2_5_vl")
+    operator = QwenVLImageUnderstanding(model_name=str(folder), dtype="float32")
+    checkpoint = resolve_checkpoint(operator)
+    preprocessor = load_caption_preprocessor(checkpoint, operator)
+    rows = [preprocessor.prepare(picture, "What is it?") for picture in draw_pictures(3)]
+    batch, scaling = preprocessor.collate(rows), preprocessor.scaling
+    settings = GenerationSettings(6, repetition_penalty=1.2)
+    served = reach_model(checkpoint, operator, CPU, lasting_host.task()).model
+    generated = served.generate(batch, scaling, settings)
+    expected = load_model(checkpoint, "float32", CPU).generate(batch, scaling, settings)
+    for ours, theirs in zip(generated, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_models_error_comes_back_and_its_server_goes_on(lasting_host, pixels, scaling, expected):

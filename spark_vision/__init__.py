@@ -16,7 +16,7 @@ from spark_vision.operators import (
 )
 
 if TYPE_CHECKING:
-    from spark_vision.functions import caption_image, embed_image, embed_text
+    from spark_vision.functions import caption_image, embed_image, embed_text, model_placement
     from spark_vision.session import configure
     from spark_vision.sql import register_functions
     from spark_vision.tables import write_vision_columns
@@ -33,6 +33,7 @@ __all__ = [
     "configure",
     "embed_image",
     "embed_text",
+    "model_placement",
     "register_functions",
     "write_vision_columns",
 ]
@@ -42,6 +43,7 @@ _LAZY_NAMES = {
     "configure": "spark_vision.session",
     "embed_image": "spark_vision.functions",
     "embed_text": "spark_vision.functions",
+    "model_placement": "spark_vision.functions",
     "register_functions": "spark_vision.sql",
     "write_vision_columns": "spark_vision.tables",
 }

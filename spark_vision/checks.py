@@ -1,4 +1,4 @@
-"""What the driver can know of an operator before any task: its checkpoint, where that is there.
+"""What the driver can know of an operator before any task: its checkpoint, and its device.
 
 A folder on the driver is judged at once. A name on the hub, or a folder that only executors have,
 is theirs to judge: the driver downloads nothing and decides no device.
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from spark_vision import errors
-from spark_vision.errors import CheckpointNotFoundError, SparkVisionError
+from spark_vision.errors import CheckpointNotFoundError, DeviceError, SparkVisionError
 from spark_vision.executor.environment import HubEnvironment
 from spark_vision.models.checkpoints import (
     Checkpoint,
@@ -46,7 +46,9 @@ def check_operator_on_driver(operator: Operator) -> None:
         CheckpointNotFoundError: The operator names a folder, this is a local session, and there is
             no such folder.
         UnsupportedCheckpointError: The checkpoint is there, and is not what the operator needs.
+        DeviceError: It asks for a GPU that no task will have.
     """
+    _check_device(operator)
     checkpoint = find_checkpoint(operator)
     if checkpoint is not None:
         check_operator(checkpoint, operator)
@@ -88,6 +90,31 @@ def describe_operator(operator: Operator, spark: "SparkSession") -> ModelIdentit
 def _identify(checkpoint: Checkpoint, operator: Operator) -> ModelIdentity:
     description = check_operator(checkpoint, operator)
     return ModelIdentity(description.model_type, description.dimension, fingerprint(checkpoint))
+
+
+def _check_device(operator: Operator) -> None:
+    from pyspark import SparkContext
+
+    context = SparkContext._active_spark_context
+    if context is None or operator.device == "cpu":
+        return
+    if _is_local_session():
+        if operator.device == "cuda":
+            # Here, and only here, the tasks run on the driver's own machine.
+            import torch
+
+            if not torch.cuda.is_available():
+                raise DeviceError(
+                    f"{type(operator).__name__}.device got 'cuda', but torch finds no GPU on this "
+                    "machine, where this local session computes; use 'auto' or 'cpu'"
+                )
+        return
+    gpus = context.getConf().get("spark.task.resource.gpu.amount")
+    if gpus is not None and (operator.rank or 0) >= max(1.0, float(gpus)):
+        raise DeviceError(
+            f"{type(operator).__name__}.rank got {operator.rank}, but each task gets {gpus} GPU(s) "
+            "by spark.task.resource.gpu.amount; lower rank, or raise the amount"
+        )
 
 
 def _is_path(name: str) -> bool:

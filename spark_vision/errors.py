@@ -29,6 +29,10 @@ class DeviceError(SparkVisionError, RuntimeError):
     """The device that an operator asks for is not there."""
 
 
+class ModelServerError(SparkVisionError, ConnectionError):
+    """The process that holds an executor's model does not answer, or ended again and again."""
+
+
 class SessionError(SparkVisionError, RuntimeError):
     """The Spark session lacks something, such as Delta's JARs."""
 

@@ -15,7 +15,7 @@ from spark_vision.operators import (
     Operator,
     QwenVLImageUnderstanding,
 )
-from spark_vision.udfs import operator_udf
+from spark_vision.udfs import operator_udf, placement_udf
 
 
 def embed_image(
@@ -101,6 +101,31 @@ def caption_image(
     if prompt is not None and prompt.strip():
         operator = replace(operator, prompt=prompt)
     return _compute([image], operator, with_status, deterministic)
+
+
+def model_placement(column: Column | str, operator: Operator) -> Column:
+    """Compute a column's rows, and say which process holds the model that computed each.
+
+    `SELECT DISTINCT` over it shows on any cluster what "once per executor" came to.
+
+    Args:
+        column: What the operator reads, as for `embed_image`, `embed_text` or `caption_image`.
+        operator: What to compute.
+
+    Returns:
+        struct<host, executor, device, server_pid, loaded_at, load_seconds, dtype, fingerprint>:
+        executor is the process id and start of the executor's JVM, server_pid the process that
+        holds the model: the model server, or with `model_sharing="worker"` the Python worker.
+        Null for a row that reached no model, as one that is null or no image.
+
+    Raises:
+        InputTypeError: The operator is not an operator.
+        SparkVisionError: The checkpoint is known here, and is not what the operator needs.
+    """
+    udf = placement_udf(operator)
+    check_operator_on_driver(operator)
+    placed: Column = udf(F.col(column) if isinstance(column, str) else column)
+    return placed
 
 
 def _compute(

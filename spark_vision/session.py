@@ -17,6 +17,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
 from spark_vision.errors import SessionError
+from spark_vision.gpu_sizing import gpu_settings
 
 EXTENSIONS = "spark.sql.extensions"
 PACKAGES = "spark.jars.packages"
@@ -40,7 +41,13 @@ _STATIC_SETTINGS = {
 }
 
 
-def configure(builder: SparkSession.Builder, *, log_level: str = "WARN") -> SparkSession.Builder:
+def configure(
+    builder: SparkSession.Builder,
+    *,
+    log_level: str = "WARN",
+    gpus_per_executor: int | None = None,
+    tasks_per_gpu: int = 1,
+) -> SparkSession.Builder:
     """Give a session builder the settings that this package needs.
 
     In a script that spark-submit started, and on a session that runs already, Delta's JARs can no
@@ -49,15 +56,24 @@ def configure(builder: SparkSession.Builder, *, log_level: str = "WARN") -> Spar
     Args:
         builder: As from `SparkSession.builder`, with whatever the user has set.
         log_level: Of the JVM, where the user has set none.
+        gpus_per_executor: Ask Spark for so many GPUs for each executor; see `gpu_settings`.
+        tasks_per_gpu: How many tasks feed one GPU.
 
     Returns:
         The same builder.
+
+    Raises:
+        SessionError: GPUs are asked for where Spark schedules none, or some would stay idle.
 
     Example:
         >>> spark = configure(SparkSession.builder.master("local[*]")).getOrCreate()
     """
     present = _present_settings(builder)
     wanted = dict(_RUNTIME_SETTINGS)
+    if gpus_per_executor is not None:
+        _check_schedules_gpus(present)
+        for name, value in gpu_settings(present, gpus_per_executor, tasks_per_gpu).items():
+            builder.config(name, value)
     if not _is_remote_server(present) and SparkContext._active_spark_context is None:
         wanted |= {"spark.log.level": log_level, **_STATIC_SETTINGS}
         wanted |= _delta_settings(present)
@@ -156,6 +172,20 @@ def _jvm_has_delta() -> bool:
 def _jvm() -> Any:
     SparkContext._ensure_initialized()
     return SparkContext._jvm
+
+
+def _check_schedules_gpus(present: Mapping[str, str]) -> None:
+    if _is_remote_server(present) or SparkContext._active_spark_context is not None:
+        raise SessionError(
+            "gpus_per_executor: this session runs already, and its executors with it; set GPUs "
+            "where it is started"
+        )
+    master = present.get("spark.master", "local[*]")
+    if re.fullmatch(r"local(\[.*\])?", master):
+        raise SessionError(
+            f"gpus_per_executor: Spark schedules no GPUs with master {master!r}, and its jobs "
+            "would wait for ever; leave it out there: a GPU of the machine is used without it"
+        )
 
 
 def _present_settings(builder: SparkSession.Builder) -> dict[str, str]:

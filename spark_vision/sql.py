@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from spark_vision.checks import check_operator_on_driver
 from spark_vision.errors import InvalidOptionError
 from spark_vision.operators import Operator
-from spark_vision.udfs import operator_udf
+from spark_vision.udfs import operator_udf, placement_udf
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -18,7 +18,7 @@ def register_functions(
     deterministic: bool = False,
     **operators: Operator,
 ) -> None:
-    """Register a temporary SQL function for each operator.
+    """Register a temporary SQL function for each operator, and `<name>_placement` beside it.
 
     Args:
         spark: The session whose SQL shall know the functions.
@@ -54,3 +54,5 @@ def register_functions(
         check_operator_on_driver(operator)
     for name, function in functions.items():
         spark.udf.register(name, function)
+        # As `functions.model_placement`: where the model is that computes a row.
+        spark.udf.register(f"{name}_placement", placement_udf(operators[name]))

@@ -9,10 +9,13 @@ from pyspark.sql.types import (
     ArrayType,
     BooleanType,
     DataType,
+    DoubleType,
     FloatType,
+    LongType,
     StringType,
     StructField,
     StructType,
+    TimestampType,
 )
 
 from spark_vision.errors import InputTypeError
@@ -29,6 +32,20 @@ from spark_vision.vectorized import ArrowBody, Batch, vectorized_udf
 
 if TYPE_CHECKING:
     from pyspark.accumulators import Accumulator
+
+
+PLACEMENT_TYPE = StructType(
+    [
+        StructField("host", StringType()),
+        StructField("executor", StringType()),
+        StructField("device", StringType()),
+        StructField("server_pid", LongType()),
+        StructField("loaded_at", TimestampType()),
+        StructField("load_seconds", DoubleType()),
+        StructField("dtype", StringType()),
+        StructField("fingerprint", StringType()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,33 @@ class TextsBody:
         )
 
 
+@dataclass(frozen=True)
+class PlacementBody:
+    """As ImagesBody, for `model_placement` of any operator."""
+
+    operator: Operator
+    environment: HubEnvironment
+
+    def __call__(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
+        """Give the placements of the models that computed the rows, in order."""
+        self.environment.apply()
+        from spark_vision.executor.placement_rows import place_rows
+        from spark_vision.executor.task import current_task
+
+        yield from place_rows(batches, self.operator, current_task())
+
+
+def placement_udf(operator: Operator) -> Any:
+    """Make the UDF that computes an operator and says where; it is never deterministic.
+
+    Raises:
+        InputTypeError: The operator is not an instance of an operator class.
+    """
+    _check_is_operator(operator)
+    body = PlacementBody(operator, HubEnvironment.capture())
+    return vectorized_udf(body, PLACEMENT_TYPE, "model_placement").asNondeterministic()
+
+
 def operator_udf(
     operator: Operator,
     *,
@@ -115,10 +159,7 @@ def operator_udf(
     Raises:
         InputTypeError: The operator is not an instance of an operator class.
     """
-    if isinstance(operator, type) or not isinstance(operator, tuple(OPERATORS.values())):
-        shown = operator.__name__ if isinstance(operator, type) else type(operator).__name__
-        hint = f"write {shown}(...)" if shown in OPERATORS else "make one and pass it"
-        raise InputTypeError(f"got {shown}; allowed: an instance of {', '.join(OPERATORS)}: {hint}")
+    _check_is_operator(operator)
     environment = HubEnvironment.capture()
     body: ArrowBody
     if isinstance(operator, ImageOperator):
@@ -150,6 +191,13 @@ def images_udf(
     fields = [StructField(name, value_type(operator)) for name, operator in operators.items()]
     made = vectorized_udf(body, StructType(fields), _function_name([*operators.values()]))
     return made.asNondeterministic()
+
+
+def _check_is_operator(operator: object) -> None:
+    if isinstance(operator, type) or not isinstance(operator, tuple(OPERATORS.values())):
+        shown = operator.__name__ if isinstance(operator, type) else type(operator).__name__
+        hint = f"write {shown}(...)" if shown in OPERATORS else "make one and pass it"
+        raise InputTypeError(f"got {shown}; allowed: an instance of {', '.join(OPERATORS)}: {hint}")
 
 
 def _return_type(operator: Operator, with_status: bool) -> DataType:

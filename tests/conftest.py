@@ -38,6 +38,7 @@ def spark(tmp_path_factory, forwards_folder, decodes_folder):
         .config("spark.sql.shuffle.partitions", "2")
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
         .config("spark.executorEnv.PYTHONPATH", str(WORKER_SITE))
+        .config("spark.vision.model.idleSeconds", "60")
         .config("spark.executorEnv.COUNTED_FORWARDS", str(forwards_folder))
         .config("spark.executorEnv.COUNTED_DECODES", str(decodes_folder))
     )

@@ -4,6 +4,7 @@ import base64
 import io
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import transformers
@@ -15,10 +16,11 @@ from oracles import draw_pictures, same
 from spark_vision import ClipImageEmbedding, ClipTextEmbedding, ImageViTEmbedding
 from spark_vision.errors import (
     CheckpointNotFoundError,
+    DeviceError,
     InputTypeError,
     UnsupportedCheckpointError,
 )
-from spark_vision.functions import embed_image, embed_text
+from spark_vision.functions import embed_image, embed_text, model_placement
 from spark_vision.udfs import operator_udf
 
 PICTURE_COUNT = 24
@@ -275,3 +277,31 @@ def test_a_picture_of_any_mode_is_read(spark, dino):
     operator = ImageViTEmbedding(model_name=dino.model_name, image_src_type="image_base64")
     full = embed_image("text", operator, with_status=True)
     assert {row.r.status for row in rows.select(full.alias("r")).collect()} == {"ok"}
+
+
+def test_a_gpu_that_a_local_session_lacks_fails_before_any_task(spark, files, dino, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="no GPU on this machine"):
+        embed_image("content", ImageViTEmbedding(model_name=dino.model_name, device="cuda"))
+
+
+def test_all_slots_of_a_session_compute_in_one_process(spark, files, dino, theirs):
+    rows = files.select("path", model_placement("content", dino).alias("p")).collect()
+    (placed,) = {row.p for row in rows}
+    assert placed.device == "cpu"
+    assert placed.dtype == "float32"
+    assert len(placed.fingerprint) == 64
+    command = psutil.Process(placed.server_pid).cmdline()
+    assert "spark_vision.executor.model_server" in command
+    java = psutil.Process(int(placed.executor.split("-")[0]))
+    assert java.name() == "java"
+    text = F.lit(b"no image")
+    assert files.limit(1).select(model_placement(text, dino).alias("p")).collect()[0].p is None
+
+
+def test_sharing_by_worker_keeps_the_model_in_the_worker(spark, files, dino, theirs):
+    alone = ImageViTEmbedding(model_name=dino.model_name, batch_size=5, model_sharing="worker")
+    assert same(collect(files, embed_image("content", alone)), theirs)
+    rows = files.select(model_placement("content", alone).alias("p")).distinct().collect()
+    for row in rows:
+        assert "pyspark.daemon" in psutil.Process(row.p.server_pid).cmdline()

@@ -28,6 +28,7 @@ FLOORS = {
     "spark_vision.option_table": 4,
     "spark_vision.statements": 4,
     "spark_vision.functions": 4,
+    "spark_vision.gpu_sizing": 4,
     "spark_vision.session": 4,
     "spark_vision.sql": 4,
     "spark_vision.udfs": 4,

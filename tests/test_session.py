@@ -64,6 +64,18 @@ def test_the_builders_own_settings_stand_and_its_lists_grow():
     assert interpreter == "/usr/bin/other"
 
 
+def test_gpus_are_asked_for_on_a_cluster_and_refused_in_local_mode():
+    cluster = "SparkSession.builder.master('spark://host:7077').config('spark.executor.cores', 8)"
+    options, _ = configured(f"{cluster}, gpus_per_executor=2, tasks_per_gpu=2")
+    assert options["spark.executor.resource.gpu.amount"] == "2"
+    assert options["spark.task.resource.gpu.amount"] == "0.5"
+    assert options["spark.task.cpus"] == "2"
+    for master in ("", ".master('local[8]')"):
+        with pytest.raises(subprocess.CalledProcessError) as failed:
+            configured(f"SparkSession.builder{master}, gpus_per_executor=1")
+        assert "schedules no GPUs" in failed.value.stderr
+
+
 def test_the_defaults_file_stands_and_its_lists_grow(tmp_path):
     (tmp_path / "spark-defaults.conf").write_text(
         "# ours\nspark.sql.extensions   com.example.Mine\nspark.log.level=ERROR\n"

@@ -1,7 +1,7 @@
 """Captions of a task's images: prompts of the rows, batches of similar length, texts in Arrow."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
@@ -47,15 +47,15 @@ class Captions:
         checkpoint, _ = open_checkpoint(operator)
         self._operator = operator
         self._preprocessor = open_caption_preprocessor(checkpoint, stamp_of(checkpoint), operator)
-        self._model = cast(
-            ImageCaptioner,
-            reach_model(
-                checkpoint,
-                operator.dtype,
-                prepare_device(operator, task),
-                flash_attention=operator.use_flash_attention_2,
-            ),
+        reached = reach_model(
+            checkpoint,
+            operator,
+            prepare_device(operator, task),
+            task,
+            flash_attention=operator.use_flash_attention_2,
         )
+        self._model: ImageCaptioner = reached.model
+        self.placement = reached.placement
         self._settings = GenerationSettings(
             max_new_tokens=operator.max_caption_length,
             do_sample=operator.do_sample,

@@ -37,13 +37,15 @@ def choose_device(operator: Operator, task: Task) -> torch.device:
         return _cuda_device(task.gpu_addresses[rank])
     visible_count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if rank < visible_count:
-        _warn_unscheduled_gpu()
+        if not task.is_local:
+            _warn_unscheduled_gpu()
         return torch.device("cuda", rank)
     if operator.device == "cuda" or rank > 0:
+        # Local mode schedules no GPUs: with the settings a job there would wait for ever.
+        remedy = "" if task.is_local else f" and Spark assigned none: set {GPU_SETTINGS}"
         raise DeviceError(
             f"device={operator.device!r} with rank={rank}, but this executor sees "
-            f"{visible_count} GPU(s) and Spark assigned none: set {GPU_SETTINGS}, "
-            "or use device='cpu' with rank=0"
+            f"{visible_count} GPU(s){remedy}; or use device='cpu' with rank=0"
         )
     return torch.device("cpu")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +26,7 @@ from spark_vision.executor.opening import (
     prepare_device,
 )
 from spark_vision.executor.outcomes import count_statuses
+from spark_vision.executor.placement import Placement
 from spark_vision.executor.task import Task
 from spark_vision.executor.texts import check_texts, read_texts
 from spark_vision.executor.trial import try_settings
@@ -65,7 +66,9 @@ class ImageEmbeddings:
             checkpoint, stamp_of(checkpoint), operator.image_processor_kwargs
         )
         device = prepare_device(operator, task)
-        self._model = cast(ImageEmbedder, reach_model(checkpoint, operator.dtype, device))
+        reached = reach_model(checkpoint, operator, device, task)
+        self._model: ImageEmbedder = reached.model
+        self.placement = reached.placement
         if operator.image_processor_kwargs:
             try_settings(self._model, self._preprocessor, operator)
 
@@ -118,10 +121,34 @@ def embed_texts(
     Raises:
         SparkVisionError: The operator cannot run here; with `on_error="raise"`, a row failed.
     """
+    opened = open_texts(arrays, operator, task)
+    for rows in gather(opened.outcomes, OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
+        if count is not None:
+            count(count_statuses(rows))
+        yield _build(rows, operator, opened.description, with_status)
+
+
+@dataclass(frozen=True)
+class OpenedTexts:
+    """The texts of a task and the model that embeds them.
+
+    Attributes:
+        placement: Asks the process that holds the model what it says of itself.
+        description: What is known of the model.
+        outcomes: Computes the texts as it is read: lists of outcomes in the order of the input.
+    """
+
+    placement: Callable[[], Placement]
+    description: ModelDescription
+    outcomes: Iterator[list[Outcome]]
+
+
+def open_texts(arrays: Iterable[pa.Array], operator: ClipTextEmbedding, task: Task) -> OpenedTexts:
+    """Reach an operator's model for a task's texts; see `embed_texts`."""
     checkpoint, description = open_checkpoint(operator)
     tokenizer = open_tokenizer(checkpoint, stamp_of(checkpoint))
-    device = prepare_device(operator, task)
-    model = cast(TextEmbedder, reach_model(checkpoint, operator.dtype, device))
+    reached = reach_model(checkpoint, operator, prepare_device(operator, task), task)
+    model: TextEmbedder = reached.model
 
     def embed_chunk(tokens: dict[str, torch.Tensor]) -> list[Outcome]:
         def compute(rows: list[int]) -> list[Outcome]:
@@ -131,16 +158,12 @@ def embed_texts(
         row_count = len(next(iter(tokens.values())))
         return compute_rows(range(row_count), compute, kind=lambda _: None)
 
-    with working_threads(1, "spark-vision-texts") as pool:
-        outcomes = (
-            outcome_rows
-            for array in arrays
-            for outcome_rows in _embed_distinct(array, operator, pool, tokenizer, embed_chunk)
-        )
-        for rows in gather(outcomes, OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
-            if count is not None:
-                count(count_statuses(rows))
-            yield _build(rows, operator, description, with_status)
+    def outcomes() -> Iterator[list[Outcome]]:
+        with working_threads(1, "spark-vision-texts") as pool:
+            for array in arrays:
+                yield from _embed_distinct(array, operator, pool, tokenizer, embed_chunk)
+
+    return OpenedTexts(reached.placement, description, outcomes())
 
 
 def _embed_distinct(

@@ -14,6 +14,7 @@ from spark_vision.executor.captioning import Captions
 from spark_vision.executor.embedding import ImageEmbeddings
 from spark_vision.executor.image_rows import ImageRows, Prepared
 from spark_vision.executor.outcomes import count_statuses
+from spark_vision.executor.placement import Placement
 from spark_vision.executor.task import Task
 from spark_vision.operators import (
     ClipImageEmbedding,
@@ -31,6 +32,11 @@ class ImageWork(Protocol):
     @property
     def portion_row_count(self) -> int:
         """Rows that one thread shall prepare at a time."""
+        ...
+
+    @property
+    def placement(self) -> Callable[[], Placement]:
+        """Asks the process that holds the model what it says of itself."""
         ...
 
     def prepare(self, image: torch.Tensor, prompt: str | None) -> Any:
@@ -53,6 +59,7 @@ def compute_images(
     *,
     with_status: bool = False,
     counts: Sequence[CountStatuses] = (),
+    look: Callable[[ImageWork], ImageWork] = lambda work: work,
 ) -> Iterator[list[pa.Array]]:
     """Compute what each operator makes of each image.
 
@@ -63,6 +70,7 @@ def compute_images(
         task: What they may use.
         with_status: Give structs of the value, status and error instead of bare values.
         counts: One for each operator, called with the number of rows by status.
+        look: Changes what is made of an operator's outcomes.
 
     Yields:
         An array for each operator. Their lengths differ from those taken; their elements are in
@@ -71,7 +79,7 @@ def compute_images(
     Raises:
         SparkVisionError: An operator cannot run here; with `on_error="raise"`, a row failed.
     """
-    works = [_open_work(operator, task) for operator in operators]
+    works = [look(_open_work(operator, task)) for operator in operators]
     rows = ImageRows(
         operators[0],
         [work.prepare for work in works],

@@ -1,29 +1,40 @@
-"""Where a task reaches its model: one copy per Python worker, kept from task to task.
+"""Where a task reaches its model: in the executor's model server, or in its own Python worker.
 
-`reach_model` is the only way to a model, and what it returns is known only by its protocols. A
-model that lives in another process is reached through the same function and the same protocols.
+`reach_model` is the only way to a model, and what it returns is known only by its protocols.
 """
 
+import hashlib
+import json
 import logging
+import sys
 import threading
-import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from spark_vision.executor.placement import PlacedModel, Placement
+from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import Checkpoint
-from spark_vision.models.families import load_model
-from spark_vision.models.protocols import ImageCaptioner, ImageEmbedder, TextEmbedder
+from spark_vision.operators import Operator
+
+if TYPE_CHECKING:
+    from spark_vision.executor.model_client import ServedModel
+    from spark_vision.executor.server_place import ServerPlace
 
 logger = logging.getLogger(__name__)
 
-Model = ImageEmbedder | TextEmbedder | ImageCaptioner
+Key = TypeVar("Key")
+Model = TypeVar("Model")
 Stamp = tuple[tuple[str, int, int], ...]
 
 # A worker serves one function at a time, and a second checkpoint now and then; a notebook that
 # tries many must not fill the worker's memory with them.
 KEPT_MODEL_COUNT = 2
+KEPT_CONNECTION_COUNT = 8
 
 
 @dataclass(frozen=True)
@@ -37,44 +48,117 @@ class ModelKey:
     flash_attention: bool
 
 
+@dataclass(frozen=True)
+class ReachedModel:
+    """A loaded model.
+
+    Attributes:
+        model: With the methods of the protocols that its checkpoint has.
+        placement: Asks the process that holds the model what it says of itself.
+    """
+
+    model: Any
+    placement: Callable[[], Placement]
+
+
 def stamp_of(checkpoint: Checkpoint) -> Stamp:
     """Take the names, sizes and times of a checkpoint's files: another stamp, another content."""
     stats = [(path.name, path.stat()) for path in sorted(checkpoint.folder.iterdir())]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-_models: OrderedDict[ModelKey, Model] = OrderedDict()
+_loaded: OrderedDict[ModelKey, PlacedModel] = OrderedDict()
+_served: "OrderedDict[ServerPlace, ServedModel]" = OrderedDict()
 _loading = threading.Lock()
 
 
 def reach_model(
-    checkpoint: Checkpoint, dtype: str, device: torch.device, *, flash_attention: bool = False
-) -> Model:
-    """Return the loaded model, loading it first where this worker has not yet.
+    checkpoint: Checkpoint,
+    operator: Operator,
+    device: torch.device,
+    task: Task,
+    *,
+    flash_attention: bool = False,
+) -> ReachedModel:
+    """Return the loaded model, loading it first where nobody has yet.
 
     Args:
         checkpoint: What to load.
-        dtype: float32, float16 or bfloat16.
-        device: Where to.
+        operator: Its `dtype` and `model_sharing` count.
+        device: Where.
+        task: Whose executor shares the model.
         flash_attention: Use the package flash-attn where it, the device and the family allow it.
 
     Raises:
         UnsupportedCheckpointError: Its weights cannot be used.
+        ModelServerError: The model's process could not load it.
     """
-    key = ModelKey(checkpoint, stamp_of(checkpoint), dtype, device, flash_attention)
+    key = ModelKey(checkpoint, stamp_of(checkpoint), operator.dtype, device, flash_attention)
     with _loading:
-        if key not in _models:
-            while len(_models) >= KEPT_MODEL_COUNT:
-                _models.popitem(last=False)
-            started = time.monotonic()
-            _models[key] = load_model(checkpoint, dtype, device, flash_attention)
-            logger.info(
-                "loaded %s (%s) on %s as %s in %.1f s",
-                checkpoint.folder,
-                checkpoint.model_type,
-                device,
-                dtype,
-                time.monotonic() - started,
-            )
-        _models.move_to_end(key)
-        return _models[key]
+        if operator.model_sharing == "executor":
+            served = _serve(key, task)
+            if served is not None:
+                return ReachedModel(served, served.placement)
+        placed = _keep(_loaded, KEPT_MODEL_COUNT, key, lambda: _load(key, task))
+        return ReachedModel(placed.model, lambda: placed.placement)
+
+
+def _load(key: ModelKey, task: Task) -> PlacedModel:
+    executor = str(task.executor) if task.executor else None
+    return PlacedModel(key.checkpoint, key.dtype, key.device, executor, key.flash_attention)
+
+
+def _serve(key: ModelKey, task: Task) -> "ServedModel | None":
+    if sys.platform != "linux":
+        return _decline("a model server needs Linux")
+    if task.executor is None:
+        return _decline("no executor's JVM is among this process's ancestors")
+    # Other systems lack what these need as soon as they are imported.
+    from spark_vision.executor import model_client
+    from spark_vision.executor.server_place import ServerPlace
+    from spark_vision.executor.server_start import ServerOrder
+
+    reason = model_client.why_not_shared()
+    if reason is not None:
+        return _decline(reason)
+    order = ServerOrder(
+        executor=task.executor,
+        folder=str(key.checkpoint.folder.absolute()),
+        dtype=key.dtype,
+        device=str(key.device),
+        flash_attention=key.flash_attention,
+        thread_count=task.executor_cores,
+        load_seconds=task.load_seconds,
+        idle_seconds=task.idle_seconds,
+    )
+    place = ServerPlace.of(task.executor, _server_name(key))
+    try:
+        return _keep(
+            _served,
+            KEPT_CONNECTION_COUNT,
+            place,
+            lambda: model_client.ServedModel(order, place, task.batch_seconds),
+        )
+    except model_client.SharingUnavailableError as error:
+        return _decline(str(error))
+
+
+def _keep(kept: OrderedDict[Key, Model], count: int, key: Key, make: Callable[[], Model]) -> Model:
+    if key not in kept:
+        while len(kept) >= count:
+            kept.popitem(last=False)
+        kept[key] = make()
+    kept.move_to_end(key)
+    return kept[key]
+
+
+def _server_name(key: ModelKey) -> str:
+    """Two Python environments of one executor do not share a server."""
+    model = [str(key.checkpoint.folder.absolute()), key.stamp, key.dtype, key.flash_attention]
+    identity = json.dumps([*model, str(key.device), sys.executable])
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+@cache
+def _decline(reason: str) -> None:
+    logger.warning("the model is loaded in each Python worker, not once per executor: %s", reason)

@@ -1,11 +1,21 @@
-"""What Spark gave the running task: its GPU addresses and its share of the cores.
+"""What Spark gave the running task: its GPU addresses, its share of the cores, its executor.
 
 This is the only file of this folder that knows Spark. A Python worker can be given another GPU with
 its next task, so nothing here is remembered from one task to the next.
 """
 
+import math
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from spark_vision.errors import InvalidOptionError
+from spark_vision.executor.executor_process import ExecutorProcess, find_executor_process
+
+LOAD_SECONDS = "spark.vision.model.loadSeconds"
+BATCH_SECONDS = "spark.vision.model.batchSeconds"
+IDLE_SECONDS = "spark.vision.model.idleSeconds"
 
 
 @dataclass(frozen=True)
@@ -15,18 +25,74 @@ class Task:
     Attributes:
         gpu_addresses: The addresses of its `gpu` resource, in Spark's order; empty without one.
         cpus: Its `spark.task.cpus`.
+        is_local: Whether Spark runs in local mode, which schedules no GPUs.
+        executor: The executor's process; None outside of Spark.
+        executor_cores: The cores of all tasks of the executor together.
+        load_seconds: A model server that has not loaded its model by then is ended.
+        batch_seconds: A model server that has done nothing for so long is ended.
+        idle_seconds: A model server that nobody called for so long ends; 0 keeps it.
     """
 
     gpu_addresses: tuple[str, ...]
     cpus: int
+    is_local: bool = False
+    executor: ExecutorProcess | None = None
+    executor_cores: int = 1
+    load_seconds: float = 600.0
+    batch_seconds: float = 600.0
+    idle_seconds: float = 600.0
 
 
 def current_task() -> Task:
-    """Read the running task's resources; outside of a task, the process's own cores."""
+    """Read the running task's resources; outside of a task, the process's own cores.
+
+    Raises:
+        InvalidOptionError: One of the three settings of the model server is no number of seconds.
+    """
     from pyspark import TaskContext
 
     context = TaskContext.get()
     if context is None:
-        return Task(gpu_addresses=(), cpus=len(os.sched_getaffinity(0)))
+        return Task(gpu_addresses=(), cpus=_core_count())
     gpu = context.resources().get("gpu")
-    return Task(gpu_addresses=tuple(gpu.addresses) if gpu else (), cpus=context.cpus())
+    # Spark hands a query's settings to its tasks as properties.
+    properties: Mapping[str, str] = context._localProperties or {}
+    return Task(
+        gpu_addresses=tuple(gpu.addresses) if gpu else (),
+        cpus=context.cpus(),
+        is_local=_is_local(properties),
+        executor=find_executor_process(),
+        executor_cores=_executor_cores(properties),
+        load_seconds=_seconds(properties, LOAD_SECONDS),
+        batch_seconds=_seconds(properties, BATCH_SECONDS),
+        idle_seconds=_seconds(properties, IDLE_SECONDS, zero=True),
+    )
+
+
+def _is_local(properties: Mapping[str, str]) -> bool:
+    return re.fullmatch(r"local(\[.*\])?", properties.get("spark.master", "")) is not None
+
+
+def _executor_cores(properties: Mapping[str, str]) -> int:
+    """An executor of a standalone cluster has all cores of its host where nothing says a number."""
+    said = properties.get("spark.executor.cores", "")
+    if _is_local(properties):
+        said = re.sub(r"local\[?|[,\]].*", "", properties["spark.master"]) or "1"
+    return int(said) if said.isdecimal() else _core_count()
+
+
+def _core_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _seconds(properties: Mapping[str, str], name: str, *, zero: bool = False) -> float:
+    said = properties.get(name, "600")
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and (seconds > 0 or (zero and seconds == 0))):
+        raise InvalidOptionError(
+            f"{name} got {said!r}; allowed: a number of seconds{', 0 for ever' if zero else ''}"
+        )
+    return seconds

@@ -49,7 +49,9 @@ class Operator:
         0, "Which of the GPUs that Spark gave the task; it has no meaning on a CPU.", minimum=0
     )
     model_sharing: str = option(
-        "worker", "Who holds the model: each Python worker its own copy.", allowed=("worker",)
+        "executor",
+        "Who holds the model: one process for all tasks of an executor, or each Python worker.",
+        allowed=("executor", "worker"),
     )
     on_error: str = option(
         "null",

@@ -1,16 +1,42 @@
-"""Counts images that are decoded, or reach a model, in whatever Python process does it.
+"""What tests need to know of processes that Spark starts: watched from outside of the code.
 
-On the PYTHONPATH of Spark's workers, Python imports this file at its start. Once torchvision's
-decoders or transformers' DINOv2 are imported, each decoded JPEG and each image of a forward pass is
-added to a file of the folder that the environment names: a count taken from outside of the code
-under test.
+On the PYTHONPATH of Spark's workers, and so of the model servers that they start, Python imports
+this file at its start. The environment says what to do, once the module in question is imported:
+
+COUNTED_FORWARDS  A folder: each forward pass of a DINOv2 adds its number of images to a file
+                  there, and takes as long as the file `forward_seconds` beside it says.
+COUNTED_DECODES   A folder: each JPEG that torchvision decodes adds a line to a file there.
+RECORDED_LOADS    A folder: each load of a model adds a line of JSON to a file there. It fails in
+                  the executor that the file `failing_executor` beside it names.
+SIMULATED_GPUS    Their number, as torch reports it; what is loaded on one computes on the CPU.
 """
 
 import importlib.abc
 import importlib.util
+import json
 import os
 import sys
+import time
 from pathlib import Path
+
+
+class Watcher(importlib.abc.MetaPathFinder):
+    def __init__(self, changes):
+        self._changes = changes
+
+    def find_spec(self, name, path, target=None):
+        change = self._changes.pop(name, None)
+        if change is None:
+            return None
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+
+        def exec_module(module):
+            run(module)
+            change(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
 
 
 def add(variable, count):
@@ -19,18 +45,21 @@ def add(variable, count):
         file.write(f"{count}\n")
 
 
-def count_forwards(modeling):
-    forward = modeling.Dinov2Embeddings.forward
+def count_forwards(module):
+    forward = module.Dinov2Embeddings.forward
+    pause = Path(os.environ["COUNTED_FORWARDS"]).parent / "forward_seconds"
 
     def counted(self, pixel_values, *args, **kwargs):
         add("COUNTED_FORWARDS", len(pixel_values))
+        if pause.exists():
+            time.sleep(float(pause.read_text()))
         return forward(self, pixel_values, *args, **kwargs)
 
-    modeling.Dinov2Embeddings.forward = counted
+    module.Dinov2Embeddings.forward = counted
 
 
-def count_decodes(decoders):
-    operators = decoders.torch.ops.image
+def count_decodes(module):
+    operators = module.torch.ops.image
     decode_jpeg = operators.decode_jpeg
 
     def counted(*args):
@@ -40,30 +69,34 @@ def count_decodes(decoders):
     operators.decode_jpeg = counted
 
 
-WATCHED = {
-    "transformers.models.dinov2.modeling_dinov2": count_forwards,
-    "torchvision.io.image": count_decodes,
+def record_loads(module):
+    load = module.load_model
+
+    def recorded(checkpoint, dtype, device, *more):
+        import torch
+
+        with (Path(os.environ["RECORDED_LOADS"]) / str(os.getpid())).open("a") as file:
+            words = {"device": str(device), "pid": os.getpid(), "package": module.__file__}
+            file.write(json.dumps(words) + "\n")
+        failing = Path(os.environ["RECORDED_LOADS"]).parent / "failing_executor"
+        if failing.exists() and f'"pid": {failing.read_text()},' in sys.argv[1]:
+            raise OSError("the disk of this host is broken")
+        return load(checkpoint, dtype, torch.device("cpu"), *more)
+
+    module.load_model = recorded
+
+
+def simulate_gpus(module):
+    module.cuda.is_available = lambda: True
+    module.cuda.device_count = lambda: int(os.environ["SIMULATED_GPUS"])
+
+
+CHANGES = {
+    "COUNTED_FORWARDS": ("transformers.models.dinov2.modeling_dinov2", count_forwards),
+    "COUNTED_DECODES": ("torchvision.io.image", count_decodes),
+    "RECORDED_LOADS": ("spark_vision.models.families", record_loads),
+    "SIMULATED_GPUS": ("torch", simulate_gpus),
 }
-
-
-class Watcher(importlib.abc.MetaPathFinder):
-    def __init__(self):
-        self.waiting = dict(WATCHED)
-
-    def find_spec(self, name, path, target=None):
-        if name not in self.waiting:
-            return None
-        count = self.waiting.pop(name)
-        spec = importlib.util.find_spec(name)
-        run = spec.loader.exec_module
-
-        def exec_module(module):
-            run(module)
-            count(module)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
-if "COUNTED_FORWARDS" in os.environ:
-    sys.meta_path.insert(0, Watcher())
+wanted = dict(change for name, change in CHANGES.items() if name in os.environ)
+if wanted:
+    sys.meta_path.insert(0, Watcher(wanted))

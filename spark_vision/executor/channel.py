@@ -1,0 +1,103 @@
+"""One end of a connection between a worker and a model server: JSON headers, tensors beside them.
+
+A message is one packet of a Unix socket (SEQPACKET keeps their borders) and holds a JSON object;
+`tensors` in it says where the message's tensors lie in the sender's shared memory, whose descriptor
+travels with the first message and with each that needs a larger piece. Nothing is ever unpickled.
+"""
+
+import json
+import os
+import select
+import socket
+import struct
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from spark_vision.executor.shared_tensors import TensorReader, TensorWriter
+
+MAX_HEADER_BYTES = 64 * 2**10
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Channel:
+    """Sends and receives messages over a connected socket of this user's.
+
+    Raises:
+        PermissionError: The process at the other end is another user's.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._writer = TensorWriter()
+        self._reader = TensorReader()
+        credentials = connection.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+        )
+        _, uid, _ = _CREDENTIALS.unpack(credentials)
+        if uid != os.geteuid():
+            connection.close()
+            raise PermissionError(f"user {uid} at the other end of the socket, not {os.geteuid()}")
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, for a selector."""
+        return self._connection.fileno()
+
+    def send(
+        self, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Send a message, without waiting: an end that reads its messages always has room for one.
+
+        Raises:
+            OSError: The other end is gone, or does not read.
+        """
+        layout, descriptor = self._writer.write(tensors) if tensors else ({}, None)
+        packet = json.dumps({**header, "tensors": layout}).encode()
+        if len(packet) > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {len(packet)} bytes; allowed: {MAX_HEADER_BYTES}")
+        if descriptor is None:
+            self._connection.send(packet, socket.MSG_DONTWAIT)
+            return
+        try:
+            socket.send_fds(self._connection, [packet], [descriptor], socket.MSG_DONTWAIT)
+        finally:
+            os.close(descriptor)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a message, or for the end; False when neither came in time."""
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        return bool(poll.poll(max(0.0, seconds * 1000)))
+
+    def receive(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """Receive a message, waiting for it.
+
+        Returns:
+            Its header and its tensors, which hold until the other end sends again; None at the end.
+
+        Raises:
+            OSError: The other end is gone.
+            ValueError: What came is no message.
+        """
+        packet, descriptors, _, _ = socket.recv_fds(
+            self._connection, MAX_HEADER_BYTES, 1, socket.MSG_CMSG_CLOEXEC
+        )
+        for descriptor in descriptors:
+            self._reader.replace(descriptor)
+        if not packet:
+            return None
+        header = json.loads(packet)
+        if not isinstance(header, dict) or not isinstance(header.get("tensors"), dict):
+            raise ValueError("a packet without a header")
+        return header, self._reader.read(header.pop("tensors"))
+
+    def cut_off(self) -> None:
+        """End the connection, which whoever reads from it sees, in this process too."""
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the socket; memory goes with the last tensor that lies in it."""
+        self._connection.close()

@@ -1,0 +1,95 @@
+"""Starts a model server: by exec, in a session of its own, with only two descriptors passed on.
+
+A forked child would hold a crashed task's pipes open, a process group would pass the pyspark
+daemon's signals on, and inherited output pipes would keep the executor's JVM from being cleaned up.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from spark_vision.executor.executor_process import ExecutorProcess
+from spark_vision.executor.server_place import ServerLock, ServerPlace
+
+_started: list[subprocess.Popen[bytes]] = []
+
+
+@dataclass(frozen=True)
+class ServerOrder:
+    """What a server is started with.
+
+    Attributes:
+        executor: The process whose end is the server's.
+        folder: The checkpoint's.
+        dtype: As the operator says it.
+        device: A torch device.
+        flash_attention: As for `families.load_model`.
+        thread_count: For the model on a CPU.
+        load_seconds: A load that takes longer fails.
+        idle_seconds: Without a call it ends after these; 0 keeps it.
+    """
+
+    executor: ExecutorProcess
+    folder: str
+    dtype: str
+    device: str
+    flash_attention: bool
+    thread_count: int
+    load_seconds: float
+    idle_seconds: float
+
+    def to_json(self) -> str:
+        """Write the order as a process's argument."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "ServerOrder":
+        """Read what `to_json` wrote."""
+        fields = json.loads(text)
+        return cls(**{**fields, "executor": ExecutorProcess(**fields["executor"])})
+
+
+def start_server(order: ServerOrder, place: ServerPlace, lock: ServerLock) -> None:
+    """Start a server and hand it the lock; clients may connect at once, and wait for its hello.
+
+    Raises:
+        OSError: A full disk, a folder that takes no socket, no right to start a process.
+    """
+    lock.write({"starts": lock.read().get("starts", 0) + 1})
+    command = [sys.executable, "-P", "-m", "spark_vision.executor.model_server"]
+    with place.listen() as listener, place.log.open("ab") as log:
+        descriptors = (lock.descriptor, listener.fileno())
+        arguments = [order.to_json(), str(place.folder), place.name, *map(str, descriptors)]
+        process = subprocess.Popen(
+            command + arguments,
+            pass_fds=descriptors,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env=_environment(order),
+            start_new_session=True,
+        )
+    # A child that has ended stays in the process table until its parent asks for it.
+    _started[:] = [each for each in _started if each.poll() is None] + [process]
+    print(
+        f"spark_vision: model server {process.pid} for {order.folder} ({order.dtype}) on "
+        f"{order.device}; its log: {place.log}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _environment(order: ServerOrder) -> dict[str, str]:
+    """The worker's own, its import path made absolute: a package sent by --py-files is on it."""
+    path = [entry for entry in sys.path if Path(entry).is_absolute()]
+    threads = str(order.thread_count)
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+    }

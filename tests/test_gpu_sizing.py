@@ -1,0 +1,53 @@
+"""The slots of an executor come to its GPUs times the tasks of each, or it is an error."""
+
+import pytest
+from pyspark.sql import SparkSession
+
+from spark_vision.errors import SessionError
+from spark_vision.gpu_sizing import gpu_settings
+from spark_vision.session import configure
+
+
+def slots_of(settings, cores):
+    """As Spark counts: by cores, and by the whole part of 1 / amount for each GPU."""
+    amount = float(settings["spark.task.resource.gpu.amount"])
+    by_gpu = int(settings["spark.executor.resource.gpu.amount"]) * int(1 / amount)
+    return min(cores // int(settings["spark.task.cpus"]), by_gpu)
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
+@pytest.mark.parametrize("tasks", [1, 2, 3, 4, 6, 7, 9])
+@pytest.mark.parametrize("cores", [4, 16, 61, 96])
+def test_every_gpu_has_its_tasks(gpus, tasks, cores):
+    present = {"spark.executor.cores": str(cores)}
+    if cores < gpus * tasks:
+        with pytest.raises(SessionError, match="a GPU would stay idle"):
+            gpu_settings(present, gpus, tasks)
+    else:
+        assert slots_of(gpu_settings(present, gpus, tasks), cores) == gpus * tasks
+
+
+def test_one_task_per_gpu_takes_all_cores():
+    settings = gpu_settings({"spark.executor.cores": "16"}, 1, 1)
+    assert settings["spark.task.cpus"] == "16"
+    assert settings["spark.task.resource.gpu.amount"] == "1"
+    assert settings["spark.executor.resource.gpu.discoveryScript"].endswith("discover_gpus.py")
+
+
+@pytest.mark.parametrize(
+    ("present", "gpus", "tasks", "message"),
+    [
+        ({}, 1, 1, "needs spark.executor.cores"),
+        ({"spark.executor.cores": "8", "spark.task.cpus": "4"}, 2, 2, "2 slots"),
+        ({"spark.executor.cores": "8"}, 0, 1, "gpus_per_executor got 0"),
+        ({"spark.executor.cores": "8"}, 1, 0.5, "tasks_per_gpu got 0.5"),
+    ],
+)
+def test_what_gives_no_sound_sizes_is_refused(present, gpus, tasks, message):
+    with pytest.raises(SessionError, match=message):
+        gpu_settings(present, gpus, tasks)
+
+
+def test_a_session_that_runs_already_takes_no_gpus(spark):
+    with pytest.raises(SessionError, match="runs already"):
+        configure(SparkSession.builder, gpus_per_executor=1)

@@ -103,7 +103,9 @@ def caption_image(
     return _compute([image], operator, with_status, deterministic)
 
 
-def model_placement(column: Column | str, operator: Operator) -> Column:
+def model_placement(
+    column: Column | str, operator: Operator, prompt: Column | None = None
+) -> Column:
     """Compute a column's rows, and say which process holds the model that computed each.
 
     `SELECT DISTINCT` over it shows on any cluster what "once per executor" came to.
@@ -111,6 +113,7 @@ def model_placement(column: Column | str, operator: Operator) -> Column:
     Args:
         column: What the operator reads, as for `embed_image`, `embed_text` or `caption_image`.
         operator: What to compute.
+        prompt: A column with a prompt per row, for an operator that captions.
 
     Returns:
         struct<host, executor, device, server_pid, loaded_at, load_seconds, dtype, fingerprint>:
@@ -124,7 +127,7 @@ def model_placement(column: Column | str, operator: Operator) -> Column:
     """
     udf = placement_udf(operator)
     check_operator_on_driver(operator)
-    placed: Column = udf(F.col(column) if isinstance(column, str) else column)
+    placed: Column = udf(*_named([column] if prompt is None else [column, prompt]))
     return placed
 
 
@@ -136,9 +139,12 @@ def _compute(
 ) -> Column:
     check_operator_on_driver(operator)
     udf = operator_udf(operator, with_status=with_status, deterministic=deterministic)
-    named = [F.col(column) if isinstance(column, str) else column for column in columns]
-    computed: Column = udf(*named)
+    computed: Column = udf(*_named(columns))
     return computed
+
+
+def _named(columns: list[Column | str]) -> list[Column]:
+    return [F.col(column) if isinstance(column, str) else column for column in columns]
 
 
 def _wrong_operator(function: str, operator: object, allowed: str) -> InputTypeError:

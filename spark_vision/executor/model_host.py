@@ -68,7 +68,7 @@ def stamp_of(checkpoint: Checkpoint) -> Stamp:
 
 
 _loaded: OrderedDict[ModelKey, PlacedModel] = OrderedDict()
-_served: "OrderedDict[ServerPlace, ServedModel]" = OrderedDict()
+_served: "OrderedDict[tuple[ServerPlace, float], ServedModel]" = OrderedDict()
 _loading = threading.Lock()
 
 
@@ -136,7 +136,7 @@ def _serve(key: ModelKey, task: Task) -> "ServedModel | None":
         return _keep(
             _served,
             KEPT_CONNECTION_COUNT,
-            place,
+            (place, task.batch_seconds),
             lambda: model_client.ServedModel(order, place, task.batch_seconds),
         )
     except model_client.SharingUnavailableError as error:

@@ -84,8 +84,8 @@ def start_server(order: ServerOrder, place: ServerPlace, lock: ServerLock) -> No
 
 
 def _environment(order: ServerOrder) -> dict[str, str]:
-    """The worker's own, its import path made absolute: a package sent by --py-files is on it."""
-    path = [entry for entry in sys.path if Path(entry).is_absolute()]
+    """The worker's own, its import path made absolute: one of --py-files is `./package.zip`."""
+    path = [str(Path(entry).absolute()) for entry in sys.path if entry]
     threads = str(order.thread_count)
     return {
         **os.environ,

@@ -25,6 +25,7 @@ from spark_vision.errors import ModelServerError, UnsupportedCheckpointError
 from spark_vision.executor import model_client, model_host
 from spark_vision.executor.channel import Channel
 from spark_vision.executor.executor_process import ExecutorProcess
+from spark_vision.executor.inference import compute_rows
 from spark_vision.executor.model_host import reach_model
 from spark_vision.executor.model_methods import describe_error, make_error
 from spark_vision.executor.server_place import ServerPlace, read_pid
@@ -166,12 +167,18 @@ def test_captions_are_served_as_well(lasting_host, tmp_path):
     preprocessor = load_caption_preprocessor(checkpoint, operator)
     rows = [preprocessor.prepare(picture, "What is it?") for picture in draw_pictures(3)]
     batch, scaling = preprocessor.collate(rows), preprocessor.scaling
-    settings = GenerationSettings(6, repetition_penalty=1.2)
     served = reach_model(checkpoint, operator, CPU, lasting_host.task()).model
-    generated = served.generate(batch, scaling, settings)
-    expected = load_model(checkpoint, "float32", CPU).generate(batch, scaling, settings)
-    for ours, theirs in zip(generated, expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    loaded = load_model(checkpoint, "float32", CPU)
+    greedy = GenerationSettings(6, repetition_penalty=1.2)
+    sampled = GenerationSettings(6, do_sample=True, temperature=2.0)
+    for settings in (greedy, sampled):
+        generated = served.generate(batch, scaling, settings)
+        expected = loaded.generate(batch, scaling, settings)
+        for ours, theirs in zip(generated, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+    # Drawn by the rows' seeds, wherever that is done.
+    again = served.generate(batch._replace(seeds=batch.seeds + 1), scaling, sampled)
+    assert not torch.equal(again.token_ids, generated.token_ids)
 
 
 def test_a_models_error_comes_back_and_its_server_goes_on(lasting_host, pixels, scaling, expected):
@@ -311,6 +318,30 @@ def test_a_batch_outlives_the_death_and_the_hang_of_its_server(host, pixels, sca
     assert host.remains() == []
 
 
+def test_a_batch_without_memory_is_halved_and_a_broken_device_gets_a_new_server(
+    host, pixels, scaling, expected
+):
+    reached = host.reach()
+    first = reached.placement().server_pid
+    limit = host.folder / "forward_limit"
+
+    def embed(rows):
+        stacked = torch.stack(rows)
+        return [vector.tolist() for vector in reached.model.embed_images(stacked, scaling, "cls")]
+
+    limit.write_text("2 OutOfMemoryError")
+    halved = compute_rows(list(pixels), embed, kind=lambda _: None)
+    torch.testing.assert_close(torch.tensor(halved), expected)
+    assert (host.forwards / str(first)).read_text().split() == ["5", "2", "3", "1", "2"]
+    assert reached.placement().server_pid == first
+    limit.write_text("0 AcceleratorError")
+    with pytest.raises(torch.AcceleratorError, match="simulated"):
+        compute_rows(list(pixels), embed, kind=lambda _: None)
+    limit.unlink()
+    torch.testing.assert_close(reached.model.embed_images(pixels, scaling, "cls"), expected)
+    assert host.servers() == [reached.placement().server_pid] != [first]
+
+
 def test_a_batch_that_kills_its_server_each_time_fails(host, pixels, scaling, monkeypatch):
     monkeypatch.setattr(model_client, "MOST_SENDS", 2)
     reached = host.reach()
@@ -417,6 +448,7 @@ def test_on_a_full_disk_the_worker_loads(tmp_path, checkpoints):
 import os, subprocess, tempfile, torch
 from spark_vision import ImageViTEmbedding
 from spark_vision.executor.executor_process import ExecutorProcess
+from spark_vision.executor.inference import compute_rows
 from spark_vision.executor.model_host import reach_model
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import resolve_checkpoint

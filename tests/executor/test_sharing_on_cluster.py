@@ -14,7 +14,7 @@ import torch
 import cluster_jobs
 from opened_files import OpenedFile
 from spark_vision import ImageViTEmbedding
-from spark_vision.executor.embedding import embed_images
+from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.task import Task
 from standalone_cluster import ROOT, Cluster, Driver, wait_for
 
@@ -38,6 +38,7 @@ def cluster(tmp_path_factory):
 def driver(cluster, tmp_path_factory):
     # A task whose executor's load failed goes to another one, instead of back to the same.
     settings = {**GPUS, "spark.excludeOnFailure.taskAndStage.enabled": "true"}
+    settings["spark.vision.model.batchSeconds"] = "15"
     with Driver(cluster, tmp_path_factory.mktemp("driver") / "driver", settings) as driver:
         yield driver
 
@@ -56,8 +57,12 @@ def expected_vectors(checkpoint):
     import pyarrow as pa
 
     operator = ImageViTEmbedding(model_name=checkpoint, batch_size=2, model_sharing="worker")
-    arrays = embed_images([pa.array(cluster_jobs.png_files())], operator, Task((), 1))
-    return torch.tensor([row for array in arrays for row in array.to_pylist()])
+    arrays = compute_images([pa.array(cluster_jobs.png_files())], [operator], Task((), 1))
+    return torch.tensor([row for (array,) in arrays for row in array.to_pylist()])
+
+
+def wait_for_two_servers(driver, checkpoint):
+    wait_for(lambda: len(driver.run(cluster_jobs.placements, checkpoint)) == 2, 120)
 
 
 def assert_exact(found, expected):
@@ -81,8 +86,9 @@ def test_whatever_runs_one_process_per_executor_opens_the_weights(
     weights.close()
 
 
-@pytest.mark.parametrize("victim", ["server", "worker", "daemon", "executor"])
-def test_a_killed_process_costs_no_row(driver, checkpoint, expected, victim):
+@pytest.mark.parametrize("victim", ["server", "hanging server", "worker", "daemon", "executor"])
+def test_a_killed_or_hanging_process_costs_no_row(driver, checkpoint, expected, victim):
+    wait_for_two_servers(driver, checkpoint)
     before = set(driver.servers())
     load_count = len(driver.loads())
     (driver.folder / "forward_seconds").write_text("0.5")
@@ -97,20 +103,21 @@ def test_a_killed_process_costs_no_row(driver, checkpoint, expected, victim):
     )
     process_id = {
         "server": own_server,
+        "hanging server": own_server,
         "worker": workers[0].pid,
         "daemon": daemons[0].pid,
         "executor": executor.pid,
     }[victim]
-    os.kill(process_id, signal.SIGKILL)
+    os.kill(process_id, signal.SIGSTOP if "hanging" in victim else signal.SIGKILL)
     if victim == "executor":
         wait_for(lambda: own_server not in driver.servers(), 2)
         assert not any(f"-{executor.pid}-" in path for path in driver.remains())
     (driver.folder / "forward_seconds").unlink()
     assert_exact(job.result(300), expected)
-    wait_for(lambda: len(driver.run(cluster_jobs.placements, checkpoint)) == 2, 120)
+    wait_for_two_servers(driver, checkpoint)
     assert len(driver.servers()) == 2
     survivors = before & set(driver.servers())
-    dies_with_it = victim in ("server", "executor")
+    dies_with_it = "server" in victim or victim == "executor"
     assert len(survivors) == (1 if dies_with_it else 2)
     assert len(driver.loads()) == load_count + (1 if dies_with_it else 0)
 
@@ -175,8 +182,31 @@ def test_an_executor_that_comes_later_loads_once(cluster, checkpoint, expected, 
     with Driver(cluster, tmp_path / "driver", settings) as driver:
         (driver.folder / "forward_seconds").write_text("1")
         assert_exact(driver.run(cluster_jobs.vectors, checkpoint), expected)
-        wait_for(lambda: len(driver.run(cluster_jobs.placements, checkpoint)) == 2, 120)
+        wait_for_two_servers(driver, checkpoint)
         assert len(driver.loads()) == len(driver.servers()) == 2
+
+
+@pytest.mark.slow
+def test_two_applications_on_one_host_never_meet(cluster, checkpoint, expected, tmp_path):
+    settings = {
+        "spark.executor.cores": "1",
+        "spark.cores.max": "2",
+        "spark.executorEnv.TMPDIR": str(tmp_path / "one" / "tmp"),
+    }
+    with (
+        Driver(cluster, tmp_path / "one", settings) as one,
+        Driver(cluster, tmp_path / "other", settings) as other,
+    ):
+        jobs = [each.submit(cluster_jobs.vectors, checkpoint) for each in (one, other)]
+        for job in jobs:
+            assert_exact(job.result(300), expected)
+        servers = [
+            {pid for _, pid, _ in each.run(cluster_jobs.placements, checkpoint)}
+            for each in (one, other)
+        ]
+        assert servers[0].isdisjoint(servers[1])
+        assert servers[0] | servers[1] == set(one.servers())
+        assert len(one.loads()) == len(other.loads()) == 2
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ On the PYTHONPATH of Spark's workers, and so of the model servers that they star
 this file at its start. The environment says what to do, once the module in question is imported:
 
 COUNTED_FORWARDS  A folder: each forward pass of a DINOv2 adds its number of images to a file
-                  there, and takes as long as the file `forward_seconds` beside it says.
+                  there, and takes as long as the file `forward_seconds` beside it says. With more
+                  images than the file `forward_limit` says, it raises that file's error of torch.
 COUNTED_DECODES   A folder: each JPEG that torchvision decodes adds a line to a file there.
 RECORDED_LOADS    A folder: each load of a model adds a line of JSON to a file there. It fails in
                   the executor that the file `failing_executor` beside it names.
@@ -33,7 +34,9 @@ class Watcher(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             run(module)
-            change(module)
+            # The modules of a zip file share their loader.
+            if module.__name__ == name:
+                change(module)
 
         spec.loader.exec_module = exec_module
         return spec
@@ -48,11 +51,18 @@ def add(variable, count):
 def count_forwards(module):
     forward = module.Dinov2Embeddings.forward
     pause = Path(os.environ["COUNTED_FORWARDS"]).parent / "forward_seconds"
+    limit = pause.parent / "forward_limit"
 
     def counted(self, pixel_values, *args, **kwargs):
         add("COUNTED_FORWARDS", len(pixel_values))
         if pause.exists():
             time.sleep(float(pause.read_text()))
+        if limit.exists():
+            most, error = limit.read_text().split()
+            if len(pixel_values) > int(most):
+                import torch
+
+                raise getattr(torch, error)("simulated")
         return forward(self, pixel_values, *args, **kwargs)
 
     module.Dinov2Embeddings.forward = counted

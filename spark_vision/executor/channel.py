@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import struct
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -31,6 +32,8 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        # A worker that has too many drops one, which may be in use for a last batch.
+        weakref.finalize(self, connection.close)
         self._writer = TensorWriter()
         self._reader = TensorReader()
         credentials = connection.getsockopt(

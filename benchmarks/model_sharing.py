@@ -37,7 +37,7 @@ MODES = ("executor", "worker")
 JOB_COUNT = 10
 MEMORY_SLOT_COUNT = 4
 CLIENT_COUNT = 4
-MODEL_BATCH_SIZE = 16
+MODEL_BATCH_SIZE = 8
 FEED_BATCH_SIZE = 128
 MIB = 2**20
 
@@ -89,7 +89,7 @@ def _rate(operator: ImageOperator, row_count: int) -> float:
 def _loads(operator: ImageOperator) -> set[tuple[int, float, float]]:
     """Process, moment and seconds of the loads whose models have served a small job."""
     slots = _spark.sparkContext.defaultParallelism
-    frame = _images.limit(8 * slots).repartition(2 * slots)
+    frame = _images.limit(2 * slots).repartition(slots)
     rows = frame.select(model_placement("content", operator).alias("p")).select("p.*").collect()
     return {(row.server_pid, row.loaded_at.timestamp(), row.load_seconds) for row in rows}
 
@@ -153,7 +153,7 @@ def _call_seconds(operator: ImageViTEmbedding, core_count: int, client_count: in
         served = ServedModel(order, ServerPlace.of(order.executor, "contention"), 600)
         served.embed_images(pixels, scaling, "cls")
         seconds = []
-        for _ in range(4):
+        for _ in range(3):
             started = time.perf_counter()
             served.embed_images(pixels, scaling, "cls")
             seconds.append(time.perf_counter() - started)
@@ -174,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cores", type=int, default=2, help="tasks at a time, where rates count")
     parser.add_argument("--rows", type=int, default=4096, help="images of a round of feeding")
-    parser.add_argument("--model-rows", type=int, default=96, help="images of a round of ViT-B")
+    parser.add_argument("--model-rows", type=int, default=64, help="images of a round of ViT-B")
     parser.add_argument("--rounds", type=int, default=5, help="of each mode, in turn")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "model-sharing")

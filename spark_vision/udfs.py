@@ -73,8 +73,10 @@ class ImagesBody:
         from spark_vision.executor.image_columns import compute_images
         from spark_vision.executor.task import current_task
 
+        reads_prompts = any(isinstance(each, QwenVLImageUnderstanding) for each in self.operators)
+        takes = ("images", "prompts") if reads_prompts else ("images",)
         for arrays in compute_images(
-            batches,
+            _check_arguments(batches, _function_name(self.operators), takes),
             self.operators,
             current_task(),
             with_status=self.with_status,
@@ -102,7 +104,7 @@ class TextsBody:
         from spark_vision.executor.task import current_task
 
         yield from embed_texts(
-            arrays,
+            _check_arguments(arrays, "embed_text", ("texts",)),
             self.operator,
             current_task(),
             with_status=self.with_status,
@@ -135,6 +137,20 @@ def placement_udf(operator: Operator) -> Any:
     _check_is_operator(operator)
     body = PlacementBody(operator, HubEnvironment.capture())
     return vectorized_udf(body, PLACEMENT_TYPE, "model_placement").asNondeterministic()
+
+
+def _check_arguments(
+    batches: Iterator[Batch], function: str, takes: tuple[str, ...]
+) -> Iterator[Batch]:
+    """Refuse a call with more or fewer columns than a function takes; SQL does not check it."""
+    for batch in batches:
+        given = len(batch) if isinstance(batch, tuple) else 1
+        if not 1 <= given <= len(takes):
+            raise InputTypeError(
+                f"a function of {function} got {given} columns; allowed: {takes[0]}"
+                + "".join(f", and perhaps {each}" for each in takes[1:])
+            )
+        yield batch
 
 
 def operator_udf(

@@ -142,7 +142,8 @@ def _call_seconds(operator: ImageViTEmbedding, core_count: int, client_count: in
         dtype=operator.dtype,
         device="cpu",
         flash_attention=False,
-        thread_count=core_count,
+        call_count=core_count,
+        thread_count=1,
         load_seconds=600,
         idle_seconds=0,
     )

@@ -127,7 +127,10 @@ def _serve(key: ModelKey, task: Task) -> "ServedModel | None":
         dtype=key.dtype,
         device=str(key.device),
         flash_attention=key.flash_attention,
-        thread_count=task.executor_cores,
+        # A GPU does one thing at a time. Cores do best as they would without a server: each task's
+        # cores compute that task's batch, and wait for nobody.
+        call_count=1 if key.device.type != "cpu" else max(1, task.executor_cores // task.cpus),
+        thread_count=task.cpus,
         load_seconds=task.load_seconds,
         idle_seconds=task.idle_seconds,
     )

@@ -1,5 +1,8 @@
 """The process that holds a model for all tasks of one executor: one per device, checkpoint, dtype.
 
+Batches are computed one at a time on a GPU, and on a CPU as many as the executor runs tasks, each
+on the cores of its task.
+
 The protocol, over a Unix socket of packets (`channel.py` says what a packet holds):
 
     worker                                    server
@@ -70,7 +73,7 @@ def main(order_text: str, folder: str, name: str, lock: str, listener: str) -> N
     # Listening again makes this process, and not the worker, the peer that clients see.
     sock = socket.socket(fileno=int(listener))
     sock.listen()
-    why, code = serve_clients(model, sock, held, order.idle_seconds)
+    why, code = serve_clients(model, sock, held, order)
     _end(place, why, code)
 
 

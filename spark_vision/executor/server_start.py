@@ -27,7 +27,8 @@ class ServerOrder:
         dtype: As the operator says it.
         device: A torch device.
         flash_attention: As for `families.load_model`.
-        thread_count: For the model on a CPU.
+        call_count: Calls computed at a time, each by a thread of its own.
+        thread_count: Cores that one call may use.
         load_seconds: A load that takes longer fails.
         idle_seconds: Without a call it ends after these; 0 keeps it.
     """
@@ -37,6 +38,7 @@ class ServerOrder:
     dtype: str
     device: str
     flash_attention: bool
+    call_count: int
     thread_count: int
     load_seconds: float
     idle_seconds: float
@@ -92,4 +94,6 @@ def _environment(order: ServerOrder) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
+        # Threads that spin while they wait take the cores from those that decode.
+        "OMP_WAIT_POLICY": "PASSIVE",
     }

@@ -1,4 +1,4 @@
-"""Serves a loaded model to its clients: a thread takes calls, another computes them in order."""
+"""Serves a loaded model to its clients: a thread takes calls, others compute them in order."""
 
 import dataclasses
 import logging
@@ -43,7 +43,7 @@ def load(order: ServerOrder) -> PlacedModel:
 
 
 def serve_clients(
-    placed: PlacedModel, listener: socket.socket, lock: ServerLock, idle_seconds: float
+    placed: PlacedModel, listener: socket.socket, lock: ServerLock, order: ServerOrder
 ) -> tuple[str, int]:
     """Serve until there is a reason to end.
 
@@ -51,7 +51,10 @@ def serve_clients(
         The reason, and the process's exit code.
     """
     serving = _Serving(placed, lock)
-    threading.Thread(target=serving.compute, name="model", daemon=True).start()
+    for _ in range(order.call_count):
+        threading.Thread(
+            target=serving.compute, args=(order.thread_count,), name="model", daemon=True
+        ).start()
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
         while True:
@@ -61,9 +64,9 @@ def serve_clients(
                 else:
                     serving.accept(listener, selector)
             if serving.has_ended:
-                return "the model's thread has ended", 1
-            if idle_seconds and serving.idle_seconds() >= idle_seconds:
-                return f"no call for {idle_seconds:g} s", 0
+                return "a model's thread has ended", 1
+            if order.idle_seconds and serving.idle_seconds() >= order.idle_seconds:
+                return f"no call for {order.idle_seconds:g} s", 0
 
 
 class _Serving:
@@ -108,8 +111,9 @@ class _Serving:
         self._in_flight.add(channel)
         self._calls.put((channel, *message))
 
-    def compute(self) -> None:
+    def compute(self, thread_count: int) -> None:
         """Answer calls in the order in which they came, while the device works."""
+        torch.set_num_threads(thread_count)
         try:
             while not self._is_device_broken:
                 self._answer_next()

@@ -1,6 +1,7 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL: texts about images."""
 
 import copy
+import itertools
 import threading
 from typing import Any
 
@@ -50,8 +51,9 @@ class QwenVLModel:
         self._given = model.generation_config
         # Whatever a call leaves out is filled from the model's own, which says nothing now.
         model.generation_config = type(self._given)()
-        # The model keeps the positions of a running batch in itself.
-        self._generating = threading.Lock()
+        self._claiming = threading.Lock()
+        self._is_claimed = False
+        self._of_thread = threading.local()
 
     @torch.inference_mode()
     def generate(
@@ -68,23 +70,35 @@ class QwenVLModel:
             scaling: The processor's rescale and normalise steps.
             settings: How to generate.
         """
-        device = self._model.device
+        model = self._model_of_thread()
+        device = model.device
         config = copy.deepcopy(self._given)
         config.update(max_new_tokens=settings.max_new_tokens, **_ONE_TEXT, **OWN_FIELDS)
         next_token = NextToken(batch, settings, self._given, device)
         token_ids = batch.token_ids.to(device)
         is_image = token_ids == self._model.config.image_token_id
-        with self._generating:
-            output = self._model.generate(
-                input_ids=token_ids,
-                attention_mask=batch.attention_mask.to(device),
-                mm_token_type_ids=is_image.int(),
-                pixel_values=self._pixel_values(batch.patches, scaling),
-                image_grid_thw=batch.grids.to(device),
-                generation_config=config,
-                logits_processor=[next_token],
-            )
+        output = model.generate(
+            input_ids=token_ids,
+            attention_mask=batch.attention_mask.to(device),
+            mm_token_type_ids=is_image.int(),
+            pixel_values=self._pixel_values(batch.patches, scaling),
+            image_grid_thw=batch.grids.to(device),
+            generation_config=config,
+            logits_processor=[next_token],
+        )
         return self._cut_at_stop(output[:, token_ids.shape[1] :].cpu(), settings, next_token)
+
+    def _model_of_thread(self) -> Any:
+        """Give each thread a model of its own, with the weights of all.
+
+        A model keeps the positions of a running batch in itself.
+        """
+        if not hasattr(self._of_thread, "model"):
+            with self._claiming:
+                model = _with_same_weights(self._model) if self._is_claimed else self._model
+                self._is_claimed = True
+            self._of_thread.model = model
+        return self._of_thread.model
 
     def _cut_at_stop(
         self, new_ids: torch.Tensor, settings: GenerationSettings, next_token: NextToken
@@ -107,6 +121,11 @@ class QwenVLModel:
             few = slice(start, start + SCALED_AT_ONCE)
             values[few] = scale_pixels(patches[None, few], scaling, device, dtype)[0].unsqueeze(2)
         return values.view(count, -1)
+
+
+def _with_same_weights(model: Any) -> Any:
+    weights = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(weight): weight for weight in weights})
 
 
 def load(

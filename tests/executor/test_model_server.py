@@ -272,6 +272,7 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
             dtype="float32",
             device="cpu",
             flash_attention=False,
+            call_count=1,
             thread_count=1,
             load_seconds=120,
             idle_seconds=0,

@@ -1,6 +1,8 @@
 """Captions are those of transformers on each row alone, whatever the batch."""
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -320,6 +322,27 @@ def test_a_model_that_gives_nan_says_so_on_the_row(folder):
     visual.forward = poisoned
     generated = model.generate(batch, scaling, GenerationSettings(4))
     assert generated.finite.tolist() == [False, True]
+
+
+def test_threads_write_at_once_with_the_same_weights(folder):
+    preprocessor, model = load(folder)
+    rows = list(zip(pictures(), PROMPTS * 2, strict=False))
+    batches = [[preprocessor.prepare(*row) for row in some] for some in (rows[:3], rows[3:])]
+    alone = [tokens_of(run(preprocessor, model, batch)) for batch in batches]
+    start = threading.Barrier(2)
+
+    def write(batch):
+        start.wait(10)
+        said = [tokens_of(run(preprocessor, model, batch)) for _ in range(3)]
+        return said, model._model_of_thread()
+
+    with ThreadPoolExecutor(2) as pool:
+        (first, one), (second, other) = pool.map(write, batches)
+    assert first == [alone[0]] * 3
+    assert second == [alone[1]] * 3
+    assert one is not other
+    for weight, same in zip(one.parameters(), other.parameters(), strict=True):
+        assert weight is same
 
 
 def test_flash_attention_that_is_not_there_is_said_once(folder, caplog):

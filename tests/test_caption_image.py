@@ -4,16 +4,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyspark.errors import PythonException
 from pyspark.sql import functions as F
 from pyspark.sql.types import BooleanType, StringType, StructField, StructType
 
 from caption_oracle import caption
 from oracles import draw_pictures
-from spark_vision import QwenVLImageUnderstanding, caption_image, register_functions
+from spark_vision import (
+    ImageViTEmbedding,
+    QwenVLImageUnderstanding,
+    caption_image,
+    register_functions,
+)
 from spark_vision.demo import checkpoint_path
 from spark_vision.demo.rendering import render
 from spark_vision.demo.scenes import draw_scenes
-from spark_vision.errors import InputTypeError
+from spark_vision.errors import InputTypeError, InvalidOptionError
 
 LENGTH = 10
 COUNT = 6
@@ -141,9 +147,25 @@ def test_sql_takes_one_argument_or_two(spark, images, qwen, true):
 
 
 def test_wrong_arguments_are_refused_on_the_driver(qwen, checkpoints):
-    from spark_vision import ImageViTEmbedding
-
     with pytest.raises(InputTypeError, match="allowed: an instance of QwenVLImageUnderstanding"):
         caption_image("content", ImageViTEmbedding(model_name=str(checkpoints / "dinov2")))
     with pytest.raises(InputTypeError, match="prompt of type int"):
         caption_image("content", qwen, 3)
+    silent = QwenVLImageUnderstanding(model_name=qwen.model_name, prompt=None)
+    with pytest.raises(InvalidOptionError, match="got no prompt"):
+        caption_image("content", silent)
+
+
+def test_sql_with_too_many_columns_says_what_a_function_takes(spark, images, qwen, checkpoints):
+    dino = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
+    register_functions(spark, describe=qwen, embed=dino)
+    images.createOrReplaceTempView("pictures")
+    for call, said in (
+        (
+            "describe(content, 'x', 'y')",
+            "caption_image got 3 columns; allowed: images, and",
+        ),
+        ("embed(content, 'x')", "embed_image got 2 columns; allowed: images"),
+    ):
+        with pytest.raises(PythonException, match=said):
+            spark.sql(f"SELECT {call} FROM pictures").collect()

@@ -13,21 +13,22 @@ from training.clip_tokenizer import make_tokenizer
 from training.contrast import unit
 from training.pictures import Pictures, draw_pictures
 from training.pixels import scaled, write_processor
+from training.schedule import cpu_minutes
 
 CHECKPOINTS = Path(__file__).parents[1] / "spark_vision" / "demo" / "checkpoints"
 _SEED = 1
-_PAIRS = 6_000
+_PAIRS = 16_000
 _RENDERINGS = 2
-_DINOV2_STEPS = 1000
-_CLIP_TEXT_STEPS = 300
-_CLIP_STEPS = 400
+_DINOV2_STEPS = 1600
+_CLIP_TEXT_STEPS = 250
+_CLIP_STEPS = 350
 _VALIDATION_PAIRS = 600
 
 
 def main() -> None:
     """Train both and print how well they find scenes of the validation split."""
     parser = argparse.ArgumentParser(prog="python -m training.embedders", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=CHECKPOINTS, help="where to write")
+    parser.add_argument("folder", type=Path, nargs="?", default=CHECKPOINTS, help="where to write")
     parser.add_argument("--effort", type=float, default=1.0, help="share of all steps and scenes")
     arguments = parser.parse_args()
 
@@ -52,6 +53,7 @@ def main() -> None:
     )
     write_clip(model, tokenizer, arguments.folder / "clip")
     _evaluate_clip(model, tokenizer, unseen)
+    print(f"dinov2 and clip: {cpu_minutes()}", flush=True)
 
 
 def write_dinov2(model: Dinov2Model, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -174,7 +175,7 @@ def untrained_model(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGenera
 
 def write_model(folder: Path, model: Qwen2_5_VLForConditionalGeneration) -> None:
     """Write the weights in bfloat16, which transformers loads in whatever type it is asked for."""
-    model.to(torch.bfloat16).save_pretrained(folder)
+    deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
 
 
 def _train_tokenizer(texts: Iterable[str], words: Sequence[str]) -> Qwen2Tokenizer:

@@ -20,7 +20,7 @@ from training.qwen_batches import Batch, Conversation, Packer
 
 # Most pictures are drawn hardly larger than the processor makes them, which takes a tenth of the
 # time; the others are drawn as the scenes' files are, and go through such a file.
-_SMALL_SHARE, _SMALL_PIXELS = 0.9, 20_000
+_SMALL_SHARE, _SMALL_PIXELS = 0.97, 20_000
 _MOST_OBJECTS = 3
 # An object is to be seen in a token if its box covers this much of it, and in any case in the
 # token that it covers most. Of other tokens that it touches, nothing is asked.
@@ -59,7 +59,7 @@ class Lessons(Dataset[Lesson]):
     """Lessons by number, every one drawn afresh from the seed and its number.
 
     All pictures of a lesson have the same size; each has a caption in each language and up to so
-    many questions in either.
+    many questions in either, or with none nothing is said of it.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Lessons(Dataset[Lesson]):
         seed: int,
         count: int,
         rows: int,
-        questions: int,
+        questions: int | None,
     ) -> None:
         self._packer = Packer(processor)
         self._merge = processor.image_processor.merge_size
@@ -102,6 +102,8 @@ class Lessons(Dataset[Lesson]):
         return Lesson(batch, shown, ink, outlines)
 
     def _conversations(self, scene: Scene, random: np.random.Generator) -> list[Conversation]:
+        if self._questions is None:
+            return []
         captions = [
             self._packer.conversation(
                 str(random.choice(CAPTION_PROMPTS[language])), scene_caption(scene, language)

@@ -1,6 +1,7 @@
 """A training run's plan: how many steps, how fast each one learns, and what the terminal shows."""
 
 import math
+import resource
 import time
 from collections.abc import Iterable, Iterator
 
@@ -11,6 +12,15 @@ _WARM_UP = 0.05
 _WEIGHT_DECAY = 0.05
 _LONGEST_GRADIENT = 1.0
 _SECONDS_BETWEEN_LINES = 15.0
+
+
+def cpu_minutes() -> str:
+    """Say what this process and the ended ones that it started have computed."""
+    seconds = sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+    return f"{seconds / 60:.1f} minutes of CPU"
 
 
 class Schedule:
@@ -67,6 +77,7 @@ class Schedule:
             for optimizer in self._optimizers
         ]
         self._started = self._shown = time.monotonic()
+        self._cpu_started = time.process_time()
 
     def __iter__(self) -> Iterator[int]:
         """Count the steps."""
@@ -93,7 +104,8 @@ class Schedule:
             left = elapsed / (step + 1) * (self._steps - step - 1)
             print(
                 f"{self._name}: step {step + 1}/{self._steps}  {parts}  "
-                f"{elapsed:.0f} s, {left:.0f} s to go",
+                f"{elapsed:.0f} s ({time.process_time() - self._cpu_started:.0f} s of CPU), "
+                f"{left:.0f} s to go",
                 flush=True,
             )
 
@@ -101,4 +113,4 @@ class Schedule:
         warm_up = max(1, round(self._steps * _WARM_UP))
         if step < warm_up:
             return (step + 1) / warm_up
-        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (self._steps - warm_up)))
+        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, self._steps - warm_up)))

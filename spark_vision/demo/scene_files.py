@@ -9,6 +9,7 @@ import numpy as np
 from spark_vision.demo.captions import caption, caption_zh
 from spark_vision.demo.rendering import Picture, render
 from spark_vision.demo.scenes import Scene, Split, draw_scenes
+from spark_vision.demo.truth import TRUTH_FILE
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -53,8 +54,11 @@ def write_scenes(
             path.write_bytes(data)
             paths.append(path)
             lines.append(json.dumps(_truth(path, index, scene, picture), ensure_ascii=False))
-    (folder / "scenes.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return [*paths, *(_write_broken(folder, seed) if broken else ())]
+    if broken:
+        paths += _write_broken(folder, seed)
+    # Last: where it is, all files are.
+    (folder / TRUTH_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return paths
 
 
 def encode(picture: Picture, random: np.random.Generator) -> tuple[bytes, str]:

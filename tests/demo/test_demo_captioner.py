@@ -1,6 +1,5 @@
-"""The shipped Qwen2.5-VL, by plain transformers: it sees, answers, and reads any text."""
+"""The shipped Qwen2.5-VL sees and answers in a Spark column, and reads any text."""
 
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +14,22 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from spark_vision.demo import checkpoint_path
-from spark_vision.demo.caption_scores import caption_scores
-from spark_vision.demo.questions import CAPTION_PROMPTS, LANGUAGES, draw_questions
-from spark_vision.demo.rendering import render
-from spark_vision.demo.scene_files import encode
-from spark_vision.demo.scenes import draw_scenes
+from spark_vision import QwenVLImageUnderstanding
+from spark_vision.demo import checkpoint_path, write_scenes
+from spark_vision.demo.questions import LANGUAGES, Question
+from spark_vision.demo.scenes import Scene, SceneObject
+from spark_vision.demo.truth import Truth
+from spark_vision.demo.understanding_scores import (
+    Said,
+    UnderstandingScore,
+    ask,
+    understanding_scores,
+)
 
 FOLDER = Path(checkpoint_path("qwen2_5_vl"))
+COUNT = 40
 # A little under what the checkpoint reaches over hundreds of scenes, as forty are few.
 RIGHT = 0.85
-SCENES = draw_scenes(40, seed=2024, split="test")
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +43,23 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def images():
-    random = np.random.default_rng(2024)
-    files = (encode(render(scene, random), random)[0] for scene in SCENES)
-    return [Image.open(BytesIO(data)).convert("RGB") for data in files]
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, COUNT, seed=2024)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(folder):
+    return [Image.open(file).convert("RGB") for file in sorted(folder.glob("scene-*"))[:4]]
+
+
+@pytest.fixture(scope="module")
+def said(spark, folder):
+    operator = QwenVLImageUnderstanding(
+        model_name=str(FOLDER), dtype="float32", batch_size=32, max_caption_length=64
+    )
+    return ask(spark, folder, operator, seed=2024)
 
 
 @torch.inference_mode()
@@ -60,44 +77,47 @@ def generate(model, processor, images, prompts):
     return processor.batch_decode(tokens[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_captions_are_right_and_those_of_other_pictures_are_not(model, processor, images, language):
-    prompts = [CAPTION_PROMPTS[language][0]] * len(images)
-    texts = generate(model, processor, images, prompts)
-    exact, other = (
-        [caption_scores(scene, language, text)["exact"] for scene, text in pairs]
-        for pairs in (
-            zip(SCENES, texts, strict=True),
-            zip(SCENES, texts[1:] + texts[:1], strict=True),
-        )
+def test_captions_are_right_and_those_of_other_pictures_are_not(said):
+    scores = {score.name: score for score in understanding_scores(said)}
+    for language in LANGUAGES:
+        exact = scores[f"{language} caption, exact"]
+        assert exact.count == COUNT
+        assert exact.share >= RIGHT
+        assert exact.control == 0
+        for attribute in ("colour", "shape", "size", "relation", "count"):
+            judged = scores[f"{language} caption, {attribute}"]
+            assert judged.share >= exact.share
+            assert judged.control <= 0.65
+
+
+def test_answers_follow_the_picture(said):
+    scores = {score.name: score for score in understanding_scores(said)}
+    answers = scores["all questions"]
+    assert answers.count == 2 * len(LANGUAGES) * COUNT
+    assert answers.share >= RIGHT
+    assert answers.control <= 0.5
+
+
+def test_a_figure_is_the_share_of_what_was_right():
+    scene = Scene(
+        (SceneObject("small", "red", "circle"), SceneObject("large", "blue", "ring")), ("above",)
     )
-    assert np.mean(exact) >= RIGHT
-    assert np.mean(other) == 0
-
-
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_answers_follow_the_picture(model, processor, images, language):
-    random = np.random.default_rng(0)
-    asked = [
-        (index, question)
-        for index, scene in enumerate(SCENES)
-        for question in random.permutation(draw_questions(scene, random, language))[:2]
+    truth = Truth("a.jpg", scene)
+    right = "a small red circle above a large blue ring"
+    prompt = "Describe this image."
+    count = Question("count", "en", "How many objects are there?", "two")
+    said = [
+        Said(truth, "en", prompt, None, right, "a small red circle"),
+        Said(truth, "en", prompt, None, right.replace("ring", "star"), right),
+        Said(truth, "en", count.text, count, "two", "one"),
+        Said(truth, "en", count.text, count, "three", "one"),
     ]
-    prompts = [question.text for _, question in asked]
-    right, control = (
-        [
-            text == question.answer
-            for text, (_, question) in zip(
-                generate(model, processor, seen, prompts), asked, strict=True
-            )
-        ]
-        for seen in (
-            [images[index] for index, _ in asked],
-            [images[index - 1] for index, _ in asked],
-        )
-    )
-    assert np.mean(right) >= RIGHT
-    assert np.mean(control) <= 0.6
+    scores = {score.name: score for score in understanding_scores(said)}
+    assert scores["en caption, exact"] == UnderstandingScore("en caption, exact", 0.5, 0.5, None, 2)
+    assert scores["en caption, shape"].share == 0.75
+    assert scores["en caption, count"].control == 0.5
+    assert scores["en count?"] == UnderstandingScore("en count?", 0.5, 0.0, 1.0, 2)
+    assert scores["all questions"].share == 0.5
 
 
 def test_a_row_says_the_same_alone_and_in_a_padded_batch(model, processor, images):

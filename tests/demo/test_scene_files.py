@@ -117,3 +117,11 @@ def test_broken_files_are_broken_each_in_its_way(tmp_path):
     with pytest.raises(OSError, match="truncated"):
         Image.open(truncated).load()
     assert len((tmp_path / "scenes.jsonl").read_text().splitlines()) == 1
+
+
+def test_truth_is_not_there_before_all_files_are(tmp_path):
+    (tmp_path / "truncated.jpg").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_scenes(tmp_path, 1, seed=0, broken=True)
+    assert (tmp_path / "text.jpg").is_file()
+    assert not (tmp_path / "scenes.jsonl").exists()

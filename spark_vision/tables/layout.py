@@ -47,6 +47,18 @@ def check_table(spark: SparkSession, write: PreparedWrite, detail: TableDetail) 
         check_same_models(given, present, wanted, list(write.columns))
 
 
+def open_table(spark: SparkSession, write: PreparedWrite) -> TableDetail:
+    """Check the table, or make it, before there are any rows.
+
+    Raises:
+        TableError: As `check_table` and `make_table` do.
+    """
+    detail = read_detail(spark, write.location)
+    if detail is not None:
+        check_table(spark, write, detail)
+    return make_table(spark, write, detail)
+
+
 def make_table(
     spark: SparkSession, write: PreparedWrite, detail: TableDetail | None
 ) -> TableDetail:

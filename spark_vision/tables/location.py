@@ -62,7 +62,7 @@ def locate_table(spark: SparkSession, table: str) -> TableLocation:
     return TableLocation(sql=".".join(quote(part) for part in parts), given=table)
 
 
-def checkpoint_beside(table: str, column: str) -> str:
+def checkpoint_in(table: str, column: str) -> str:
     """Name the folder in a table's own where a stream that fills a column may note how far it is.
 
     Raises:

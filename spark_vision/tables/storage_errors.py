@@ -37,6 +37,9 @@ def explaining(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error)
+        if "Traceback (most recent call last)" in text:
+            # A row's own error, such as an image that may not be read.
+            raise
         for pattern, said, way_out in _WAYS_OUT:
             found = re.search(rf".*(?:{pattern}).*", text)
             if found:

@@ -6,7 +6,7 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 
 from spark_vision.checks import check_operator_on_driver
-from spark_vision.errors import InputTypeError
+from spark_vision.errors import InputTypeError, InvalidOptionError
 from spark_vision.operators import (
     ClipImageEmbedding,
     ClipTextEmbedding,
@@ -87,6 +87,7 @@ def caption_image(
 
     Raises:
         InputTypeError: The operator or the prompt is of another type.
+        InvalidOptionError: There is no prompt at all.
         SparkVisionError: The checkpoint is known here, and is not what the operator needs.
     """
     if not isinstance(operator, QwenVLImageUnderstanding):
@@ -100,6 +101,11 @@ def caption_image(
         )
     if prompt is not None and prompt.strip():
         operator = replace(operator, prompt=prompt)
+    if operator.prompt is None:
+        raise InvalidOptionError(
+            "caption_image got no prompt, and QwenVLImageUnderstanding.prompt is none; allowed: a "
+            "text or a column of texts as prompt, or an operator that has one"
+        )
     return _compute([image], operator, with_status, deterministic)
 
 

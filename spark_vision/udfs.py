@@ -56,8 +56,10 @@ class ImagesBody:
         from spark_vision.executor.image_columns import compute_images
         from spark_vision.executor.task import current_task
 
+        reads_prompts = any(isinstance(each, QwenVLImageUnderstanding) for each in self.operators)
+        takes = ("images", "prompts") if reads_prompts else ("images",)
         for arrays in compute_images(
-            batches,
+            _check_arguments(batches, _function_name(self.operators), takes),
             self.operators,
             current_task(),
             with_status=self.with_status,
@@ -85,12 +87,26 @@ class TextsBody:
         from spark_vision.executor.task import current_task
 
         yield from embed_texts(
-            arrays,
+            _check_arguments(arrays, "embed_text", ("texts",)),
             self.operator,
             current_task(),
             with_status=self.with_status,
             count=self.statuses.add if self.statuses is not None else None,
         )
+
+
+def _check_arguments(
+    batches: Iterator[Batch], function: str, takes: tuple[str, ...]
+) -> Iterator[Batch]:
+    """Refuse a call with more or fewer columns than a function takes; SQL does not check it."""
+    for batch in batches:
+        given = len(batch) if isinstance(batch, tuple) else 1
+        if not 1 <= given <= len(takes):
+            raise InputTypeError(
+                f"a function of {function} got {given} columns; allowed: {takes[0]}"
+                + "".join(f", and perhaps {each}" for each in takes[1:])
+            )
+        yield batch
 
 
 def operator_udf(

@@ -1,14 +1,25 @@
 """`caption_image` as a column and in SQL, over real Spark."""
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
+from pyspark.errors import PythonException
 from pyspark.sql import functions as F
 from pyspark.sql.types import BooleanType, StringType, StructField, StructType
 
 from caption_oracle import caption
 from oracles import draw_pictures
-from spark_vision import QwenVLImageUnderstanding, caption_image, register_functions
-from spark_vision.errors import InputTypeError
+from spark_vision import (
+    ImageViTEmbedding,
+    QwenVLImageUnderstanding,
+    caption_image,
+    register_functions,
+)
+from spark_vision.demo import checkpoint_path
+from spark_vision.demo.rendering import render
+from spark_vision.demo.scenes import draw_scenes
+from spark_vision.errors import InputTypeError, InvalidOptionError
 
 LENGTH = 10
 COUNT = 6
@@ -72,6 +83,32 @@ def test_captions_are_those_of_transformers_however_spark_cuts_the_rows(images, 
     assert collect(images, caption_image(F.col("content"), qwen, "x")) == true("x")
 
 
+def test_a_trained_checkpoint_says_what_it_says_to_transformers(spark, tmp_path):
+    random = np.random.default_rng(5)
+    prompts = ["Describe this image.", "图里有几个物体?", "Where is it?", "描述图片。"]
+    rows = []
+    for number, scene in enumerate(draw_scenes(10, seed=77, split="test")):
+        scene_file = tmp_path / f"{number}.png"
+        render(scene, random).image.save(scene_file)
+        rows.append((number, scene_file.read_bytes(), prompts[number % len(prompts)]))
+    operator = QwenVLImageUnderstanding(
+        model_name=str(checkpoint_path("qwen2_5_vl")), dtype="float32", max_caption_length=40
+    )
+    true = [
+        caption(operator.model_name, read_png(tmp_path / f"{number}.png"), asked, 40)
+        for number, _, asked in rows
+    ]
+    assert len(set(true)) > len(prompts)
+    frame = spark.createDataFrame(rows, "number int, content binary, asked string")
+    for parts in (1, 3):
+        cut = frame.repartition(parts)
+        assert collect(cut, caption_image("content", operator, F.col("asked"))) == true
+
+
+def read_png(file):
+    return torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)
+
+
 def test_the_pandas_function_gives_what_the_arrow_function_gives(images, qwen, true, monkeypatch):
     monkeypatch.delattr(F, "arrow_udf", raising=False)
     row = F.struct("path", "content")
@@ -110,9 +147,25 @@ def test_sql_takes_one_argument_or_two(spark, images, qwen, true):
 
 
 def test_wrong_arguments_are_refused_on_the_driver(qwen, checkpoints):
-    from spark_vision import ImageViTEmbedding
-
     with pytest.raises(InputTypeError, match="allowed: an instance of QwenVLImageUnderstanding"):
         caption_image("content", ImageViTEmbedding(model_name=str(checkpoints / "dinov2")))
     with pytest.raises(InputTypeError, match="prompt of type int"):
         caption_image("content", qwen, 3)
+    silent = QwenVLImageUnderstanding(model_name=qwen.model_name, prompt=None)
+    with pytest.raises(InvalidOptionError, match="got no prompt"):
+        caption_image("content", silent)
+
+
+def test_sql_with_too_many_columns_says_what_a_function_takes(spark, images, qwen, checkpoints):
+    dino = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
+    register_functions(spark, describe=qwen, embed=dino)
+    images.createOrReplaceTempView("pictures")
+    for call, said in (
+        (
+            "describe(content, 'x', 'y')",
+            "caption_image got 3 columns; allowed: images, and",
+        ),
+        ("embed(content, 'x')", "embed_image got 2 columns; allowed: images"),
+    ):
+        with pytest.raises(PythonException, match=said):
+            spark.sql(f"SELECT {call} FROM pictures").collect()

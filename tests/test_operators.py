@@ -91,6 +91,8 @@ def test_structured_options_are_frozen_with_their_operator():
         ({"max_caption_length": 0}, "max_caption_length", "1 or more"),
         ({"resized_height": 100}, "resized_height", "both or neither"),
         ({"resized_width": 100}, "resized_height", "both or neither"),
+        ({"resized_height": 28, "resized_width": 8400}, "resized_height", "200 times the other"),
+        ({"prompt": "\ud800"}, "prompt", "UTF-8"),
         ({"min_pixels": 100, "max_pixels": 99}, "min_pixels", "no more than max_pixels"),
         ({"temperature": 0}, "temperature", "above 0"),
         ({"top_k": -1}, "top_k", "0 or more"),

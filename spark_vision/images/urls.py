@@ -58,6 +58,9 @@ def _redact_one(address: str) -> str:
     address = re.split(r"[?#]", address, maxsplit=1)[0]
     _, prefix, authority, rest = _AUTHORITY.split(address, maxsplit=1)
     if not prefix.endswith("//") and not ("@" in authority and ":" in authority):
+        if "://" in address:
+            # What stands before it is no scheme, but what comes after it may hold a password.
+            return f"{address.partition('://')[0]}://…"
         # A local path, such as `photo@2x.jpg`.
         return address
     host = authority.rpartition("@")[2]

@@ -17,11 +17,8 @@ from spark_vision.models.chat_prompts import ChatPrompts
 from spark_vision.models.checkpoint_files import Checkpoint
 from spark_vision.models.preprocessing import interpolation_of, scaling_of
 from spark_vision.models.protocols import CaptionBatch, CaptionInput, GeneratedTokens
-from spark_vision.operators import QwenVLImageUnderstanding
+from spark_vision.operators import MAX_ASPECT_RATIO, QwenVLImageUnderstanding
 from spark_vision.status import Status
-
-# Above it `smart_resize` refuses an image.
-MAX_ASPECT_RATIO = 200
 
 
 def load(checkpoint: Checkpoint, operator: QwenVLImageUnderstanding) -> "QwenVLInputs":
@@ -82,6 +79,8 @@ class QwenVLInputs:
         self._context_length = context_length
         self._prompts = ChatPrompts(processor, folder)
         self._tokenizer = processor.tokenizer
+        # Any token does, as padding is masked.
+        self._pad_token_id = int(self._tokenizer.pad_token_id or 0)
         size = dict(images.size)
         least = operator.min_pixels or int(size["shortest_edge"])
         most = operator.max_pixels or int(size["longest_edge"])
@@ -121,7 +120,7 @@ class QwenVLInputs:
     def collate(self, inputs: Sequence[CaptionInput]) -> CaptionBatch:
         """Pad the inputs to one length on the left, and join their patches."""
         longest = max(len(each.token_ids) for each in inputs)
-        token_ids = torch.full((len(inputs), longest), int(self._tokenizer.pad_token_id))
+        token_ids = torch.full((len(inputs), longest), self._pad_token_id)
         attention_mask = torch.zeros_like(token_ids)
         for row, each in enumerate(inputs):
             token_ids[row, longest - len(each.token_ids) :] = each.token_ids

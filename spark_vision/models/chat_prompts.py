@@ -17,6 +17,8 @@ from spark_vision.status import Status
 # template has it.
 _PLACEHOLDER = "\ue0f0prompt\ue0f1"
 _KEPT_PROMPT_COUNT = 256
+# Longer ones hardly come twice, and their tokens would take memory.
+_KEPT_CHARACTER_COUNT = 4096
 
 
 class ChatPrompts:
@@ -60,7 +62,8 @@ class ChatPrompts:
         Raises:
             RowFailure: `bad_prompt`: control tokens cannot be kept out of it.
         """
-        before, after = self._split_kept(prompt)
+        split = self._split_kept if len(prompt) <= _KEPT_CHARACTER_COUNT else self.split
+        before, after = split(prompt)
         return [*before, *[self._image_token_id] * image_token_count, *after]
 
     def split(self, prompt: str) -> tuple[list[int], list[int]]:

@@ -1,15 +1,21 @@
-"""Chooses the next token of each row as if the row were alone: penalty, draw, and a look for NaN.
+"""Chooses the next token of each row as if the row were alone: rules, draw, and a look for NaN.
 
 It runs inside of transformers' own `generate`, after the processors of the checkpoint's
-generation_config, and uses transformers' own penalty and warpers.
+generation_config, and uses transformers' own rules and warpers. Those that look at what the row
+says already are run here, as `generate` would show them the padding as well.
 """
 
 from typing import Any
 
 import torch
 from transformers import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
     LogitsProcessor,
     LogitsProcessorList,
+    MinLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -18,6 +24,20 @@ from transformers import (
 
 from spark_vision.models.protocols import CaptionBatch, GenerationSettings
 
+# The fields of a generation_config that `NextToken` sees to, and what turns them off.
+OWN_FIELDS: dict[str, Any] = {
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": None,
+    "no_repeat_ngram_size": None,
+    "encoder_no_repeat_ngram_size": None,
+    "min_length": None,
+    "forced_eos_token_id": None,
+}
+
 
 class NextToken(LogitsProcessor):
     """The scores from which `generate`, told to be greedy, takes the token that is meant.
@@ -25,32 +45,35 @@ class NextToken(LogitsProcessor):
     Args:
         batch: Its padding must not count as text that occurred; its seeds decide what is drawn.
         settings: What to do to the scores.
-        repetition_penalty: That of the settings, or the checkpoint's.
+        given: The checkpoint's generation_config.
         device: Where the scores are.
     """
 
     def __init__(
-        self,
-        batch: CaptionBatch,
-        settings: GenerationSettings,
-        repetition_penalty: float,
-        device: torch.device,
+        self, batch: CaptionBatch, settings: GenerationSettings, given: Any, device: torch.device
     ) -> None:
         self._prompt_length = batch.token_ids.shape[1]
-        self._penalty = (
-            RepetitionPenaltyLogitsProcessor(repetition_penalty)
-            if repetition_penalty != 1.0
-            else None
-        )
+        penalty = settings.repetition_penalty
+        if penalty is None:
+            penalty = given.repetition_penalty or 1.0
+        self._penalty = RepetitionPenaltyLogitsProcessor(float(penalty)) if penalty != 1.0 else None
         self._padding = (batch.attention_mask == 0).to(device)
         # A token that each row has anyway stands where it is padded.
-        first = batch.attention_mask.argmax(dim=1, keepdim=True)
-        self._own_token = batch.token_ids.gather(1, first).to(device)
+        self._starts = batch.attention_mask.argmax(dim=1, keepdim=True)
+        self._own_token = batch.token_ids.gather(1, self._starts).to(device)
+        self._rules = [
+            _rules(given, ids[start:].to(device), settings.max_new_tokens)
+            for ids, start in zip(batch.token_ids, self._starts.flatten().tolist(), strict=True)
+        ]
         self._warpers = _warpers(settings)
-        self._draws = None
+        self._generators = []
         if settings.do_sample:
-            self._draws = _draws(batch.seeds, settings.max_new_tokens).to(device)
-        self.finite = torch.ones(len(batch.token_ids), dtype=torch.bool, device=device)
+            self._generators = [
+                torch.Generator().manual_seed(seed) for seed in batch.seeds.tolist()
+            ]
+        self._stops = torch.tensor(stop_tokens(given), dtype=torch.int64, device=device)
+        self._is_running = torch.ones(len(batch.token_ids), dtype=torch.bool, device=device)
+        self.finite = self._is_running.clone()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Rescore one step.
@@ -59,21 +82,71 @@ class NextToken(LogitsProcessor):
             input_ids: int64 `[rows, tokens]`: prompts and what has been generated.
             scores: float32 `[rows, vocabulary]`.
         """
-        # NaN and infinity are not below infinity; a token that is ruled out has -infinity.
-        self.finite &= (scores < torch.inf).all(dim=-1)
+        if input_ids.shape[1] > self._prompt_length:
+            self._is_running &= ~torch.isin(input_ids[:, -1], self._stops)
+        # NaN and infinity are not below infinity; a token that is ruled out has -infinity. What
+        # comes of a row that has ended is thrown away.
+        self.finite &= (scores < torch.inf).all(dim=-1) | ~self._is_running
         if self._penalty is not None:
             scores = self._penalty(self._without_padding(input_ids), scores)
-        if self._draws is None:
+        if any(self._rules):
+            scores = self._follow_rules(input_ids, scores)
+        if not self._generators:
             return scores
-        step = input_ids.shape[1] - self._prompt_length
         probabilities = self._warpers(input_ids, scores).softmax(dim=-1, dtype=torch.float64)
-        drawn = _draw(probabilities, self._draws[:, step : step + 1])
+        numbers = [torch.rand(1, generator=each, dtype=torch.float64) for each in self._generators]
+        drawn = _draw(probabilities, torch.stack(numbers).to(scores.device))
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+
+    def _follow_rules(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        starts = self._starts.flatten().tolist()
+        alone = [
+            rules(input_ids[row : row + 1, start:], scores[row : row + 1])
+            for row, (rules, start) in enumerate(zip(self._rules, starts, strict=True))
+        ]
+        return torch.cat(alone)
 
     def _without_padding(self, input_ids: torch.Tensor) -> torch.Tensor:
         prompts = input_ids[:, : self._prompt_length]
         texts = torch.where(self._padding, self._own_token, prompts)
         return torch.cat([texts, input_ids[:, self._prompt_length :]], dim=1)
+
+
+def stop_tokens(given: Any) -> list[int]:
+    """Return the tokens that end a text, by a generation_config."""
+    stops = given.eos_token_id
+    if stops is None:
+        return []
+    return [stops] if isinstance(stops, int) else list(stops)
+
+
+def _rules(given: Any, prompt: torch.Tensor, max_new_tokens: int) -> Any:
+    """Make a row's rules in the order of `generate`; none of them looks at other rows.
+
+    Args:
+        given: The checkpoint's generation_config.
+        prompt: int64 `[tokens]` of this row, without padding.
+        max_new_tokens: Of the row.
+    """
+    rules = LogitsProcessorList()
+    device = str(prompt.device)
+    prompts: Any = prompt[None]
+    if given.encoder_repetition_penalty not in (None, 1.0):
+        penalty = given.encoder_repetition_penalty
+        rules.append(EncoderRepetitionPenaltyLogitsProcessor(penalty, prompts))
+    if given.no_repeat_ngram_size:
+        rules.append(NoRepeatNGramLogitsProcessor(given.no_repeat_ngram_size))
+    if given.encoder_no_repeat_ngram_size:
+        size = given.encoder_no_repeat_ngram_size
+        rules.append(EncoderNoRepeatNGramLogitsProcessor(size, prompts))
+    stops = stop_tokens(given)
+    if given.min_length and stops:
+        rules.append(MinLengthLogitsProcessor(given.min_length, stops, device=device))
+    if given.forced_eos_token_id is not None:
+        greatest = len(prompt) + max_new_tokens
+        end = given.forced_eos_token_id
+        rules.append(ForcedEOSTokenLogitsProcessor(greatest, end, device=device))
+    return rules
 
 
 def _warpers(settings: GenerationSettings) -> Any:
@@ -86,17 +159,6 @@ def _warpers(settings: GenerationSettings) -> Any:
     if settings.top_p < 1.0:
         warpers.append(TopPLogitsWarper(settings.top_p))
     return warpers
-
-
-def _draws(seeds: torch.Tensor, count: int) -> torch.Tensor:
-    """Draw each row's numbers from its own seed: float64 `[rows, count]` in [0, 1), on the CPU."""
-    generator = torch.Generator()
-    return torch.stack(
-        [
-            torch.rand(count, generator=generator.manual_seed(seed), dtype=torch.float64)
-            for seed in seeds.tolist()
-        ]
-    )
 
 
 def _draw(probabilities: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from spark_vision.errors import UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import Checkpoint
 from spark_vision.models.loading import load_pretrained
-from spark_vision.models.next_token import NextToken
+from spark_vision.models.next_token import OWN_FIELDS, NextToken, stop_tokens
 from spark_vision.models.pixel_batches import scale_pixels
 from spark_vision.models.precision import choose_attention, choose_dtype
 from spark_vision.models.protocols import (
@@ -20,6 +21,21 @@ from spark_vision.models.protocols import (
 
 # Patches that become floats at a time, so that a large batch does not stand there twice: 10 MB.
 SCALED_AT_ONCE = 4096
+# One greedy text for each row, whatever else a generation_config asks for.
+_ONE_TEXT: dict[str, Any] = {
+    "max_length": None,
+    "max_time": None,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None,
+    "use_mtp": False,
+    "constraints": None,
+    "force_words_ids": None,
+    "return_dict_in_generate": False,
+}
 
 
 class QwenVLModel:
@@ -31,6 +47,9 @@ class QwenVLModel:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._given = model.generation_config
+        # Whatever a call leaves out is filled from the model's own, which says nothing now.
+        model.generation_config = type(self._given)()
         # The model keeps the positions of a running batch in itself.
         self._generating = threading.Lock()
 
@@ -41,7 +60,8 @@ class QwenVLModel:
         """Write a text about each image of a batch.
 
         Stop and padding tokens, and rules such as a ban on repeated n-grams, come from the
-        checkpoint's generation_config; how tokens are drawn comes from the settings.
+        checkpoint's generation_config; how tokens are drawn comes from the settings. Its ways to
+        search for a text, such as beams, are not followed.
 
         Args:
             batch: As `CaptionPreprocessor.collate` makes it.
@@ -49,8 +69,9 @@ class QwenVLModel:
             settings: How to generate.
         """
         device = self._model.device
-        config, penalty = self._configure(settings)
-        next_token = NextToken(batch, settings, penalty, device)
+        config = copy.deepcopy(self._given)
+        config.update(max_new_tokens=settings.max_new_tokens, **_ONE_TEXT, **OWN_FIELDS)
+        next_token = NextToken(batch, settings, self._given, device)
         token_ids = batch.token_ids.to(device)
         is_image = token_ids == self._model.config.image_token_id
         with self._generating:
@@ -63,27 +84,18 @@ class QwenVLModel:
                 generation_config=config,
                 logits_processor=[next_token],
             )
-        return _cut_at_stop(output[:, token_ids.shape[1] :].cpu(), config, next_token.finite.cpu())
+        return self._cut_at_stop(output[:, token_ids.shape[1] :].cpu(), settings, next_token)
 
-    def _configure(self, settings: GenerationSettings) -> tuple[Any, float]:
-        """Return the checkpoint's configuration for this call, and the penalty, which is ours."""
-        config = copy.deepcopy(self._model.generation_config)
-        penalty = settings.repetition_penalty
-        if penalty is None:
-            penalty = config.repetition_penalty or 1.0
-        config.update(
-            max_new_tokens=settings.max_new_tokens,
-            max_length=None,
-            num_beams=1,
-            do_sample=False,
-            # None would be filled from the checkpoint's again.
-            temperature=1.0,
-            top_k=50,
-            top_p=1.0,
-            repetition_penalty=1.0,
-            return_dict_in_generate=False,
-        )
-        return config, float(penalty)
+    def _cut_at_stop(
+        self, new_ids: torch.Tensor, settings: GenerationSettings, next_token: NextToken
+    ) -> GeneratedTokens:
+        is_stop = torch.isin(new_ids, torch.tensor(stop_tokens(self._given), dtype=torch.int64))
+        stopped = is_stop.any(dim=1)
+        lengths = torch.where(stopped, is_stop.int().argmax(dim=1), new_ids.shape[1])
+        if self._given.forced_eos_token_id is not None:
+            # An end in the last place there is was forced.
+            stopped &= lengths < settings.max_new_tokens - 1
+        return GeneratedTokens(new_ids, lengths, ~stopped, next_token.finite.cpu())
 
     def _pixel_values(self, patches: torch.Tensor, scaling: PixelScaling) -> torch.Tensor:
         """Give each patch as many frames as the model takes at a time: `[patches, values]`."""
@@ -109,7 +121,7 @@ def load(
         flash_attention: Use the package flash-attn where it and the device allow it.
 
     Raises:
-        UnsupportedCheckpointError: Weights are missing or misshapen.
+        UnsupportedCheckpointError: Weights are missing or misshapen, or its texts end at strings.
     """
     import transformers
 
@@ -126,17 +138,9 @@ def load(
         device,
         attention=choose_attention(flash_attention, precision, device),
     )
+    if model.generation_config.stop_strings:
+        raise UnsupportedCheckpointError(
+            f"the generation_config of {checkpoint.folder} has stop_strings, which are not "
+            "supported; take them out, or use stop tokens (eos_token_id)"
+        )
     return QwenVLModel(model)
-
-
-def _cut_at_stop(new_ids: torch.Tensor, config: Any, finite: torch.Tensor) -> GeneratedTokens:
-    stops = config.eos_token_id
-    if stops is None:
-        stops = []
-    elif isinstance(stops, int):
-        stops = [stops]
-    is_stop = torch.isin(new_ids, torch.tensor(stops, dtype=torch.int64))
-    stopped = is_stop.any(dim=1)
-    first_stop = is_stop.int().argmax(dim=1)
-    lengths = torch.where(stopped, first_stop, new_ids.shape[1])
-    return GeneratedTokens(new_ids, lengths, ~stopped, finite)

@@ -6,6 +6,9 @@ from spark_vision.errors import InvalidOptionError
 from spark_vision.operators.base import DTYPES, ImageOperator
 from spark_vision.options import option
 
+# Above it the models' own processors refuse an image (`smart_resize`).
+MAX_ASPECT_RATIO = 200
+
 
 @dataclass(frozen=True, kw_only=True)
 class QwenVLImageUnderstanding(ImageOperator):
@@ -77,6 +80,18 @@ class QwenVLImageUnderstanding(ImageOperator):
             raise InvalidOptionError(
                 f"{type(self).__name__}.resized_height got {self.resized_height} with "
                 f"resized_width={self.resized_width}; allowed: both or neither"
+            )
+        sides = [side for side in (self.resized_height, self.resized_width) if side is not None]
+        if sides and max(sides) > MAX_ASPECT_RATIO * min(sides):
+            raise InvalidOptionError(
+                f"{type(self).__name__}.resized_height got {self.resized_height} with "
+                f"resized_width={self.resized_width}; allowed: one at most {MAX_ASPECT_RATIO} "
+                "times the other"
+            )
+        if self.prompt is not None and any("\ud800" <= each <= "\udfff" for each in self.prompt):
+            raise InvalidOptionError(
+                f"{type(self).__name__}.prompt got a half of a surrogate pair; allowed: text that "
+                "UTF-8 can encode"
             )
         if self.top_p > 1:
             raise InvalidOptionError(

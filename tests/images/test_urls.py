@@ -77,6 +77,8 @@ def test_file_url_of_another_host_is_refused():
         ("photo@2x.png", "photo@2x.png"),
         ("data:image/png;base64,SECRET", "data:…"),
         ("zip://a::https://user:SECRET@host/b?SECRET", "zip://a::https://host/b"),
+        ("\u200bhttp://user:SECRET@host/a", "\u200bhttp://…"),
+        ("jdbc:mysql://user:SECRET@host", "jdbc:mysql://…"),
         ("", ""),
     ],
 )

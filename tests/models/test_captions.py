@@ -91,6 +91,76 @@ def test_greedy_tokens_are_those_of_each_row_alone_whatever_the_batch(folders, f
     )
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"min_length": 120},
+        {"min_new_tokens": 8},
+        {"no_repeat_ngram_size": 1},
+        {"encoder_repetition_penalty": 1.5},
+        {"encoder_no_repeat_ngram_size": 1},
+        {"bad_words_ids": [[5], [8, 9]]},
+        {"exponential_decay_length_penalty": (3, 1.5)},
+        {"num_beams": 4, "num_return_sequences": 2, "penalty_alpha": 0.6, "max_time": 1e3},
+        {"prompt_lookup_num_tokens": 3},
+    ],
+    ids=lambda rules: next(iter(rules)),
+)
+def test_rules_of_the_generation_config_see_each_row_alone(tmp_path, rules):
+    folder = write_qwen_vl(tmp_path / "qwen", generation=rules)
+    preprocessor, model = load(folder)
+    rows = list(zip(pictures()[:4], PROMPTS, strict=True))
+    greedy = {"num_beams": 1, "num_return_sequences": 1, "penalty_alpha": 0.0}
+    alone = [generated_tokens(folder, *row, NEW_TOKENS, **greedy) for row in rows]
+    stops = parts(folder)[1].generation_config.eos_token_id
+    generated = run(preprocessor, model, [preprocessor.prepare(*row) for row in rows])
+    assert tokens_of(generated) == [
+        tokens[:-1] if tokens[-1] in stops else tokens for tokens in alone
+    ]
+    assert generated.truncated.tolist() == [tokens[-1] not in stops for tokens in alone]
+
+
+def test_an_end_that_is_forced_is_a_cut(folder, tmp_path):
+    end = parts(folder)[1].generation_config.eos_token_id[0]
+    forced = write_qwen_vl(tmp_path / "qwen", generation={"forced_eos_token_id": end})
+    rows = list(zip(pictures()[:4], PROMPTS, strict=True))
+    preprocessor, model = load(forced)
+    inputs = [preprocessor.prepare(*row) for row in rows]
+    generated = run(preprocessor, model, inputs, max_new_tokens=4)
+    said = tokens_of(generated)
+    assert said == [generated_tokens(forced, *row, 4)[:-1] for row in rows]
+    assert generated.truncated.tolist() == [len(tokens) == 3 for tokens in said]
+    assert set(generated.truncated.tolist()) == {True, False}
+
+
+def test_a_checkpoint_whose_texts_end_at_strings_is_refused(tmp_path):
+    folder = write_qwen_vl(tmp_path / "qwen", generation={"stop_strings": ["x"]})
+    with pytest.raises(UnsupportedCheckpointError, match="stop_strings"):
+        load(folder)
+
+
+def test_a_row_that_has_ended_is_not_judged_by_what_comes_after(folder):
+    preprocessor, model = load(folder)
+    rows = list(zip(pictures()[:4], PROMPTS, strict=True))
+    inputs = [preprocessor.prepare(*row) for row in rows]
+    lengths = run(preprocessor, model, inputs).lengths.tolist()
+    shortest = lengths.index(min(lengths))
+    head, step = model._model.lm_head.forward, 0
+
+    def poisoned(states):
+        nonlocal step
+        logits = head(states)
+        if step > lengths[shortest]:
+            logits[shortest] = torch.nan
+        step += 1
+        return logits
+
+    model._model.lm_head.forward = poisoned
+    generated = run(preprocessor, model, inputs)
+    assert generated.lengths.tolist() == lengths
+    assert step > lengths[shortest] + 1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_inputs_are_those_of_the_checkpoints_own_processor(folders, family):
     preprocessor, model = load(folders[family])

@@ -120,3 +120,10 @@ def read_detail(spark: SparkSession, location: TableLocation) -> TableDetail | N
 def quote(name: str) -> str:
     """Quote one part of a name for SQL."""
     return "`" + name.replace("`", "``") + "`"
+
+
+def literal(text: str) -> str:
+    """Write a text for SQL."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    # Spark would put a variable in the place of ${...}, even inside of a literal.
+    return "'" + escaped.replace("$", "\\u0024") + "'"

@@ -18,7 +18,7 @@ from spark_vision.checks import ModelIdentity
 from spark_vision.errors import TableError
 from spark_vision.operators import EmbeddingOperator, Operator
 from spark_vision.tables.identity import FilledColumn
-from spark_vision.tables.location import TableLocation, quote
+from spark_vision.tables.location import TableLocation, literal, quote
 from spark_vision.tables.source import INPUTS, SourceColumns
 from spark_vision.udfs import value_type
 
@@ -226,7 +226,7 @@ def _constraint(name: str) -> str:
 
 
 def _property_list(properties: Mapping[str, str]) -> str:
-    return ", ".join(f"{_literal(name)} = {_literal(value)}" for name, value in properties.items())
+    return ", ".join(f"{literal(name)} = {literal(value)}" for name, value in properties.items())
 
 
 def _say(part: str, operator: Operator, identity: ModelIdentity) -> str:
@@ -268,7 +268,7 @@ def _ddl(field: StructField) -> str:
     if not field.nullable:
         text += " NOT NULL"
     comment = (field.metadata or {}).get("comment")
-    return f"{text} COMMENT {_literal(comment)}" if comment else text
+    return f"{text} COMMENT {literal(comment)}" if comment else text
 
 
 def _type_ddl(kind: DataType) -> str:
@@ -281,9 +281,3 @@ def _type_ddl(kind: DataType) -> str:
     if isinstance(kind, MapType):
         return f"map<{_type_ddl(kind.keyType)}, {_type_ddl(kind.valueType)}>"
     return kind.simpleString()
-
-
-def _literal(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    # Spark would put a variable in the place of ${...}, even inside of a literal.
-    return "'" + escaped.replace("$", "\\u0024") + "'"

@@ -12,7 +12,7 @@ from operator import or_
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from spark_vision.tables.location import quote
+from spark_vision.tables.location import literal, quote
 from spark_vision.tables.pending import BASE, SOURCE_FILE, TABLE_FILE, Pending, Survey
 
 _NUMBER = "__spark_vision_number"
@@ -41,7 +41,9 @@ class Wave:
     def select_from(self, source: DataFrame, keys: tuple[str, ...]) -> DataFrame:
         """Leave this wave's rows of a source, with `BASE`; reads no other file."""
         if self.source_files is not None:
-            source = source.filter(F.col("_metadata.file_path").isin(self.source_files))
+            # As text: thousands of values given one by one would take the driver a minute.
+            listed = ", ".join(map(literal, self.source_files))
+            source = source.filter(F.expr(f"_metadata.file_path IN ({listed})"))
         # Without the broadcast, a join would shuffle images.
         return source.join(F.broadcast(self.rows), list(keys))
 

@@ -1,7 +1,8 @@
 """Embed images into a Delta table: python jobs/embed_images.py --input FOLDER --table PATH.
 
 Runs by python, and by spark-submit with Delta's --packages. Run again, it computes only what the
-table does not have. Exit code: 0; 1 for an error, in one line on stderr; 2 for a wrong usage.
+table does not have; with --stream it follows the input. Exit code: 0; 1 for an error, in one line
+on stderr; 2 for a wrong usage.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from spark_vision.command_line import add_operator_arguments, operator_from_argu
 from spark_vision.errors import InvalidOptionError
 from spark_vision.job import run_job
 from spark_vision.operators import OPERATORS, ImageEmbeddingOperator, ImageViTEmbedding
+from spark_vision.stream_job import check_stream_arguments
 from spark_vision.table_job import add_table_arguments, write_table
 
 IMAGE_OPERATORS = [
@@ -37,6 +39,7 @@ def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, ImageEmbeddin
     add_table_arguments(parser, column="embedding", what="vectors")
     add_operator_arguments(parser, operator)
     arguments = parser.parse_args(texts)
+    check_stream_arguments(parser, arguments)
     try:
         return arguments, operator_from_arguments(operator, arguments)
     except InvalidOptionError as error:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from spark_vision.functions import caption_image, embed_image, embed_text, model_placement
     from spark_vision.session import configure
     from spark_vision.sql import register_functions
-    from spark_vision.tables import write_vision_columns
+    from spark_vision.tables import index_ready, stream_vision_columns, write_vision_columns
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,8 +33,10 @@ __all__ = [
     "configure",
     "embed_image",
     "embed_text",
+    "index_ready",
     "model_placement",
     "register_functions",
+    "stream_vision_columns",
     "write_vision_columns",
 ]
 
@@ -43,8 +45,10 @@ _LAZY_NAMES = {
     "configure": "spark_vision.session",
     "embed_image": "spark_vision.functions",
     "embed_text": "spark_vision.functions",
+    "index_ready": "spark_vision.tables",
     "model_placement": "spark_vision.functions",
     "register_functions": "spark_vision.sql",
+    "stream_vision_columns": "spark_vision.tables",
     "write_vision_columns": "spark_vision.tables",
 }
 

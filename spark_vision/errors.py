@@ -41,6 +41,10 @@ class TableError(SparkVisionError, ValueError):
     """A table or its source is not what the write needs."""
 
 
+class CommitConflictError(TableError):
+    """Other writers changed the table at each attempt to commit to it."""
+
+
 class RowFailure(SparkVisionError, ValueError):  # noqa: N818 - it is data first: a row's outcome
     """One row cannot be computed; its neighbours can.
 

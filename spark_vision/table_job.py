@@ -1,9 +1,10 @@
 """What the jobs that fill a table share: their options, and the write with its progress."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spark_vision.job import LOG_LEVELS
+from spark_vision.stream_job import add_stream_arguments, follow
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -61,6 +62,44 @@ def add_table_arguments(parser: argparse.ArgumentParser, column: str, what: str)
         help="rows of the table to show at the end, failed ones first (default: none)",
     )
     parser.add_argument(
+        "--rows-per-commit",
+        type=int,
+        metavar="N",
+        help="rows that are inferred, staged and committed together; a kill loses at most so many "
+        "(default: 50000)",
+    )
+    parser.add_argument(
+        "--retry",
+        action="append",
+        default=[],
+        metavar="STATUS",
+        help="compute rows again that ended with this status; 'failed' is all of them; repeat it "
+        "for several",
+    )
+    parser.add_argument(
+        "--recompute",
+        action="store_true",
+        help="empty the column and compute it for all rows, by a model that may be another",
+    )
+    parser.add_argument(
+        "--delete-missing",
+        action="store_true",
+        help="remove rows from the table that the input no longer has",
+    )
+    parser.add_argument(
+        "--version-column",
+        action="append",
+        metavar="COLUMN",
+        help="says when an image changed, such as an ETag; repeat it for several (default: "
+        "modificationTime and length of image files, else the bytes)",
+    )
+    parser.add_argument(
+        "--stage-folder",
+        metavar="FOLDER",
+        help="where rows wait between model and table (default: in the table's own folder)",
+    )
+    add_stream_arguments(parser)
+    parser.add_argument(
         "--log-level", choices=LOG_LEVELS, help="of Spark (default: the session's own, else OFF)"
     )
 
@@ -86,18 +125,36 @@ def write_table(
     from spark_vision.tables.summary import describe_result
 
     keys = arguments.key or [FILE_KEY]
+    if arguments.stream:
+        follow(spark, arguments, keys, operator, prompt_column, _shared(arguments))
+        return
     with ProgressLine() as progress:
         result = write_vision_columns(
             read_images(spark, arguments.input),
             arguments.table,
-            keys=keys,
-            columns={arguments.column: operator},
-            image_column=arguments.image_column,
+            keys,
+            {arguments.column: operator},
             prompt_column=prompt_column,
-            keep=arguments.keep,
+            retry="failed" if "failed" in arguments.retry else arguments.retry,
+            recompute=arguments.recompute,
+            delete_missing=arguments.delete_missing,
             progress=progress,
+            **_shared(arguments),
         )
     if arguments.show:
         shown = preview_table(spark, result.table, keys, arguments.column, arguments.show)
         shown.show(arguments.show, truncate=False)
     print(describe_result(result))
+
+
+def _shared(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a write and a stream both take."""
+    shared = {
+        "image_column": arguments.image_column,
+        "keep": arguments.keep,
+        "version_columns": arguments.version_column,
+        "stage_folder": arguments.stage_folder,
+    }
+    if arguments.rows_per_commit is not None:
+        shared["rows_per_commit"] = arguments.rows_per_commit
+    return shared

@@ -35,6 +35,8 @@ def localize(tmp_path, checkpoints):
         "/data/photos": str(tmp_path / "photos"),
         "/data/photo_vectors": str(tmp_path / "vectors"),
         "/data/photo_index": str(tmp_path / "index"),
+        "/data/streamed_vectors": str(tmp_path / "streamed"),
+        "/data/streamed_checkpoint": str(tmp_path / "streamed-checkpoint"),
         "facebook/dinov2-base": str(checkpoints / "dinov2"),
         "openai/clip-vit-base-patch32": str(checkpoints / "clip"),
         "Qwen/Qwen2.5-VL-7B-Instruct": str(checkpoints / "qwen"),
@@ -60,6 +62,9 @@ def test_the_examples_run(spark, tmp_path, localize, capsys):
     assert "'ok': 4" in capsys.readouterr().out
     table = spark.read.format("delta").load(str(tmp_path / "vectors"))
     assert {"path", "length", "embedding", "embedding_status"} <= set(table.columns)
+    assert table.where("embedding_status = 'ok' AND clip_status = 'ok'").count() == 4
+    streamed = spark.read.format("delta").load(str(tmp_path / "streamed"))
+    assert streamed.where("embedding_status = 'ok'").count() == 4
     index = spark.read.format("delta").load(str(tmp_path / "index"))
     written = index.where("caption_status = 'ok'").collect()
     assert len({row["caption"] for row in written}) == len(written) == 4

@@ -1,17 +1,19 @@
 """Which model filled a column: what a table's properties say of it, and when two are the same."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import spark_vision
 from spark_vision.checks import ModelIdentity
 from spark_vision.errors import TableError
 from spark_vision.operators import EmbeddingOperator, Operator, QwenVLImageUnderstanding
 from spark_vision.options import FrozenMapping
+from spark_vision.tables.source import SourceColumns, inputs_of
 
 PREFIX = "spark_vision."
-COLUMNS_PROPERTY = f"{PREFIX}columns"
 KEYS_PROPERTY = f"{PREFIX}keys"
+VERSIONS_PROPERTY = f"{PREFIX}version_columns"
 
 # What does not decide a value: equal weights have equal fingerprints, whatever they are called.
 _INFORMATIVE = ("model_name", "model_type", "revision", "package_version")
@@ -30,8 +32,25 @@ _CAPTION_OPTIONS = (
 _SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "seed")
 
 
+@dataclass(frozen=True)
+class FilledColumn:
+    """A column of a table, as the table's properties have it.
+
+    Attributes:
+        parts: The table's columns that belong to it: its value, its status, its error, ….
+        reads: What of a row decides it, of `source.INPUTS`.
+    """
+
+    parts: tuple[str, ...]
+    reads: tuple[str, ...]
+
+
 def column_properties(
-    name: str, operator: Operator, identity: ModelIdentity, prompt_column: str | None
+    name: str,
+    operator: Operator,
+    identity: ModelIdentity,
+    parts: Iterable[str],
+    prompt_column: str | None,
 ) -> dict[str, str]:
     """Say which model fills a column.
 
@@ -39,6 +58,7 @@ def column_properties(
         name: The column's.
         operator: What computes it.
         identity: Of the operator's checkpoint.
+        parts: The table's columns that hold it.
         prompt_column: Where each row's prompt comes from; None: from the operator.
 
     Returns:
@@ -46,6 +66,8 @@ def column_properties(
     """
     said = {
         "operator": type(operator).__name__,
+        "parts": json.dumps(list(parts)),
+        "reads": json.dumps(inputs_of(operator, prompt_column)),
         "model_name": operator.checkpoint_name,
         "model_type": identity.model_type,
         "revision": operator.revision or "",
@@ -83,58 +105,108 @@ def _caption_properties(
     }
 
 
-def table_properties(
-    keys: tuple[str, ...],
-    columns: Mapping[str, Operator],
-    identities: Mapping[str, ModelIdentity],
-    prompt_column: str | None,
-) -> dict[str, str]:
-    """Say whose table it is: its keys, its columns and the model of each."""
-    properties = {
-        KEYS_PROPERTY: json.dumps(list(keys)),
-        COLUMNS_PROPERTY: json.dumps(list(columns)),
+def table_properties(chosen: SourceColumns) -> dict[str, str]:
+    """Say what tells the rows of a table apart, and how a change of an image is noticed."""
+    return {
+        KEYS_PROPERTY: json.dumps(list(chosen.key_names)),
+        VERSIONS_PROPERTY: json.dumps(list(chosen.version_names)),
     }
-    for name, operator in columns.items():
-        properties |= column_properties(name, operator, identities[name], prompt_column)
-    return properties
+
+
+def filled_columns(properties: Mapping[str, str]) -> dict[str, FilledColumn]:
+    """Read which columns a table has, of all writes that made it."""
+    found = {}
+    for name in properties:
+        if name.startswith(PREFIX) and name.endswith(".operator"):
+            column = name.removeprefix(PREFIX).removesuffix(".operator")
+            parts, reads = (
+                tuple(json.loads(properties[f"{PREFIX}{column}.{key}"]))
+                for key in ("parts", "reads")
+            )
+            found[column] = FilledColumn(parts, reads)
+    return found
+
+
+def check_same_table(
+    table: str, present: Mapping[str, str], chosen: SourceColumns, filled: Iterable[str]
+) -> None:
+    """Make sure that a table is ours, with these keys, and notices changes as this write does.
+
+    Args:
+        table: Its name in messages.
+        present: Its properties.
+        chosen: What this write takes from its source.
+        filled: The table's columns of models.
+
+    Raises:
+        TableError: It is not; the message says what differs.
+    """
+    if KEYS_PROPERTY not in present or not filled:
+        raise TableError(f"{table} was not made by spark_vision; choose another table")
+    was, now = sorted(json.loads(present[KEYS_PROPERTY])), sorted(chosen.key_names)
+    if was != now:
+        raise TableError(
+            f"{table} has the keys {', '.join(was)}, and this write has {', '.join(now)}; "
+            "write the same ones, or choose another table"
+        )
+    versions: list[str] = json.loads(present.get(VERSIONS_PROPERTY, "[]"))
+    if chosen.image is not None and versions != list(chosen.version_names):
+        raise TableError(
+            f"{table} notices that an image changed by {', '.join(versions) or 'its bytes'}, and "
+            f"this write by {', '.join(chosen.version_names) or 'its bytes'}: every row would "
+            f"count as changed; write with version_columns={versions!r}"
+        )
+
+
+def deciding(properties: Mapping[str, str]) -> dict[str, str]:
+    """Leave those properties of columns that decide their values."""
+    return {
+        name: said
+        for name, said in properties.items()
+        if name.rsplit(".", 1)[-1] not in _INFORMATIVE
+    }
+
+
+def differing_model(
+    name: str, present: Mapping[str, str], wanted: Mapping[str, str]
+) -> tuple[str, str, str] | None:
+    """Compare who filled a column with who would fill it now.
+
+    Returns:
+        What differs first, as it was and as it would be; None for the same model, or a column that
+        is not there yet.
+    """
+    start = f"{PREFIX}{name}."
+    if f"{start}operator" not in present:
+        return None
+    for full, said in deciding(wanted).items():
+        was = present.get(full, "nothing")
+        if full.startswith(start) and was != said:
+            return full.removeprefix(start), was, said
+    return None
 
 
 def check_same_models(
-    table: str,
-    present: Mapping[str, str],
-    wanted: Mapping[str, str],
-    columns: Mapping[str, Operator],
+    table: str, present: Mapping[str, str], wanted: Mapping[str, str], columns: Sequence[str]
 ) -> None:
-    """Make sure that a table was made for these keys and columns, by these models.
+    """Make sure that columns which are there were filled by the models of this write.
 
     Args:
         table: Its name in messages.
         present: The table's properties.
-        wanted: What `table_properties` says of this write.
-        columns: The operators by column.
+        wanted: What `column_properties` says of this write's columns.
+        columns: Their names.
 
     Raises:
-        TableError: It was not; the message says what differs, and the way out.
+        TableError: They were not; the message says what differs, and the two ways out.
     """
-    if COLUMNS_PROPERTY not in present:
-        raise TableError(f"{table} was not made by spark_vision; choose another table")
-    for what, name in (("keys", KEYS_PROPERTY), ("columns", COLUMNS_PROPERTY)):
-        was, now = (sorted(json.loads(said[name])) for said in (present, wanted))
-        if was != now:
+    for name in columns:
+        differs = differing_model(name, present, wanted)
+        if differs is not None:
+            key, was, now = differs
             raise TableError(
-                f"{table} has the {what} {', '.join(was)}, and this write has {', '.join(now)}; "
-                "write the same ones, or choose another table"
+                f"{table} has the column {name} by {present.get(f'{PREFIX}{name}.model_name')} "
+                f"with {key} {was}, and this write has {key} {now}; values of two models do not "
+                "compare: give the new values another column name, or pass recompute=True, which "
+                f"empties {name} and fills it again"
             )
-    for column in columns:
-        start = f"{PREFIX}{column}."
-        keys = [name.removeprefix(start) for name in wanted if name.startswith(start)]
-        for key in keys:
-            name = start + key
-            if key not in _INFORMATIVE and present.get(name) != wanted[name]:
-                raise TableError(
-                    f"{table} has the column {column} by "
-                    f"{present.get(f'{PREFIX}{column}.model_name')} with {key} "
-                    f"{present.get(name)}, and this write has {key} {wanted[name]}; values of two "
-                    "models do not compare: choose another table, or another column name in a "
-                    "table of its own"
-                )

@@ -1,16 +1,32 @@
-"""The images of a job: files in a folder, or the rows of a table."""
+"""The images of a job: files in a folder, or the rows of a table; at once, or as a stream."""
 
 import re
 from pathlib import Path
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import (
+    BinaryType,
+    LongType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampType,
+)
 
 from spark_vision.errors import TableError
 from spark_vision.tables.location import quote
 
 FILE_KEY = "path"
 _GLOB = re.compile(r"[*?\[{]")
+_FILES = StructType(
+    [
+        StructField(FILE_KEY, StringType()),
+        StructField("modificationTime", TimestampType()),
+        StructField("length", LongType()),
+        StructField("content", BinaryType()),
+    ]
+)
 
 
 def read_images(spark: SparkSession, place: str) -> DataFrame:
@@ -25,16 +41,9 @@ def read_images(spark: SparkSession, place: str) -> DataFrame:
     Raises:
         TableError: Nothing is there.
     """
-    is_path = "/" in place or _GLOB.search(place) or Path(place).exists()
-    quoted = re.fullmatch(r"(?i:delta)\.`(.+)`", place)
-    if quoted:
-        return spark.read.format("delta").load(quoted[1])
-    if not is_path:
-        if not spark.catalog.tableExists(place):
-            raise TableError(f"no table and no folder is called {place!r}")
-        return spark.table(place)
-    if not _GLOB.search(place) and _is_delta(spark, place):
-        return spark.read.format("delta").load(place)
+    table = _table_at(spark, place)
+    if table is not None:
+        return spark.table(table)
     files = spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(place)
     first = files.select(FILE_KEY).head()
     if first is None:
@@ -44,9 +53,53 @@ def read_images(spark: SparkSession, place: str) -> DataFrame:
     return files
 
 
-def _is_delta(spark: SparkSession, path: str) -> bool:
-    absolute = path if "://" in path or path.startswith("/") else str(Path(path).absolute())
+def stream_images(spark: SparkSession, place: str, max_files: int) -> DataFrame:
+    """Read image files or a Delta table as a stream.
+
+    Args:
+        spark: The session.
+        place: A folder or glob of image files, the folder of a Delta table, or a table's name.
+        max_files: Files of a batch.
+
+    Returns:
+        Rows as those of `read_images`; of a table with a change data feed, its changes.
+
+    Raises:
+        TableError: Nothing is there.
+    """
+    reader = spark.readStream.option("maxFilesPerTrigger", max_files)
+    table = _table_at(spark, place)
+    if table is None:
+        files = reader.format("binaryFile").schema(_FILES)
+        return files.option("recursiveFileLookup", "true").load(place)
+    listed = spark.sql(f"SHOW TBLPROPERTIES {table}").collect()
+    properties: dict[str, str] = {row["key"]: row["value"] for row in listed}
+    if properties.get("delta.enableChangeDataFeed") == "true":
+        reader = reader.option("readChangeFeed", "true")
+    # A stream has no table by the name of its folder.
+    folder = re.fullmatch(r"delta\.`(.+)`", table)
+    if folder:
+        return reader.format("delta").load(folder[1].replace("``", "`"))
+    return reader.table(table)
+
+
+def _table_at(spark: SparkSession, place: str) -> str | None:
+    """Name the table that is meant, as SQL takes it; None for files."""
+    quoted = re.fullmatch(r"(?i:delta)\.`(.+)`", place)
+    if quoted:
+        return f"delta.{quote(quoted[1])}"
+    is_path = "/" in place or _GLOB.search(place) or Path(place).exists()
+    if not is_path:
+        if not spark.catalog.tableExists(place):
+            raise TableError(f"no table and no folder is called {place!r}")
+        return place
+    absolute = place if "://" in place or place.startswith("/") else str(Path(place).absolute())
+    table = f"delta.{quote(absolute)}"
+    return table if not _GLOB.search(place) and _is_table(spark, table) else None
+
+
+def _is_table(spark: SparkSession, table: str) -> bool:
     try:
-        return spark.catalog.tableExists(f"delta.{quote(absolute)}")
+        return spark.catalog.tableExists(table)
     except AnalysisException:
         return False

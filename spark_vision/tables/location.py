@@ -62,8 +62,38 @@ def locate_table(spark: SparkSession, table: str) -> TableLocation:
     return TableLocation(sql=".".join(quote(part) for part in parts), given=table)
 
 
-def read_properties(spark: SparkSession, location: TableLocation) -> dict[str, str] | None:
-    """Read the properties of the Delta table that is there.
+def checkpoint_in(table: str, column: str) -> str:
+    """Name the folder in a table's own where a stream that fills a column may note how far it is.
+
+    Raises:
+        TableError: The table is a name, whose folder is the catalog's matter.
+    """
+    quoted = re.fullmatch(r"(?i:delta)\.`(.+)`", table.strip())
+    path = quoted[1] if quoted else table.strip()
+    if not quoted and "/" not in path:
+        raise TableError(
+            f"a stream to the table {table!r} needs a folder to note how far it is: --checkpoint"
+        )
+    return f"{path.rstrip('/')}/_spark_vision_checkpoint/{column}"
+
+
+@dataclass(frozen=True)
+class TableDetail:
+    """What is there.
+
+    Attributes:
+        properties: The table's.
+        folder: Where its files are.
+        table_id: Delta's own name for it.
+    """
+
+    properties: dict[str, str]
+    folder: str
+    table_id: str
+
+
+def read_detail(spark: SparkSession, location: TableLocation) -> TableDetail | None:
+    """Read what is known of the Delta table that is there.
 
     Returns:
         None where no table is.
@@ -74,7 +104,7 @@ def read_properties(spark: SparkSession, location: TableLocation) -> dict[str, s
     try:
         if not spark.catalog.tableExists(location.sql):
             return None
-        detail = spark.sql(f"DESCRIBE DETAIL {location.sql}").select("format", "properties").head()
+        detail = spark.sql(f"DESCRIBE DETAIL {location.sql}").head()
     except AnalysisException as error:
         condition = error.getCondition() or ""
         if condition in _MISSING:
@@ -84,9 +114,16 @@ def read_properties(spark: SparkSession, location: TableLocation) -> dict[str, s
         raise
     if detail is None or detail["format"] != "delta":
         raise TableError(f"{location.given} is not a Delta table; choose another table")
-    return dict(detail["properties"])
+    return TableDetail(dict(detail["properties"]), detail["location"], detail["id"])
 
 
 def quote(name: str) -> str:
     """Quote one part of a name for SQL."""
     return "`" + name.replace("`", "``") + "`"
+
+
+def literal(text: str) -> str:
+    """Write a text for SQL."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    # Spark would put a variable in the place of ${...}, even inside of a literal.
+    return "'" + escaped.replace("$", "\\u0024") + "'"

@@ -1,84 +1,232 @@
-"""Which rows are still to be computed: one pass over the keys, without the images."""
+"""Which rows are still to be computed: one pass over keys and hashes of source and table.
 
-from collections.abc import Sequence
+A row is pending where the table lacks it, where what a model reads has changed, where a column has
+not been filled in yet, or where it failed and is to be tried again.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 
+from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from spark_vision.errors import TableError
+from spark_vision.tables.identity import FilledColumn
 from spark_vision.tables.location import quote
+from spark_vision.tables.source import INPUTS, SourceColumns, source_hash
 
-_COUNT = "__spark_vision_count"
-_THERE = "__spark_vision_there"
+BASE = "__spark_vision_base"
+SOURCE_FILE = "__spark_vision_source_file"
+TABLE_FILE = "__spark_vision_table_file"
+_IN_SOURCE = "__spark_vision_in_source"
+_IN_TABLE = "__spark_vision_in_table"
+_SOURCE_HASH = "__spark_vision_source_hash"
+_TABLE_HASH = "__spark_vision_table_hash"
+_STATUSES = "__spark_vision_statuses"
+_NEEDED = "__spark_vision_needed"
+_HASH_TYPE = "struct<" + ", ".join(f"{name}: string" for name in INPUTS) + ">"
 _EXAMPLE_COUNT = 3
 
 
 @dataclass(frozen=True)
-class KeySurvey:
-    """What the keys of a source say.
+class Pending:
+    """Rows of one kind that are to be computed.
+
+    Attributes:
+        is_new: Whether the table lacks them.
+        columns: What is to be computed of each.
+        count: Of rows.
+        rows: Their keys, with `BASE` (the table's `updated_at` of a row that is there), and where
+            there is one, the file of the source and of the table that holds them.
+    """
+
+    is_new: bool
+    columns: tuple[str, ...]
+    count: int
+    rows: DataFrame
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the keys and hashes of a source and a table say.
 
     Attributes:
         source_rows: Rows in the source.
-        there: Those of them that the table has already.
+        there: Those of them whose keys the table has.
+        missing: Rows of the table that the source does not have.
+        pending: What is to be computed, by kind; empty where nothing is.
+        missing_keys: The keys of the `missing` rows.
+        has_source_files: Whether the rows know their files in the source.
     """
 
     source_rows: int
     there: int
+    missing: int
+    pending: tuple[Pending, ...]
+    missing_keys: DataFrame
+    has_source_files: bool
+    matched: DataFrame
 
     @property
-    def pending(self) -> int:
-        """Rows that are still to be computed."""
-        return self.source_rows - self.there
+    def pending_rows(self) -> int:
+        """Rows that are to be computed."""
+        return sum(each.count for each in self.pending)
+
+    def release(self) -> None:
+        """Give back what the session holds of the keys."""
+        self.matched.unpersist()
 
 
-def survey_keys(source: DataFrame, table: DataFrame | None, keys: Sequence[str]) -> KeySurvey:
-    """Count a source's rows, and those that a table has; reads the key columns only.
+def survey_rows(
+    source: DataFrame,
+    table: DataFrame | None,
+    chosen: SourceColumns,
+    wanted: Mapping[str, FilledColumn],
+    *,
+    retry: Collection[str] = (),
+    recompute: bool = False,
+) -> Survey:
+    """Compare a source with a table, by their keys and hashes.
 
     Args:
-        source: Its column pruning decides that no image is read.
+        source: Its column pruning decides that no image is read where `version_columns` say what
+            changed; without them, images are read to be hashed.
         table: The table's rows; None where it is new.
-        keys: The key columns' names.
+        chosen: The source's columns.
+        wanted: The columns of this write.
+        retry: The statuses of rows that are to be computed again.
+        recompute: Compute every row's columns of this write again.
 
     Raises:
         TableError: A key is null, or occurs twice; the message names examples.
     """
-    counted = _key_columns(source, keys).groupBy(*map(quote, keys)).agg(F.count("*").alias(_COUNT))
-    matched = counted.withColumn(_THERE, F.lit(False))
+    keys = [F.col(quote(name)) for name in chosen.key_names]
+    file, has_source_files = _file_of(source)
+    no_hash = F.lit(None).cast(_HASH_TYPE)
+    sides = source.select(
+        *keys,
+        F.lit(1).alias(_IN_SOURCE),
+        F.lit(0).alias(_IN_TABLE),
+        # Of rows that are all new, nothing is compared: no image is read.
+        (no_hash if table is None else source_hash(chosen)).alias(_SOURCE_HASH),
+        no_hash.alias(_TABLE_HASH),
+        F.lit(None).cast("array<string>").alias(_STATUSES),
+        F.lit(None).cast("timestamp").alias(BASE),
+        file.alias(SOURCE_FILE),
+        F.lit(None).cast("string").alias(TABLE_FILE),
+    )
     if table is not None:
-        there = _key_columns(table, keys).distinct().withColumn(_THERE, F.lit(True))
-        matched = counted.join(there, list(keys), "left")
-    bad = _is_null(keys) | (F.col(_COUNT) > 1)
-    row = matched.agg(
-        F.sum(_COUNT).alias("rows"),
-        F.count_if(_THERE).alias("there"),
-        F.count_if(bad).alias("bad"),
-    ).head()
-    if row is None:
-        raise AssertionError("an aggregate without groups has one row")
-    if row["bad"]:
-        examples = counted.filter(bad).orderBy(F.desc(_COUNT)).limit(_EXAMPLE_COUNT).collect()
+        sides = sides.unionByName(_table_side(table, keys, wanted))
+    columns = (_SOURCE_HASH, _TABLE_HASH, _STATUSES, BASE, SOURCE_FILE, TABLE_FILE)
+    matched = sides.groupBy(*keys).agg(
+        F.sum(_IN_SOURCE).alias(_IN_SOURCE),
+        F.sum(_IN_TABLE).alias(_IN_TABLE),
+        *(F.max(name).alias(name) for name in columns),
+    )
+    needed = [
+        F.when(_is_needed(index, column.reads, retry, recompute), F.lit(name))
+        for index, (name, column) in enumerate(wanted.items())
+    ]
+    needs = F.when(F.col(_IN_SOURCE) > 0, F.array_compact(F.array(*needed)))
+    matched = matched.select(
+        *keys, _IN_SOURCE, _IN_TABLE, BASE, SOURCE_FILE, TABLE_FILE, needs.alias(_NEEDED)
+    ).persist()
+    try:
+        return _count(matched, keys, chosen, has_source_files)
+    except BaseException:
+        matched.unpersist()
+        raise
+
+
+def _table_side(
+    table: DataFrame, keys: Sequence[Column], wanted: Mapping[str, FilledColumn]
+) -> DataFrame:
+    nothing = F.lit(None).cast("string")
+    statuses = [
+        F.col(quote(f"{name}_status")) if f"{name}_status" in table.columns else nothing
+        for name in wanted
+    ]
+    return table.select(
+        *keys,
+        F.lit(0).alias(_IN_SOURCE),
+        F.lit(1).alias(_IN_TABLE),
+        F.lit(None).cast(_HASH_TYPE).alias(_SOURCE_HASH),
+        F.col("source_hash").alias(_TABLE_HASH),
+        F.array(*statuses).alias(_STATUSES),
+        F.col("updated_at").alias(BASE),
+        nothing.alias(SOURCE_FILE),
+        F.col("_metadata.file_path").alias(TABLE_FILE),
+    )
+
+
+def _is_needed(index: int, reads: Sequence[str], retry: Collection[str], recompute: bool) -> Column:
+    """Whether a row that is in the source lacks the value of a column."""
+    if recompute:
+        return F.lit(True)
+    status = F.get(F.col(_STATUSES), F.lit(index))
+    lacks = (F.col(_IN_TABLE) == 0) | status.isNull()
+    for name in reads:
+        same = F.col(_TABLE_HASH)[name].eqNullSafe(F.col(_SOURCE_HASH)[name])
+        lacks = lacks | ~same
+    return lacks | status.isin(*retry) if retry else lacks
+
+
+def _count(
+    matched: DataFrame, keys: Sequence[Column], chosen: SourceColumns, has_source_files: bool
+) -> Survey:
+    null_key = reduce(or_, (key.isNull() for key in keys))
+    bad = (F.col(_IN_SOURCE) > 0) & (null_key | (F.col(_IN_SOURCE) > 1))
+    is_new = F.col(_IN_TABLE) == 0
+    counts = (
+        matched.groupBy(_NEEDED, is_new.alias("is_new"))
+        .agg(
+            F.count("*").alias("keys"),
+            F.sum(_IN_SOURCE).alias("rows"),
+            F.count_if(bad).alias("bad"),
+        )
+        .collect()
+    )
+    bad_count = sum(row["bad"] for row in counts)
+    if bad_count:
+        examples = matched.filter(bad).orderBy(F.desc(_IN_SOURCE)).limit(_EXAMPLE_COUNT).collect()
         shown = "; ".join(
-            ", ".join(f"{key}={each[key]!r}" for key in keys) + f" in {each[_COUNT]} row(s)"
+            ", ".join(f"{key}={each[key]!r}" for key in chosen.key_names)
+            + f" in {each[_IN_SOURCE]} row(s)"
             for each in examples
         )
         raise TableError(
-            f"keys must be unique and not null; {row['bad']} are not, such as {shown}; nothing was "
+            f"keys must be unique and not null; {bad_count} are not, such as {shown}; nothing was "
             "computed: drop these rows, or choose other keys"
         )
-    return KeySurvey(source_rows=row["rows"] or 0, there=row["there"])
+    pending = []
+    for row in counts:
+        if row[_NEEDED]:
+            of_kind = (is_new == row["is_new"]) & (
+                F.col(_NEEDED) == F.array(*map(F.lit, row[_NEEDED]))
+            )
+            rows = matched.filter(of_kind).select(*keys, BASE, SOURCE_FILE, TABLE_FILE)
+            pending.append(Pending(row["is_new"], tuple(row[_NEEDED]), row["keys"], rows))
+    pending.sort(key=lambda each: (each.is_new, each.columns))
+    in_source = [row for row in counts if row[_NEEDED] is not None]
+    return Survey(
+        source_rows=sum(row["rows"] for row in counts),
+        there=sum(row["keys"] for row in in_source if not row["is_new"]),
+        missing=sum(row["keys"] for row in counts if row[_NEEDED] is None),
+        pending=tuple(pending),
+        missing_keys=matched.filter(F.col(_NEEDED).isNull()).select(*keys),
+        has_source_files=has_source_files,
+        matched=matched,
+    )
 
 
-def drop_rows_there(source: DataFrame, table: DataFrame, keys: Sequence[str]) -> DataFrame:
-    """Leave the rows of a source whose keys a table does not have."""
-    return source.join(_key_columns(table, keys), list(keys), "left_anti")
-
-
-def _key_columns(rows: DataFrame, keys: Sequence[str]) -> DataFrame:
-    return rows.select(*(F.col(quote(key)) for key in keys))
-
-
-def _is_null(keys: Sequence[str]) -> Column:
-    return reduce(or_, (F.col(quote(key)).isNull() for key in keys))
+def _file_of(source: DataFrame) -> tuple[Column, bool]:
+    """The file that holds a row of a source, where Spark knows it."""
+    file = F.col("_metadata.file_path")
+    try:
+        _ = source.select(file).schema
+    except AnalysisException:
+        return F.lit(None).cast("string"), False
+    return file, True

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from pyspark import Accumulator, AccumulatorParam
 from pyspark.sql import SparkSession
@@ -95,13 +95,21 @@ def tell(report: Report, look: Callable[[], Progress]) -> None:
         logger.warning("the progress could not be reported", exc_info=True)
 
 
+class WaveWatch(Protocol):
+    """Is told where one wave ends and the next begins."""
+
+    def begin(self, number: int, rows_before: int) -> None:
+        """Take what is written from now on as a wave, after so many rows."""
+        ...
+
+
 @contextmanager
 def reporting(
     spark: SparkSession,
     total: int,
     statuses: Mapping[str, StatusCounter | None],
     report: Report | None,
-) -> Iterator[None]:
+) -> Iterator[WaveWatch]:
     """Report the progress of what the block writes, every two seconds, from a thread of its own.
 
     Args:
@@ -109,30 +117,35 @@ def reporting(
         total: Rows to be computed.
         statuses: The counter of each column, as given to its function.
         report: Told how far the write is; None reports nothing.
+
+    Yields:
+        What is to be told that a wave begins.
     """
     if report is None or not _is_classic(spark):
-        yield
+        yield _Unwatched()
         return
     context = spark.sparkContext
-    # The description, which Spark's pages show, is also how this write is told from others.
-    description = f"vision columns of {total} rows ({uuid.uuid4().hex[:12]})"
     described_before = context.getLocalProperty(_DESCRIPTION)
     ended = threading.Event()
-    watcher = _Watcher(_LiveRows(spark, description), total, statuses)
+    watcher = _Watcher(_LiveRows(spark, total), total, statuses)
 
     def watch() -> None:
         while not ended.wait(REPORT_SECONDS):
             tell(report, watcher.look)
 
-    context.setJobDescription(description)
     with ThreadPoolExecutor(1, thread_name_prefix="spark-vision-progress") as pool:
         pool.submit(watch)
         try:
-            yield
+            yield watcher.rows
         finally:
             ended.set()
             # None takes it away again, which pyspark's hints do not say.
             context.setLocalProperty(_DESCRIPTION, cast(str, described_before))
+
+
+class _Unwatched:
+    def begin(self, number: int, rows_before: int) -> None:
+        """Nobody is told."""
 
 
 class _Watcher:
@@ -142,7 +155,7 @@ class _Watcher:
         total: int,
         statuses: Mapping[str, StatusCounter | None],
     ) -> None:
-        self._rows = rows
+        self.rows = rows
         self._total = total
         self._statuses = statuses
         self._started = time.monotonic()
@@ -151,7 +164,7 @@ class _Watcher:
     def look(self) -> Progress:
         counts = {name: dict(counter.value) for name, counter in self._statuses.items() if counter}
         finished = min((sum(each.values()) for each in counts.values()), default=0)
-        done = min(max(self._rows.count(), finished), self._total)
+        done = min(max(self.rows.count(), finished), self._total)
         now = time.monotonic()
         self._seen.append((now, done))
         while now - self._seen[0][0] > RATE_WINDOW_SECONDS and len(self._seen) > 2:
@@ -169,16 +182,27 @@ class _Watcher:
 class _LiveRows:
     """Rows that have come out of our functions, by the status store behind Spark's SQL page."""
 
-    def __init__(self, spark: SparkSession, description: str) -> None:
+    def __init__(self, spark: SparkSession, total: int) -> None:
         self._store: Any = spark._jsparkSession.sharedState().statusStore()
-        self._description = description
+        self._context = spark.sparkContext
+        self._total = total
+        self._wave = ("", 0)
+
+    def begin(self, number: int, rows_before: int) -> None:
+        # The description, which Spark's pages show, is also how this wave is told from others.
+        description = (
+            f"vision columns of {self._total} rows, wave {number} ({uuid.uuid4().hex[:12]})"
+        )
+        self._context.setJobDescription(description)
+        self._wave = (description, rows_before)
 
     def count(self) -> int:
+        description, before = self._wave
         last = self._store.executionsCount()
         first = max(0, last - _RECENT_EXECUTION_COUNT)
         executions = _elements(self._store.executionsList(first, _RECENT_EXECUTION_COUNT))
-        ours = [each for each in executions if each.description() == self._description]
-        return max((self._count_of(each.executionId()) for each in ours), default=0)
+        ours = [each for each in executions if each.description() == description]
+        return before + max((self._count_of(each.executionId()) for each in ours), default=0)
 
     def _count_of(self, execution: int) -> int:
         values = self._store.executionMetrics(execution)

@@ -1,6 +1,6 @@
 """The schema of a table, and the table made from it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
@@ -17,14 +17,23 @@ from pyspark.sql.types import (
 from spark_vision.checks import ModelIdentity
 from spark_vision.errors import TableError
 from spark_vision.operators import EmbeddingOperator, Operator
-from spark_vision.tables.location import TableLocation, quote
-from spark_vision.tables.source import SourceColumns
+from spark_vision.tables.identity import FilledColumn
+from spark_vision.tables.location import TableLocation, literal, quote
+from spark_vision.tables.source import INPUTS, SourceColumns
 from spark_vision.udfs import value_type
 
 SOURCE_HASH = "source_hash"
 UPDATED_AT = "updated_at"
-_CHANGE_DATA_FEED = "delta.enableChangeDataFeed"
 _CONSTRAINTS = "delta.constraints."
+_SETTINGS = {
+    # An index follows the table by what has changed.
+    "delta.enableChangeDataFeed": "true",
+    # An update writes the rows that it changes, not the files that hold them.
+    "delta.enableDeletionVectors": "true",
+    # A wave of many tasks becomes few files, and many small waves are put together.
+    "delta.autoOptimize.optimizeWrite": "true",
+    "delta.autoOptimize.autoCompact": "true",
+}
 
 
 def table_schema(
@@ -39,13 +48,16 @@ def table_schema(
     """
     fields = [StructField(field.name, field.dataType, nullable=False) for field in source.keys]
     fields += [StructField(field.name, field.dataType) for field in source.kept]
-    fields.append(_described(SOURCE_HASH, StringType(), "SHA-256 of what the models read"))
+    hashes = StructType([StructField(name, StringType()) for name in INPUTS])
+    fields.append(_described(SOURCE_HASH, hashes, "SHA-256 of what the models read"))
     for name, operator in columns.items():
         struct = value_type(operator)
         for part, column in column_parts(name, operator).items():
             kind = struct[part].dataType
             fields.append(_described(column, kind, _say(part, operator, identities[name])))
-    fields.append(_described(UPDATED_AT, TimestampType(), "when the row was computed"))
+    fields.append(
+        _described(UPDATED_AT, TimestampType(), "when the row was last computed, a moment in UTC")
+    )
     _check_names(fields)
     return StructType(fields)
 
@@ -61,17 +73,21 @@ def create_table(
     location: TableLocation,
     schema: StructType,
     properties: Mapping[str, str],
+    constraints: Mapping[str, str],
 ) -> None:
-    """Create an empty table with change data feed.
+    """Create an empty table with change data feed and deletion vectors.
 
     Raises:
         TableError: Something that is not a Delta table is in its place.
     """
     columns = ", ".join(_ddl(field) for field in schema.fields)
-    said = {_CHANGE_DATA_FEED: "true", **properties}
-    listed = ", ".join(f"{_literal(name)} = {_literal(value)}" for name, value in said.items())
+    checks = {f"{_CONSTRAINTS}{name}": condition for name, condition in constraints.items()}
+    listed = _property_list({**_SETTINGS, **properties, **checks})
     try:
-        spark.sql(f"CREATE TABLE {location.sql} ({columns}) USING delta TBLPROPERTIES ({listed})")
+        spark.sql(
+            f"CREATE TABLE IF NOT EXISTS {location.sql} ({columns}) USING delta "
+            f"TBLPROPERTIES ({listed})"
+        )
     except AnalysisException as error:
         condition = error.getCondition() or ""
         if condition == "TABLE_OR_VIEW_ALREADY_EXISTS" or "NON_EMPTY_LOCATION" in condition:
@@ -81,53 +97,136 @@ def create_table(
         raise
 
 
+def extend_table(
+    spark: SparkSession,
+    location: TableLocation,
+    present: Mapping[str, str],
+    schema: StructType,
+    properties: Mapping[str, str],
+) -> bool:
+    """Add columns to a table that is there.
+
+    The properties come first: a run that is killed in between is continued by the next one.
+
+    Args:
+        spark: The session.
+        location: The table.
+        present: Its properties.
+        schema: The columns that it is to have, among others.
+        properties: Likewise; those that are there stay as they are.
+
+    Returns:
+        Whether the table was changed.
+    """
+    said = {name: value for name, value in properties.items() if name not in present}
+    if said:
+        set_properties(spark, location, said)
+    there = spark.table(location.sql).columns
+    added = [field for field in schema.fields if field.name not in there]
+    if added:
+        columns = ", ".join(_ddl(field) for field in added)
+        spark.sql(f"ALTER TABLE {location.sql} ADD COLUMNS ({columns})")
+    return bool(said or added)
+
+
+def set_properties(
+    spark: SparkSession, location: TableLocation, properties: Mapping[str, str]
+) -> None:
+    """Set properties of a table."""
+    spark.sql(f"ALTER TABLE {location.sql} SET TBLPROPERTIES ({_property_list(properties)})")
+
+
+def empty_column(
+    spark: SparkSession, location: TableLocation, name: str, parts: Iterable[str]
+) -> None:
+    """Take all values out of a column, so that it counts as not filled in, and its constraint."""
+    emptied = ", ".join(f"{quote(part)} = NULL" for part in parts)
+    spark.sql(f"UPDATE {location.sql} SET {emptied} WHERE {quote(f'{name}_status')} IS NOT NULL")
+    spark.sql(f"ALTER TABLE {location.sql} DROP CONSTRAINT IF EXISTS {quote(_constraint(name))}")
+
+
 def add_constraints(
     spark: SparkSession,
     location: TableLocation,
     present: Mapping[str, str],
-    columns: Mapping[str, Operator],
-    identities: Mapping[str, ModelIdentity],
+    constraints: Mapping[str, str],
 ) -> None:
-    """Let a table hold no vector of a wrong length.
+    """Add the constraints that a table lacks.
 
     Args:
         spark: The session.
         location: An existing table.
         present: Its properties: a constraint that is there is not added again. It is a commit of
-            its own, so that a run may have ended between it and the table's creation.
-        columns: The operators by column.
-        identities: Their models.
+            its own, so that a run may have ended between it and the column's.
+        constraints: As `vector_constraints` gives them.
     """
+    there = {each.lower() for each in present}
+    for name, condition in constraints.items():
+        if f"{_CONSTRAINTS}{name}".lower() not in there:
+            spark.sql(
+                f"ALTER TABLE {location.sql} ADD CONSTRAINT {quote(name)} CHECK ({condition})"
+            )
+
+
+def vector_constraints(
+    columns: Mapping[str, Operator], identities: Mapping[str, ModelIdentity]
+) -> dict[str, str]:
+    """Say, by the constraint's name, what keeps vectors of a wrong length out of a table."""
+    constraints = {}
     for name, operator in columns.items():
-        if not isinstance(operator, EmbeddingOperator):
-            continue
-        constraint = f"{name}_dimension"
-        if f"{_CONSTRAINTS}{constraint}".lower() in {each.lower() for each in present}:
-            continue
-        # Delta's constraints know no lambda: of token vectors, the first stands for all.
-        measured = f"{quote(name)}[0]" if _is_tokens(operator) else quote(name)
-        dimension = identities[name].dimension
-        spark.sql(
-            f"ALTER TABLE {location.sql} ADD CONSTRAINT {quote(constraint)} "
-            f"CHECK ({quote(name)} IS NULL OR size({measured}) = {dimension})"
-        )
+        if isinstance(operator, EmbeddingOperator):
+            # Delta's constraints know no lambda: of token vectors, the first stands for all.
+            measured = f"{quote(name)}[0]" if _is_tokens(operator) else quote(name)
+            constraints[_constraint(name)] = (
+                f"{quote(name)} IS NULL OR size({measured}) = {identities[name].dimension}"
+            )
+    return constraints
 
 
-def check_schema(location: TableLocation, present: StructType, wanted: StructType) -> None:
-    """Make sure that a table has the columns of this write, and none that it would leave null.
+def check_schema(
+    location: TableLocation,
+    present: StructType,
+    wanted: StructType,
+    filled: Mapping[str, FilledColumn],
+    columns: Mapping[str, Operator],
+) -> None:
+    """Make sure that a table has the columns of this write, or can have them.
+
+    Args:
+        location: The table.
+        present: Its columns.
+        wanted: Those of this write.
+        filled: Its columns of models, which a write may leave out.
+        columns: Those of this write, which the table may lack.
 
     Raises:
         TableError: Naming the column that differs.
     """
     was = {field.name: field.dataType.simpleString() for field in present.fields}
     now = {field.name: field.dataType.simpleString() for field in wanted.fields}
+    may_lack = {part for name in columns for part in column_parts(name, columns[name]).values()}
+    others = {
+        part for name, column in filled.items() if name not in columns for part in column.parts
+    }
+    ours = {part for column in filled.values() for part in column.parts}
     for name in [*now, *was]:
-        if was.get(name) != now.get(name):
+        lacks = name in may_lack and name not in was
+        taken = name in may_lack and name in was and name not in ours
+        left_out = name in others and name not in now
+        if (was.get(name) != now.get(name) and not lacks and not left_out) or taken:
             raise TableError(
                 f"{location.given} has the column {name} as {was.get(name, 'nothing')}, and this "
                 f"write has it as {now.get(name, 'nothing')}; keep the same columns, or choose "
-                "another table"
+                "another name or another table"
             )
+
+
+def _constraint(name: str) -> str:
+    return f"{name}_dimension"
+
+
+def _property_list(properties: Mapping[str, str]) -> str:
+    return ", ".join(f"{literal(name)} = {literal(value)}" for name, value in properties.items())
 
 
 def _say(part: str, operator: Operator, identity: ModelIdentity) -> str:
@@ -169,7 +268,7 @@ def _ddl(field: StructField) -> str:
     if not field.nullable:
         text += " NOT NULL"
     comment = (field.metadata or {}).get("comment")
-    return f"{text} COMMENT {_literal(comment)}" if comment else text
+    return f"{text} COMMENT {literal(comment)}" if comment else text
 
 
 def _type_ddl(kind: DataType) -> str:
@@ -182,9 +281,3 @@ def _type_ddl(kind: DataType) -> str:
     if isinstance(kind, MapType):
         return f"map<{_type_ddl(kind.keyType)}, {_type_ddl(kind.valueType)}>"
     return kind.simpleString()
-
-
-def _literal(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    # Spark would put a variable in the place of ${...}, even inside of a literal.
-    return "'" + escaped.replace("$", "\\u0024") + "'"

@@ -7,12 +7,26 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_type
-from pyspark.sql.types import AtomicType, BinaryType, StringType, StructField, StructType
+from pyspark.sql.types import (
+    AtomicType,
+    BinaryType,
+    LongType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampType,
+)
 
 from spark_vision.errors import InputTypeError, TableError
 from spark_vision.images.sources import check_input_type
 from spark_vision.operators import ImageOperator, Operator, QwenVLImageUnderstanding
 from spark_vision.tables.location import quote
+
+# What an operator can read of a row; `source_hash` has a field for each.
+INPUTS = ("image", "text", "prompt")
+
+# A row of Spark's binaryFile says of itself when it changed.
+_FILE_MARKS = {"modificationTime": TimestampType(), "length": LongType()}
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,7 @@ class SourceColumns:
         image: What image operators read; None where there is none.
         text: What text operators read; None where there is none.
         prompt: What is asked of each image; None where the operators bring their prompts.
+        versions: They say when a row's image changed; none where its bytes do.
     """
 
     keys: tuple[StructField, ...]
@@ -32,11 +47,28 @@ class SourceColumns:
     image: StructField | None
     text: StructField | None
     prompt: StructField | None
+    versions: tuple[StructField, ...] = ()
 
     @property
     def key_names(self) -> tuple[str, ...]:
         """The names of the keys."""
         return tuple(field.name for field in self.keys)
+
+    @property
+    def kept_names(self) -> tuple[str, ...]:
+        """The names of the columns that are copied."""
+        return tuple(field.name for field in self.kept)
+
+    @property
+    def version_names(self) -> tuple[str, ...]:
+        """The names of the columns that say when an image changed."""
+        return tuple(field.name for field in self.versions)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Those of `INPUTS` that the write reads."""
+        read = {"image": self.image, "text": self.text, "prompt": self.prompt}
+        return tuple(name for name in INPUTS if read[name] is not None)
 
 
 def choose_columns(
@@ -47,12 +79,13 @@ def choose_columns(
     text_column: str,
     prompt_column: str | None,
     keep: Sequence[str],
+    version_columns: Sequence[str] | None = None,
 ) -> SourceColumns:
     """Find the columns of a source, and check that they can be what they shall be.
 
     Raises:
-        TableError: A column is not there, or cannot be a key; a name is used twice; there are
-            prompts and no operator that reads them.
+        TableError: A column is not there, or cannot be a key or a version; a name is used twice;
+            there are prompts and no operator that reads them.
         InputTypeError: The image, text or prompt column has a type that its operators cannot read.
     """
     if isinstance(keys, str) or not keys:
@@ -87,22 +120,74 @@ def choose_columns(
                 "prompts; leave it out"
             )
         prompt = _find_strings(fields, prompt_column, what="prompt")
-    return SourceColumns(tuple(chosen.values()), tuple(kept.values()), image, text, prompt)
+    versions = _choose_versions(fields, version_columns) if image else ()
+    return SourceColumns(
+        tuple(chosen.values()), tuple(kept.values()), image, text, prompt, versions
+    )
+
+
+def inputs_of(operator: Operator, prompt_column: str | None) -> tuple[str, ...]:
+    """Name those of `INPUTS` that decide what an operator computes of a row."""
+    if not isinstance(operator, ImageOperator):
+        return ("text",)
+    if isinstance(operator, QwenVLImageUnderstanding) and prompt_column is not None:
+        return ("image", "prompt")
+    return ("image",)
 
 
 def source_hash(columns: SourceColumns) -> Column:
-    """Hash what the models read of a row: SHA-256 in hex; null where all of it is null.
+    """Hash what the models read of a row.
 
-    Of strings it is the hash of the string, such as a URL: the bytes behind it are not fetched.
+    Returns:
+        A struct with a field for each of `INPUTS`: SHA-256 in hex of the image, text and prompt;
+        null where that is null, or is not read. An image is its bytes, or, where the source has
+        columns that say when it changed, those and its URL: then no image is read for the hash.
     """
-    read = (columns.image, columns.text, columns.prompt)
-    parts = [_readable(field) for field in read if field is not None]
-    if len(parts) == 1:
-        return F.sha2(parts[0], 256)
-    hashes = [F.coalesce(F.sha2(part, 256), F.lit("")) for part in parts]
-    return F.when(
-        F.coalesce(*(part.isNotNull() for part in parts)), F.sha2(F.concat_ws(" ", *hashes), 256)
-    )
+    read = {
+        "image": _image_hash(columns),
+        "text": _hash(columns.text),
+        "prompt": _hash(columns.prompt),
+    }
+    return F.struct(*(read[name].alias(name) for name in INPUTS))
+
+
+def _choose_versions(
+    fields: Mapping[str, StructField], names: Sequence[str] | None
+) -> tuple[StructField, ...]:
+    if names is None:
+        says = all(
+            name in fields and fields[name].dataType == kind for name, kind in _FILE_MARKS.items()
+        )
+        names = list(_FILE_MARKS) if says else []
+    chosen = tuple(_find(fields, name, what="version") for name in names)
+    for field in chosen:
+        if not isinstance(field.dataType, AtomicType) or isinstance(field.dataType, BinaryType):
+            raise TableError(
+                f"the version column {field.name} has the type {field.dataType.simpleString()}; "
+                "allowed: numbers, strings, booleans, dates and timestamps"
+            )
+    return chosen
+
+
+def _image_hash(columns: SourceColumns) -> Column:
+    if columns.image is None or not columns.versions:
+        return _hash(columns.image)
+    marks = [_mark(field) for field in columns.versions]
+    if isinstance(columns.image.dataType, StringType):
+        marks.append(F.col(quote(columns.image.name)))
+    # JSON keeps apart what lies on either side of a border between columns.
+    return F.sha2(F.to_json(F.array(*marks)), 256)
+
+
+def _mark(field: StructField) -> Column:
+    column = F.col(quote(field.name))
+    # As text, a time would be another one in a session of another time zone.
+    is_time = isinstance(field.dataType, TimestampType)
+    return (F.unix_micros(column) if is_time else column).cast("string")
+
+
+def _hash(field: StructField | None) -> Column:
+    return F.lit(None).cast("string") if field is None else F.sha2(_readable(field), 256)
 
 
 def _readable(field: StructField) -> Column:

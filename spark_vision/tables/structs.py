@@ -1,21 +1,24 @@
-"""Which functions compute a table's columns: as few as there are ways to read a row.
+"""A source's rows become a table's: by as few functions as there are ways to read a row.
 
 Operators that read an image alike share a function, which fetches and decodes it once for them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyspark.sql import Column
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructField
 
 from spark_vision.operators import ImageOperator, Operator
 from spark_vision.tables.location import quote
 from spark_vision.tables.progress import StatusCounter
-from spark_vision.tables.source import SourceColumns
+from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT, column_parts
+from spark_vision.tables.source import SourceColumns, source_hash
 from spark_vision.udfs import images_udf, operator_udf
+
+_STRUCT = "__spark_vision_struct_"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,42 @@ def column_structs(
         made = images_udf(operators, counters)(*_columns(chosen.image, chosen.prompt))
         structs.append(ColumnStruct(tuple(operators), made))
     return structs
+
+
+def compute_rows(
+    source: DataFrame,
+    chosen: SourceColumns,
+    columns: Mapping[str, Operator],
+    counters: Mapping[str, StatusCounter | None],
+    passed: Sequence[str] = (),
+) -> DataFrame:
+    """Compute the columns of a source's rows: each function is called once per row.
+
+    Args:
+        source: The rows.
+        chosen: What is read of them, and what is copied.
+        columns: The operators by column.
+        counters: As for `column_structs`.
+        passed: Columns of the source that go through as they are.
+
+    Returns:
+        Keys, kept columns, `source_hash`, the columns with their statuses, `updated_at`.
+    """
+    structs = column_structs(columns, chosen, counters)
+    names = [field.name for field in (*chosen.keys, *chosen.kept)]
+    copied = [F.col(quote(name)) for name in (*names, *passed)]
+    # Each function is named once, and its struct taken apart above it.
+    named = [each.column.alias(f"{_STRUCT}{index}") for index, each in enumerate(structs)]
+    computed = source.select(*copied, source_hash(chosen).alias(SOURCE_HASH), *named)
+    places = {name: index for index, each in enumerate(structs) for name in each.names}
+    fields = [
+        F.col(f"{_STRUCT}{places[name]}")[name][part].alias(alias)
+        for name, operator in columns.items()
+        for part, alias in column_parts(name, operator).items()
+    ]
+    return computed.select(
+        *copied, F.col(SOURCE_HASH), *fields, F.current_timestamp().alias(UPDATED_AT)
+    )
 
 
 def _columns(*fields: StructField | None) -> list[Column]:

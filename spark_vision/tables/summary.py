@@ -1,6 +1,6 @@
 """What a write did, in the few lines that end a job."""
 
-from spark_vision.tables.write import WriteResult
+from spark_vision.tables.run import WriteResult
 
 
 def describe_result(result: WriteResult) -> str:
@@ -10,6 +10,10 @@ def describe_result(result: WriteResult) -> str:
         f"rows: {result.source_rows:,} in the input, {result.there:,} in the table before, "
         f"{result.computed:,} computed",
     ]
+    if result.recovered:
+        lines.append(f"of a run that was killed: {result.recovered:,} rows committed")
+    if result.deleted:
+        lines.append(f"deleted: {result.deleted:,} rows that the input no longer has")
     for column, counts in result.statuses.items():
         if counts:
             said = ", ".join(f"{status} {count:,}" for status, count in counts.items())

@@ -117,6 +117,21 @@ def test_python_fills_a_table_from_a_table_by_clip(spark, photos, checkpoints, t
     assert {row["id"] for row in table.filter("size(clip) = 24").collect()} == {0, 1, 2, 3}
 
 
+def test_a_stream_takes_files_in_batches_into_a_table(spark, photos, checkpoints, tmp_path):
+    done = run(
+        *(sys.executable, EMBED_IMAGES, "--input", str(photos), "--table", "./vectors"),
+        *("--model-name", str(checkpoints / "dinov2"), "--stream", "--max-files", "3"),
+        *("--rows-per-commit", "2", "--keep", "length"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "batch 0: 3 rows" in done.stdout
+    assert "batch 1: 2 rows" in done.stdout
+    rows = spark.read.format("delta").load(str(tmp_path / "vectors"))
+    assert rows.filter("embedding_status = 'ok' AND size(embedding) = 48").count() == 4
+    assert (tmp_path / "vectors" / "_spark_vision_checkpoint" / "embedding" / "commits").exists()
+
+
 def test_a_failure_on_an_executor_ends_in_one_clear_line(photos, checkpoints, tmp_path):
     done = run(
         *(sys.executable, EMBED_IMAGES, "--input", str(photos), "--table", "./vectors"),
@@ -138,6 +153,8 @@ def test_a_failure_on_an_executor_ends_in_one_clear_line(photos, checkpoints, tm
             "allowed: null, raise",
         ),
         (["--input", "a", "--table", "b", "--nothing"], "--nothing"),
+        (["--input", "a", "--table", "b", "--interval", "1 minute"], "--interval needs --stream"),
+        (["--input", "a", "--table", "b", "--stream", "--recompute"], "--recompute"),
     ],
 )
 def test_a_wrong_usage_exits_with_2_and_says_what_is_allowed(arguments, said, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from spark_vision.errors import TableError
-from spark_vision.tables.location import locate_table, read_properties
+from spark_vision.tables.location import locate_table, read_detail
 
 
 @pytest.mark.parametrize(
@@ -36,5 +36,5 @@ def test_a_name_in_a_catalog_that_forgets_is_refused_with_the_path_form(spark, g
         locate_table(spark, given)
 
 
-def test_where_no_table_is_there_are_no_properties(spark, tmp_path):
-    assert read_properties(spark, locate_table(spark, str(tmp_path / "nothing"))) is None
+def test_where_no_table_is_there_is_no_detail(spark, tmp_path):
+    assert read_detail(spark, locate_table(spark, str(tmp_path / "nothing"))) is None

@@ -36,7 +36,8 @@ def test_rows_are_counted_while_their_task_runs_and_failures_when_it_ends(spark,
     ids = spark.range(0, 2200, 1, 2).filter("id < 100 OR id >= 1100")
     source = ids.select("id", function("id").alias("v"))
     described_before = spark.sparkContext.getLocalProperty("spark.job.description")
-    with reporting(spark, 1200, {"v": statuses}, seen.append):
+    with reporting(spark, 1200, {"v": statuses}, seen.append) as watch:
+        watch.begin(1, 0)
         source.write.format("delta").save(str(tmp_path / "table"))
 
     assert spark.sparkContext.getLocalProperty("spark.job.description") == described_before

@@ -1,0 +1,90 @@
+"""What the jobs that fill a table do as a stream: their options, and the query."""
+
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from spark_vision.operators import Operator
+
+MAX_FILES = 1000
+
+# What has no meaning where the rows come as a stream.
+_NOT_STREAMED = ("retry", "recompute", "delete_missing", "show")
+_STREAMED = ("checkpoint", "interval", "max_files")
+
+
+def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a stream."""
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="follow the input as a stream: a folder of image files, or a Delta table, with its "
+        "updates and deletes where its change data feed is on",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="with --stream: where it notes how far it is (default: in the table's folder, where "
+        "--table is a path)",
+    )
+    parser.add_argument(
+        "--interval",
+        metavar="TIME",
+        help="with --stream: look for new rows so often, such as '1 minute' (default: take what is "
+        "there, then end)",
+    )
+    parser.add_argument(
+        "--max-files",
+        type=int,
+        metavar="N",
+        help="with --stream: input files that a batch takes at most (default: 1000)",
+    )
+
+
+def check_stream_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End as a wrong usage where an option has no meaning with, or without, `--stream`."""
+    wrong = _NOT_STREAMED if arguments.stream else _STREAMED
+    said = "has no meaning with --stream" if arguments.stream else "needs --stream"
+    for name in wrong:
+        if getattr(arguments, name):
+            parser.error(f"--{name.replace('_', '-')} {said}")
+
+
+def follow(
+    spark: "SparkSession",
+    arguments: argparse.Namespace,
+    keys: list[str],
+    operator: "Operator",
+    prompt_column: str | None,
+    shared: Mapping[str, Any],
+) -> None:
+    """Stream the input into the table, and say the rows of the last batches at the end.
+
+    Args:
+        spark: The job's session.
+        arguments: The job's.
+        keys: The key columns.
+        operator: What to compute.
+        prompt_column: What is asked of each image.
+        shared: The arguments that a write takes, too.
+    """
+    from spark_vision.tables import stream_vision_columns
+    from spark_vision.tables.inputs import stream_images
+    from spark_vision.tables.location import checkpoint_in
+
+    query = stream_vision_columns(
+        stream_images(spark, arguments.input, arguments.max_files or MAX_FILES),
+        arguments.table,
+        keys,
+        {arguments.column: operator},
+        checkpoint=arguments.checkpoint or checkpoint_in(arguments.table, arguments.column),
+        interval=arguments.interval,
+        prompt_column=prompt_column,
+        **shared,
+    )
+    query.awaitTermination()
+    for progress in query.recentProgress:
+        print(f"batch {progress.batchId}: {progress.numInputRows:,} rows")

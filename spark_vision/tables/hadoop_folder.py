@@ -1,0 +1,81 @@
+"""A folder on any file system that Spark reads, by Hadoop's API: names, small texts, removal."""
+
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+
+class HadoopFolder:
+    """A folder, as the session's Hadoop configuration reaches it.
+
+    Args:
+        spark: A classic session.
+        path: Its place, such as `s3a://bucket/folder`; it need not be there.
+    """
+
+    def __init__(self, spark: SparkSession, path: str) -> None:
+        self.path = path.rstrip("/")
+        self._spark = spark
+        jvm: Any = spark._jvm
+        self._new_path = jvm.org.apache.hadoop.fs.Path
+        configuration = spark._jsparkSession.sessionState().newHadoopConf()
+        self._files = self._new_path(path).getFileSystem(configuration)
+
+    def folder(self, name: str) -> "HadoopFolder":
+        """Name a folder in this one."""
+        return HadoopFolder(self._spark, f"{self.path}/{name}")
+
+    def exists(self) -> bool:
+        """Whether the folder is there."""
+        return bool(self._files.exists(self._at("")))
+
+    def names(self) -> list[str]:
+        """List what is in the folder; nothing where it is not there."""
+        if not self.exists():
+            return []
+        listed = self._files.listStatus(self._at(""))
+        return sorted(each.getPath().getName() for each in listed)
+
+    def modified(self, name: str) -> int:
+        """Say when a file was last written, in milliseconds; 0 where it is not there."""
+        path = self._at(name)
+        if not self._files.exists(path):
+            return 0
+        return int(self._files.getFileStatus(path).getModificationTime())
+
+    def touch(self, name: str) -> None:
+        """Make a file empty, and its time of change the present."""
+        self._files.create(self._at(name), True).close()
+
+    def read(self, name: str) -> str:
+        """Read a small text."""
+        stream = self._files.open(self._at(name))
+        try:
+            return bytes(stream.readAllBytes()).decode()
+        finally:
+            stream.close()
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small text; who lists the folder sees all of it or nothing."""
+        hidden = self._at(f".{name}.writing")
+        stream = self._files.create(hidden, True)
+        stream.write(bytearray(text.encode()))
+        stream.close()
+        self._files.delete(self._at(name), False)
+        self._files.rename(hidden, self._at(name))
+
+    def delete_file(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        self._files.delete(self._at(name), False)
+
+    def delete(self) -> None:
+        """Remove the folder with all that is in it."""
+        self._files.delete(self._at(""), True)
+
+    def delete_if_empty(self) -> None:
+        """Remove the folder where nothing is left in it."""
+        if self.exists() and not self.names():
+            self.delete()
+
+    def _at(self, name: str) -> Any:
+        return self._new_path(f"{self.path}/{name}" if name else self.path)

@@ -1,0 +1,276 @@
+"""Rows that a vector index takes, and what is wrong with the others, by rule."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import and_, or_
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, FloatType, StringType, StructType
+
+from spark_vision.errors import TableError
+from spark_vision.tables.identity import KEYS_PROPERTY, PREFIX
+from spark_vision.tables.index_targets import TARGETS, IndexTarget
+from spark_vision.tables.location import locate_table, quote, read_detail
+
+_EXAMPLE_COUNT = 3
+_REPEATED = "__spark_vision_repeated"
+_FEED = "delta.enableChangeDataFeed"
+
+
+@dataclass(frozen=True)
+class IndexProblem:
+    """A rule that something does not keep.
+
+    Attributes:
+        rule: Its name, such as `finite` or `id_length`.
+        count: Of rows; 0 where the table itself does not keep it.
+        examples: A few of them by their keys.
+        advice: What the rule is, and what to change.
+    """
+
+    rule: str
+    count: int
+    examples: tuple[str, ...]
+    advice: str
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What an index can take of a table.
+
+    Attributes:
+        target: The index.
+        rows: `id`, `vector`, and the metadata columns, of the rows that keep all rules; none where
+            the table itself does not keep one.
+        ready: How many they are.
+        not_computed: Rows without a vector, by status; `pending` are not computed yet.
+        problems: What is wrong with the other rows, or with the table.
+    """
+
+    target: str
+    rows: DataFrame
+    ready: int
+    not_computed: Mapping[str, int]
+    problems: tuple[IndexProblem, ...]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every row that has a vector can be indexed."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        lines = [f"{self.target}: {self.ready:,} rows can be indexed"]
+        lines += [f"without a vector, {name}: {n:,}" for name, n in self.not_computed.items()]
+        for each in self.problems:
+            shown = f", such as {'; '.join(each.examples)}" if each.examples else ""
+            lines.append(f"{each.rule}: {each.count:,} rows{shown}: {each.advice}")
+        return "\n".join(lines)
+
+
+def index_ready(
+    table: str,
+    column: str,
+    target: str,
+    *,
+    metadata: Sequence[str] = (),
+    spark: SparkSession | None = None,
+) -> IndexReport:
+    """Give the rows of a table that a vector index takes, and list what keeps others out.
+
+    Args:
+        table: One that `write_vision_columns` has made.
+        column: Its column of vectors.
+        target: databricks_ai_search, pinecone or milvus.
+        metadata: Columns of the table that go along.
+        spark: The session; None: the active one.
+
+    Returns:
+        The rows, and per rule a count and examples. Rows whose image failed have no vector: they
+        are counted by status, and are no problem of the index.
+
+    Raises:
+        TableError: There is no such table, column or target.
+
+    Example:
+        >>> report = index_ready("/data/photo_vectors", "embedding", "pinecone")
+        >>> print(report)
+    """
+    session = spark or SparkSession.active()
+    if target not in TARGETS:
+        raise TableError(f"target got {target!r}; allowed: {', '.join(TARGETS)}")
+    rules = TARGETS[target]
+    location = locate_table(session, table)
+    detail = read_detail(session, location)
+    if detail is None or KEYS_PROPERTY not in detail.properties:
+        raise TableError(f"{table} is no table of write_vision_columns; choose another")
+    rows = session.table(location.sql)
+    _check_columns(table, rows.schema, column, detail.properties, metadata)
+    keys: list[str] = json.loads(detail.properties[KEYS_PROPERTY])
+    dimension = int(detail.properties[f"{PREFIX}{column}.dimension"])
+
+    problems = _table_problems(rows.schema, rules, detail.properties, keys, metadata, dimension)
+    if problems:
+        # No row can be indexed before the table is another.
+        nothing = rows.select(F.col(quote(column)).alias("vector")).limit(0)
+        return IndexReport(target, nothing, 0, _without_vector(rows, column), tuple(problems))
+    key = F.col(quote(keys[0]))
+    # Only keys are shuffled for it.
+    repeated = (
+        rows.groupBy(key).count().filter("count > 1").select(key, F.lit(True).alias(_REPEATED))
+    )
+    vectors = rows.filter(F.col(quote(column)).isNotNull())
+    vectors = vectors.join(F.broadcast(repeated), keys[0], "left")
+    checks = _row_checks(rows.schema, rules, keys[0], column, metadata, dimension)
+    # What cannot be decided, such as NaN > 0, is not kept.
+    broken = {name: ~F.coalesce(kept, F.lit(False)) for name, (kept, _) in checks.items()}
+    ready = ~reduce(or_, broken.values())
+    counts = vectors.agg(
+        F.count_if(ready).alias("ready"),
+        *(F.count_if(condition).alias(name) for name, condition in broken.items()),
+    ).head()
+    if counts is None:
+        raise AssertionError("an aggregate without groups has one row")
+    for name, (_, advice) in checks.items():
+        if counts[name]:
+            examples = vectors.filter(broken[name]).select(quote(keys[0])).limit(_EXAMPLE_COUNT)
+            shown = tuple(f"{keys[0]}={row[0]!r}" for row in examples.collect())
+            problems.append(IndexProblem(name, counts[name], shown, advice))
+    given = vectors.filter(ready).select(
+        _id(rules, keys[0]).alias("id"),
+        F.col(quote(column)).alias("vector"),
+        *map(quote, metadata),
+    )
+    return IndexReport(
+        target, given, counts["ready"], _without_vector(rows, column), tuple(problems)
+    )
+
+
+def _check_columns(
+    table: str,
+    schema: StructType,
+    column: str,
+    properties: Mapping[str, str],
+    metadata: Sequence[str],
+) -> None:
+    if f"{PREFIX}{column}.dimension" not in properties:
+        raise TableError(f"{table} has no column {column!r} of vectors by an operator")
+    if schema[column].dataType != ArrayType(FloatType()):
+        raise TableError(
+            f"{column} of {table} has a vector per token; an index takes one per row: embed with "
+            "another pooling"
+        )
+    for name in metadata:
+        if name not in schema.names:
+            raise TableError(f"{table} has no column {name!r}; it has {', '.join(schema.names)}")
+
+
+def _table_problems(
+    schema: StructType,
+    rules: IndexTarget,
+    properties: Mapping[str, str],
+    keys: Sequence[str],
+    metadata: Sequence[str],
+    dimension: int,
+) -> list[IndexProblem]:
+    least, most = rules.dimensions
+    checks = [
+        (
+            len(keys) == 1,
+            "one_id",
+            f"an index takes one id column, and the table has the keys {', '.join(keys)}; write a "
+            "table whose key is one column, such as concat_ws('#', ...)",
+        ),
+        (
+            isinstance(schema[keys[0]].dataType, rules.ids),
+            "id_type",
+            f"the key {keys[0]} has the type {schema[keys[0]].dataType.simpleString()}; allowed: "
+            "whole numbers and strings; cast it in the source",
+        ),
+        (
+            least <= dimension <= most,
+            "dimension",
+            f"a vector has {dimension} numbers; allowed: {least} to {most}",
+        ),
+        (
+            properties.get(_FEED) == "true" or not rules.needs_feed,
+            "change_data_feed",
+            f"the index follows the table by it: set the table's property {_FEED} to true",
+        ),
+    ]
+    for name in metadata:
+        kind = schema[name].dataType
+        is_list = isinstance(kind, ArrayType) and kind.elementType != StringType()
+        advice = (
+            f"{name} has the type {kind.simpleString()}; leave it out, or make it a number, a "
+            "string, a boolean or a list of strings"
+        )
+        checks.append((isinstance(kind, rules.metadata) and not is_list, "metadata_type", advice))
+    for name in (*keys, *metadata):
+        advice = f"the index uses the name {name} itself; rename the column in the source"
+        checks.append((name not in rules.reserved, "reserved_name", advice))
+    return [IndexProblem(rule, 0, (), advice) for kept, rule, advice in checks if not kept]
+
+
+def _row_checks(
+    schema: StructType,
+    rules: IndexTarget,
+    key: str,
+    column: str,
+    metadata: Sequence[str],
+    dimension: int,
+) -> dict[str, tuple[Column, str]]:
+    """What each row is to keep, by the rule's name, and the rule in words."""
+    vector = F.col(quote(column))
+    checks = {
+        "unique_id": (F.col(_REPEATED).isNull(), "no two rows may have one id"),
+        "one_dimension": (F.size(vector) == dimension, f"a vector has {dimension} numbers"),
+        "finite": (F.forall(vector, _is_finite), "a vector has no null, NaN or infinity"),
+        "no_zero_vector": (
+            F.exists(vector, lambda number: number != 0),
+            "a vector of zeros is like no other; write with on_error='null'",
+        ),
+    }
+    if isinstance(schema[key].dataType, StringType) or rules.text_ids:
+        text = F.col(quote(key)).cast("string")
+        checks["id_length"] = (
+            (F.octet_length(text) >= 1) & (F.octet_length(text) <= (rules.id_bytes or 2**31 - 1)),
+            f"an id has 1 to {rules.id_bytes or 'any number of'} bytes; hash longer ones",
+        )
+        if rules.ascii_ids:
+            checks["ascii_id"] = (text.rlike(r"^[\x00-\x7F]*$"), "an id is ASCII; encode others")
+    if metadata:
+        size = F.octet_length(F.to_json(F.struct(*map(quote, metadata))))
+        if rules.metadata_bytes:
+            checks["metadata_size"] = (
+                size <= rules.metadata_bytes,
+                f"a row's metadata take at most {rules.metadata_bytes:,} bytes; leave columns out",
+            )
+        if rules.row_bytes:
+            checks["row_size"] = (
+                size + 4 * dimension <= rules.row_bytes,
+                f"a row takes at most {rules.row_bytes:,} bytes; leave columns out",
+            )
+        if not rules.nulls:
+            named = [F.col(quote(name)).isNotNull() for name in metadata]
+            checks["no_null_metadata"] = (
+                reduce(and_, named),
+                "metadata are not null; leave the column out, or fill it",
+            )
+    return checks
+
+
+def _is_finite(number: Column) -> Column:
+    return number.isNotNull() & ~F.isnan(number) & (F.abs(number) < float("inf"))
+
+
+def _id(rules: IndexTarget, key: str) -> Column:
+    return F.col(quote(key)).cast("string") if rules.text_ids else F.col(quote(key))
+
+
+def _without_vector(rows: DataFrame, column: str) -> dict[str, int]:
+    status = F.coalesce(F.col(quote(f"{column}_status")), F.lit("pending"))
+    lacking = rows.filter(F.col(quote(column)).isNull()).groupBy(status.alias("status")).count()
+    return {row["status"]: row["count"] for row in lacking.orderBy("status").collect()}

@@ -1,0 +1,208 @@
+"""Only what is new, changed, not filled in yet, or to be tried again is computed, each row once."""
+
+from dataclasses import replace
+
+import pytest
+from pyspark.sql import functions as F
+
+from encoded_images import encode, photo
+from spark_vision import write_vision_columns
+from spark_vision.errors import TableError
+
+
+@pytest.fixture
+def table(tmp_path):
+    return str(tmp_path / "vectors")
+
+
+@pytest.fixture
+def read_rows(spark, table):
+    """The table's rows by the file name of their path."""
+
+    def rows():
+        read = spark.read.format("delta").load(table).collect()
+        return {row["path"].rsplit("/")[-1]: row for row in read}
+
+    return rows
+
+
+def operations(spark, table):
+    rows = spark.sql(f"DESCRIBE HISTORY delta.`{table}`").orderBy("version").collect()
+    return [row["operation"] for row in rows]
+
+
+def files_of(folder):
+    return sorted(str(file) for file in folder.rglob("*") if file.is_file())
+
+
+def test_a_run_with_nothing_to_do_computes_and_writes_nothing(
+    spark, read_photos, dino, table, tmp_path, count_forwards, count_decodes
+):
+    write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
+    files, done = files_of(tmp_path / "vectors"), operations(spark, table)
+    forwards, decodes = count_forwards(), count_decodes()
+    again = write_vision_columns(
+        read_photos(), table, ["path"], {"embedding": dino}, delete_missing=True, retry=["timeout"]
+    )
+    assert (again.computed, again.deleted, again.statuses) == (0, 0, {"embedding": {}})
+    assert (count_forwards(), count_decodes()) == (forwards, decodes)
+    assert files_of(tmp_path / "vectors") == files
+    assert operations(spark, table) == done
+
+
+def test_changed_and_failed_rows_are_computed_again_and_missing_ones_removed(
+    photos, read_photos, read_rows, dino, table, count_forwards
+):
+    columns = {"embedding": dino}
+    write_vision_columns(read_photos(), table, ["path"], columns)
+    before = read_rows()
+    (photos / "1.jpg").write_bytes(encode(photo(80, 70, seed=77), "JPEG"))
+    (photos / "2.jpg").unlink()
+    assert count_forwards() == 6
+
+    changed = write_vision_columns(read_photos(), table, ["path"], columns)
+    assert (changed.source_rows, changed.there, changed.computed) == (6, 6, 1)
+    assert count_forwards() == 7
+    after = read_rows()
+    assert set(after) == set(before)
+    for name, row in after.items():
+        assert (row == before[name]) == (name != "1.jpg")
+    assert after["1.jpg"]["embedding"] != before["1.jpg"]["embedding"]
+    assert after["1.jpg"]["updated_at"] > before["1.jpg"]["updated_at"]
+
+    for retry, computed in ((["timeout", "http_error"], 0), (["not_an_image"], 1), ("failed", 1)):
+        tried = write_vision_columns(read_photos(), table, ["path"], columns, retry=retry)
+        assert tried.computed == computed
+    assert tried.statuses == {"embedding": {"not_an_image": 1}}
+    assert count_forwards() == 7
+
+    removed = write_vision_columns(read_photos(), table, ["path"], columns, delete_missing=True)
+    assert (removed.computed, removed.deleted) == (0, 1)
+    assert set(read_rows()) == set(before) - {"2.jpg"}
+    assert count_forwards() == 7
+
+
+def test_a_column_added_later_is_filled_in_in_waves_without_computing_the_others(
+    spark, photos, read_photos, read_rows, dino, checkpoints, table, count_forwards
+):
+    other = replace(dino, model_name=str(checkpoints / "dinov2-other"))
+    first = write_vision_columns(
+        read_photos(), table, ["path"], {"embedding": dino}, rows_per_commit=4
+    )
+    assert first.computed == 7
+    assert operations(spark, table) == ["CREATE TABLE", "MERGE", "MERGE"]
+    before = read_rows()
+    assert count_forwards() == 6
+
+    # Alone: the column that is there is not touched, except where its image has changed.
+    (photos / "1.jpg").write_bytes(encode(photo(80, 70, seed=77), "JPEG"))
+    (photos / "new.jpg").write_bytes(encode(photo(50, 50, seed=99), "JPEG"))
+    added = write_vision_columns(
+        read_photos(), table, ["path"], {"other": other}, rows_per_commit=3
+    )
+    assert added.computed == 8
+    assert added.statuses == {"other": {"ok": 7, "not_an_image": 1}}
+    assert count_forwards() == 6 + 7
+    after = read_rows()
+    for name, row in after.items():
+        assert (row["other"] is not None) == (name != "text.jpg")
+        assert row["embedding"] == (
+            before[name]["embedding"] if name in before and name != "1.jpg" else None
+        )
+    assert after["1.jpg"]["embedding_status"] is None
+    properties = dict(spark.sql(f"SHOW TBLPROPERTIES delta.`{table}`").collect())
+    assert properties["delta.constraints.other_dimension"].endswith("= 48")
+
+    # Both: what the other write could not compute is filled in, and nothing else.
+    both = write_vision_columns(read_photos(), table, ["path"], {"embedding": dino, "other": other})
+    assert both.statuses == {"embedding": {"ok": 2}, "other": {}}
+    assert count_forwards() == 6 + 7 + 2
+    filled = read_rows()
+    assert all(
+        row["embedding"] and row["other"] for name, row in filled.items() if name != "text.jpg"
+    )
+
+
+def test_another_model_fills_a_column_again_when_asked_to(
+    spark, read_photos, read_rows, dino, checkpoints, table, count_forwards
+):
+    write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
+    before = read_rows()
+    other = replace(dino, model_name=str(checkpoints / "dinov2-other"), pooling="mean")
+    with pytest.raises(TableError, match="another column name, or pass recompute=True"):
+        write_vision_columns(read_photos(), table, ["path"], {"embedding": other})
+    assert read_rows() == before
+
+    again = write_vision_columns(
+        read_photos(), table, ["path"], {"embedding": other}, recompute=True
+    )
+    assert again.computed == 7
+    assert count_forwards() == 12
+    after = read_rows()
+    changed = [name for name, row in after.items() if row["embedding"] != before[name]["embedding"]]
+    assert len(changed) == 6
+    properties = dict(spark.sql(f"SHOW TBLPROPERTIES delta.`{table}`").collect())
+    assert properties["spark_vision.embedding.pooling"] == "mean"
+    assert "delta.constraints.embedding_dimension" in properties
+    assert write_vision_columns(
+        read_photos(), table, ["path"], {"embedding": other}
+    ).computed == 0  # fmt: skip
+
+
+def test_changes_are_noticed_by_bytes_or_by_columns_that_say_so(
+    spark, dino, table, tmp_path, count_decodes
+):
+    image = encode(photo(40, 40), "JPEG")
+    rows = spark.createDataFrame([(1, image), (2, image)], "id int, content binary")
+    for year in ("2026", "2027"):
+        changed = F.lit(f"{year}-01-01 00:00:00").cast("timestamp")
+        rows.withColumn("changed", changed).write.parquet(str(tmp_path / year))
+
+    def write(year, place, **options):
+        source = spark.read.parquet(str(tmp_path / year))
+        return write_vision_columns(source, place, ["id"], {"embedding": dino}, **options).computed
+
+    assert write("2026", table) == 2
+    assert write("2027", table) == 0
+
+    marked, by_column = f"{table}-marked", {"version_columns": ["changed"]}
+    assert write("2026", marked, **by_column) == 2
+    zone = spark.conf.get("spark.sql.session.timeZone")
+    spark.conf.set("spark.sql.session.timeZone", "Asia/Tokyo")
+    try:
+        assert write("2026", marked, **by_column) == 0
+    finally:
+        spark.conf.set("spark.sql.session.timeZone", zone)
+    assert write("2027", marked, **by_column) == 2
+    assert count_decodes() == 6
+    with pytest.raises(TableError, match=r"write with version_columns=\['changed'\]"):
+        write("2027", marked)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"retry": ["ok"]}, "retry got 'ok'; allowed: 'failed'"),
+        ({"retry": "timeouts"}, "retry got 'timeouts'"),
+        ({"rows_per_commit": 0}, "rows_per_commit got 0"),
+        ({"version_columns": ["nowhere"]}, "no column 'nowhere', the version column"),
+        ({"version_columns": ["content"]}, "version column content has the type binary"),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_refused(read_photos, dino, table, option, said):
+    with pytest.raises(TableError, match=said):
+        write_vision_columns(read_photos(), table, ["path"], {"embedding": dino}, **option)
+
+
+def test_an_empty_source_does_not_empty_the_table(read_photos, read_rows, dino, table):
+    write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
+    with pytest.raises(TableError, match=r"the source has no rows, .* would remove all 7"):
+        write_vision_columns(
+            read_photos().filter("false"),
+            table,
+            ["path"],
+            {"embedding": dino},
+            delete_missing=True,
+        )
+    assert len(read_rows()) == 7

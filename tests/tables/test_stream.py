@@ -1,0 +1,118 @@
+"""A stream writes each row once: files as they come, and a table's inserts, updates and deletes."""
+
+import pytest
+
+from encoded_images import encode, photo
+from spark_vision import stream_vision_columns
+from spark_vision.errors import TableError
+from spark_vision.tables import stream
+from spark_vision.tables.inputs import stream_images
+
+SECONDS = 120
+
+
+@pytest.fixture
+def table(tmp_path):
+    return str(tmp_path / "vectors")
+
+
+@pytest.fixture
+def follow(spark, dino, table, tmp_path):
+    """Streams what there is of a source into the table; gives the batches' sizes."""
+
+    def run(source, key="path"):
+        query = stream_vision_columns(
+            source, table, [key], {"embedding": dino}, checkpoint=str(tmp_path / "checkpoint")
+        )
+        try:
+            assert query.awaitTermination(SECONDS)
+        finally:
+            query.stop()
+        return [each.numInputRows for each in query.recentProgress if each.numInputRows]
+
+    return run
+
+
+def rows_of(spark, table, key):
+    rows = spark.read.format("delta").load(table).collect()
+    found = {row[key]: row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def test_a_folder_of_files_is_followed_in_batches_each_row_once(
+    spark, photos, follow, table, count_forwards, monkeypatch
+):
+    def source():
+        return stream_images(spark, str(photos), max_files=4)
+
+    write = stream._write_batch
+
+    def killed_after(*args):
+        write(*args)
+        raise SystemError("killed between the commit and the checkpoint")
+
+    # The batch is in the table, and Spark does not know it.
+    monkeypatch.setattr(stream, "_write_batch", killed_after)
+    with pytest.raises(Exception, match="killed between"):
+        follow(source())
+    monkeypatch.undo()
+    before = rows_of(spark, table, "path")
+    assert len(before) == 4
+    assert max(follow(source())) == 4
+    after = rows_of(spark, table, "path")
+    assert len(after) == 7
+    assert {path: after[path] for path in before} == before
+    assert count_forwards() == 6
+
+    (photos / "new.jpg").write_bytes(encode(photo(50, 50, seed=99), "JPEG"))
+    assert follow(source()) == [1]
+    assert len(rows_of(spark, table, "path")) == 8
+    assert count_forwards() == 7
+
+
+def test_a_tables_updates_and_deletes_reach_the_vectors(
+    spark, follow, table, tmp_path, count_forwards
+):
+    place = str(tmp_path / "source")
+    spark.sql(
+        f"CREATE TABLE delta.`{place}` (id int, content binary) USING delta "
+        "TBLPROPERTIES ('delta.enableChangeDataFeed' = 'true')"
+    )
+
+    def images(*numbers):
+        data = [(number, encode(photo(48, 40, seed=number), "JPEG")) for number in numbers]
+        return spark.createDataFrame(data, "id int, content binary")
+
+    def source():
+        return stream_images(spark, place, max_files=100)
+
+    images(1, 2, 3, 4).write.format("delta").mode("append").save(place)
+    follow(source(), "id")
+    before = rows_of(spark, table, "id")
+    assert sorted(before) == [1, 2, 3, 4]
+    assert count_forwards() == 4
+
+    # Each row meets several changes before the next run: only its last state counts.
+    images(5).write.format("delta").mode("append").save(place)
+    spark.sql(f"DELETE FROM delta.`{place}` WHERE id IN (2, 5)")
+    images(2).write.format("delta").mode("append").save(place)
+    spark.sql(f"DELETE FROM delta.`{place}` WHERE id = 3")
+    images(77).createOrReplaceTempView("other_image")
+    spark.sql(
+        f"MERGE INTO delta.`{place}` t USING other_image s ON t.id = 1 "
+        "WHEN MATCHED THEN UPDATE SET t.content = s.content"
+    )
+    follow(source(), "id")
+    after = rows_of(spark, table, "id")
+    assert sorted(after) == [1, 2, 4]
+    assert after[1]["embedding"] != before[1]["embedding"]
+    assert (after[2], after[4]) == (before[2], before[4])
+    assert count_forwards() == 5
+
+
+def test_what_is_no_stream_is_refused(read_photos, dino, table, tmp_path):
+    with pytest.raises(TableError, match=r"read it with spark\.readStream"):
+        stream_vision_columns(
+            read_photos(), table, ["path"], {"embedding": dino}, checkpoint=str(tmp_path / "c")
+        )

@@ -39,6 +39,8 @@ _STATIC_SETTINGS = {
     # Metrics of running tasks travel with the heartbeats: the progress of a write is as fresh.
     "spark.executor.heartbeatInterval": "2s",
 }
+# On one machine the fifty tasks in which Delta reads a table's log cost seconds at each commit.
+_LOCAL_SETTINGS = {"spark.databricks.delta.snapshotPartitions": "2"}
 
 
 def configure(
@@ -77,6 +79,8 @@ def configure(
     if not _is_remote_server(present) and SparkContext._active_spark_context is None:
         wanted |= {"spark.log.level": log_level, **_STATIC_SETTINGS}
         wanted |= _delta_settings(present)
+        if _is_local(present):
+            wanted |= _LOCAL_SETTINGS
         if "spark.pyspark.python" not in present:
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
             os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
@@ -180,12 +184,19 @@ def _check_schedules_gpus(present: Mapping[str, str]) -> None:
             "gpus_per_executor: this session runs already, and its executors with it; set GPUs "
             "where it is started"
         )
-    master = present.get("spark.master", "local[*]")
-    if re.fullmatch(r"local(\[.*\])?", master):
+    if _is_local(present):
         raise SessionError(
-            f"gpus_per_executor: Spark schedules no GPUs with master {master!r}, and its jobs "
-            "would wait for ever; leave it out there: a GPU of the machine is used without it"
+            f"gpus_per_executor: Spark schedules no GPUs with master {_master(present)!r}, and its "
+            "jobs would wait for ever; leave it out there: a GPU of the machine is used without it"
         )
+
+
+def _is_local(present: Mapping[str, str]) -> bool:
+    return re.fullmatch(r"local(\[.*\])?", _master(present)) is not None
+
+
+def _master(present: Mapping[str, str]) -> str:
+    return present.get("spark.master", "local[*]")
 
 
 def _present_settings(builder: SparkSession.Builder) -> dict[str, str]:

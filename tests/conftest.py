@@ -36,8 +36,6 @@ def spark(tmp_path_factory, forwards_folder, decodes_folder):
         .config("spark.ui.enabled", "false")
         .config("spark.log.level", "OFF")
         .config("spark.sql.shuffle.partitions", "2")
-        # Delta would read each small log in fifty tasks.
-        .config("spark.databricks.delta.snapshotPartitions", "2")
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
         .config("spark.executorEnv.PYTHONPATH", str(WORKER_SITE))
         .config("spark.vision.model.idleSeconds", "60")

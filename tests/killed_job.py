@@ -20,7 +20,6 @@ def main(master, photos, table, checkpoint, log, rows_per_commit):
         .config("spark.driver.memory", "640m")
         .config("spark.ui.enabled", "false")
         .config("spark.sql.shuffle.partitions", "2")
-        .config("spark.databricks.delta.snapshotPartitions", "2")
         .config("spark.log.level", "OFF")
         # A killed executor or worker fails tasks, which are tried again.
         .config("spark.task.maxFailures", "20")

@@ -133,6 +133,7 @@ def test_a_load_that_fails_on_one_executor_goes_to_the_other(driver, checkpoints
     assert len(driver.loads()) == before + 2
 
 
+@pytest.mark.slow
 def test_each_gpu_has_a_server_and_a_package_from_py_files_is_found(
     cluster, driver, checkpoint, expected, tmp_path
 ):

@@ -7,6 +7,7 @@ from encoded_images import encode, photo
 from spark_vision import write_vision_columns
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_job_goes_on_and_doubles_nothing(spark, tmp_path, dino):
     photos = tmp_path / "photos"

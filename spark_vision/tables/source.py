@@ -120,6 +120,16 @@ def choose_columns(
                 "prompts; leave it out"
             )
         prompt = _find_strings(fields, prompt_column, what="prompt")
+    for name, operator in columns.items():
+        if (
+            isinstance(operator, QwenVLImageUnderstanding)
+            and operator.prompt is None
+            and prompt is None
+        ):
+            raise TableError(
+                f"the column {name} has no prompt: its operator's is none, and there is no "
+                "prompt_column; give one of them"
+            )
     versions = _choose_versions(fields, version_columns) if image else ()
     return SourceColumns(
         tuple(chosen.values()), tuple(kept.values()), image, text, prompt, versions

@@ -373,6 +373,8 @@ def test_a_table_of_captions_by_another_prompt_or_setting_is_refused(
     ):
         with pytest.raises(TableError, match=r"has the column caption by .*(prompt|generation)"):
             write(**changed)
+    with pytest.raises(TableError, match="the column caption has no prompt"):
+        write(prompt=None)
     with pytest.raises(TableError, match="no column is by an operator that reads prompts"):
         write_vision_columns(
             read_photos(),

@@ -117,6 +117,7 @@ def test_python_fills_a_table_from_a_table_by_clip(spark, photos, checkpoints, t
     assert {row["id"] for row in table.filter("size(clip) = 24").collect()} == {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 def test_a_stream_takes_files_in_batches_into_a_table(spark, photos, checkpoints, tmp_path):
     done = run(
         *(sys.executable, EMBED_IMAGES, "--input", str(photos), "--table", "./vectors"),

@@ -79,6 +79,7 @@ def run_bare_loop(folder: str, rows: list[tuple[int, bytes, str]], channel: Conn
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=64, help="images per round")
+    parser.add_argument("--model-sharing", default="worker", choices=["worker", "executor"])
     parser.add_argument("--rounds", type=int, default=5, help="alternated rounds")
     parser.add_argument("--rows-of", default="mixed", choices=list(SIZES))
     arguments = parser.parse_args()
@@ -91,6 +92,7 @@ def main() -> None:
         model_name=checkpoint,
         dtype="float32",
         batch_size=BATCH_SIZE,
+        model_sharing=arguments.model_sharing,
         max_caption_length=NEW_TOKENS,
         use_flash_attention_2=False,
     )

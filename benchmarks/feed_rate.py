@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8192, help="distinct images")
     parser.add_argument("--image-size", type=int, default=112, help="pixels of the model's input")
     parser.add_argument("--repeat", type=int, default=4, help="times each image is read per round")
+    parser.add_argument("--model-sharing", default="worker", choices=["worker", "executor"])
     parser.add_argument("--rounds", type=int, default=5, help="alternated rounds")
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "feed-rate")
     arguments = parser.parse_args()
@@ -116,7 +117,9 @@ def main() -> None:
     checkpoint = str(
         write_feather_clip(arguments.data / f"clip-{arguments.image_size}", arguments.image_size)
     )
-    operator = ClipImageEmbedding(model_name=checkpoint, batch_size=BATCH_SIZE)
+    operator = ClipImageEmbedding(
+        model_name=checkpoint, batch_size=BATCH_SIZE, model_sharing=arguments.model_sharing
+    )
     builder = SparkSession.builder.master(f"local[{CORE_COUNT}]").config("spark.ui.enabled", False)
     spark = configure(builder).getOrCreate()
 

@@ -49,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=256, help="images per round")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--model-sharing", default="worker", choices=["worker", "executor"])
     parser.add_argument("--rounds", type=int, default=5, help="alternated rounds")
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "model-rate")
     arguments = parser.parse_args()
@@ -57,7 +58,10 @@ def main() -> None:
     write_parquet(photographs, arguments.rows, file_count=SLOT_COUNT)
     checkpoint = str(write_vit_base(arguments.data / "vit"))
     operator = ImageViTEmbedding(
-        model_name=checkpoint, dtype=arguments.dtype, batch_size=BATCH_SIZE
+        model_name=checkpoint,
+        dtype=arguments.dtype,
+        batch_size=BATCH_SIZE,
+        model_sharing=arguments.model_sharing,
     )
     builder = SparkSession.builder.master(f"local[{SLOT_COUNT}]").config("spark.ui.enabled", False)
     builder = builder.config("spark.sql.files.maxPartitionBytes", "1g")

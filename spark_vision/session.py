@@ -17,6 +17,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
 from spark_vision.errors import SessionError
+from spark_vision.executor.task import is_local_master
 from spark_vision.gpu_sizing import gpu_settings
 
 EXTENSIONS = "spark.sql.extensions"
@@ -79,7 +80,7 @@ def configure(
     if not _is_remote_server(present) and SparkContext._active_spark_context is None:
         wanted |= {"spark.log.level": log_level, **_STATIC_SETTINGS}
         wanted |= _delta_settings(present)
-        if _is_local(present):
+        if is_local_master(_master(present)):
             wanted |= _LOCAL_SETTINGS
         if "spark.pyspark.python" not in present:
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -184,15 +185,12 @@ def _check_schedules_gpus(present: Mapping[str, str]) -> None:
             "gpus_per_executor: this session runs already, and its executors with it; set GPUs "
             "where it is started"
         )
-    if _is_local(present):
+    master = _master(present)
+    if is_local_master(master):
         raise SessionError(
-            f"gpus_per_executor: Spark schedules no GPUs with master {_master(present)!r}, and its "
+            f"gpus_per_executor: Spark schedules no GPUs with master {master!r}, and its "
             "jobs would wait for ever; leave it out there: a GPU of the machine is used without it"
         )
-
-
-def _is_local(present: Mapping[str, str]) -> bool:
-    return re.fullmatch(r"local(\[.*\])?", _master(present)) is not None
 
 
 def _master(present: Mapping[str, str]) -> str:

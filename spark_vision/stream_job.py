@@ -40,7 +40,7 @@ def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-files",
         type=int,
         metavar="N",
-        help="with --stream: input files that a batch takes at most (default: 1000)",
+        help=f"with --stream: input files that a batch takes at most (default: {MAX_FILES})",
     )
 
 

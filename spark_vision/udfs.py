@@ -73,10 +73,8 @@ class ImagesBody:
         from spark_vision.executor.image_columns import compute_images
         from spark_vision.executor.task import current_task
 
-        reads_prompts = any(isinstance(each, QwenVLImageUnderstanding) for each in self.operators)
-        takes = ("images", "prompts") if reads_prompts else ("images",)
         for arrays in compute_images(
-            _check_arguments(batches, _function_name(self.operators), takes),
+            _check_arguments(batches, _function_name(self.operators), self.operators),
             self.operators,
             current_task(),
             with_status=self.with_status,
@@ -104,7 +102,7 @@ class TextsBody:
         from spark_vision.executor.task import current_task
 
         yield from embed_texts(
-            _check_arguments(arrays, "embed_text", ("texts",)),
+            _check_arguments(arrays, "embed_text", [self.operator]),
             self.operator,
             current_task(),
             with_status=self.with_status,
@@ -125,7 +123,8 @@ class PlacementBody:
         from spark_vision.executor.placement_rows import place_rows
         from spark_vision.executor.task import current_task
 
-        yield from place_rows(batches, self.operator, current_task())
+        checked = _check_arguments(batches, "model_placement", [self.operator])
+        yield from place_rows(checked, self.operator, current_task())
 
 
 def placement_udf(operator: Operator) -> Any:
@@ -140,9 +139,12 @@ def placement_udf(operator: Operator) -> Any:
 
 
 def _check_arguments(
-    batches: Iterator[Batch], function: str, takes: tuple[str, ...]
+    batches: Iterator[Batch], function: str, operators: Sequence[Operator]
 ) -> Iterator[Batch]:
-    """Refuse a call with more or fewer columns than a function takes; SQL does not check it."""
+    """Refuse a call with more or fewer columns than its operators read; SQL does not check it."""
+    takes = ["images" if isinstance(operators[0], ImageOperator) else "texts"]
+    if any(isinstance(operator, QwenVLImageUnderstanding) for operator in operators):
+        takes.append("prompts")
     for batch in batches:
         given = len(batch) if isinstance(batch, tuple) else 1
         if not 1 <= given <= len(takes):

@@ -60,7 +60,7 @@ def current_task() -> Task:
     return Task(
         gpu_addresses=tuple(gpu.addresses) if gpu else (),
         cpus=context.cpus(),
-        is_local=_is_local(properties),
+        is_local=is_local_master(properties.get("spark.master", "")),
         executor=find_executor_process(),
         executor_cores=_executor_cores(properties),
         load_seconds=_seconds(properties, LOAD_SECONDS),
@@ -69,15 +69,17 @@ def current_task() -> Task:
     )
 
 
-def _is_local(properties: Mapping[str, str]) -> bool:
-    return re.fullmatch(r"local(\[.*\])?", properties.get("spark.master", "")) is not None
+def is_local_master(master: str) -> bool:
+    """Whether a master is Spark's local mode, which runs tasks in the driver's own JVM."""
+    return re.fullmatch(r"local(\[.*\])?", master) is not None
 
 
 def _executor_cores(properties: Mapping[str, str]) -> int:
     """An executor of a standalone cluster has all cores of its host where nothing says a number."""
     said = properties.get("spark.executor.cores", "")
-    if _is_local(properties):
-        said = re.sub(r"local\[?|[,\]].*", "", properties["spark.master"]) or "1"
+    master = properties.get("spark.master", "")
+    if is_local_master(master):
+        said = re.sub(r"local\[?|[,\]].*", "", master) or "1"
     return int(said) if said.isdecimal() else _core_count()
 
 

@@ -59,11 +59,12 @@ class NextToken(LogitsProcessor):
         self._penalty = RepetitionPenaltyLogitsProcessor(float(penalty)) if penalty != 1.0 else None
         self._padding = (batch.attention_mask == 0).to(device)
         # A token that each row has anyway stands where it is padded.
-        self._starts = batch.attention_mask.argmax(dim=1, keepdim=True)
-        self._own_token = batch.token_ids.gather(1, self._starts).to(device)
+        starts = batch.attention_mask.argmax(dim=1, keepdim=True)
+        self._own_token = batch.token_ids.gather(1, starts).to(device)
+        self._starts: list[int] = starts.flatten().tolist()
         self._rules = [
             _rules(given, ids[start:].to(device), settings.max_new_tokens)
-            for ids, start in zip(batch.token_ids, self._starts.flatten().tolist(), strict=True)
+            for ids, start in zip(batch.token_ids, self._starts, strict=True)
         ]
         self._warpers = _warpers(settings)
         self._generators = []
@@ -99,10 +100,9 @@ class NextToken(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
 
     def _follow_rules(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        starts = self._starts.flatten().tolist()
         alone = [
             rules(input_ids[row : row + 1, start:], scores[row : row + 1])
-            for row, (rules, start) in enumerate(zip(self._rules, starts, strict=True))
+            for row, (rules, start) in enumerate(zip(self._rules, self._starts, strict=True))
         ]
         return torch.cat(alone)
 

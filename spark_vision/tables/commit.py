@@ -20,6 +20,7 @@ from spark_vision.errors import CommitConflictError
 from spark_vision.tables.identity import FilledColumn
 from spark_vision.tables.location import TableLocation, quote
 from spark_vision.tables.pending import BASE
+from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT
 from spark_vision.tables.source import INPUTS
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def is_conflict(error: BaseException) -> bool:
 
 def _insert(wave: StagedWave, filled: Mapping[str, FilledColumn]) -> str:
     parts = [part for name in wave.columns for part in filled[name].parts]
-    names = [*wave.keys, *wave.kept, "source_hash", *parts, "updated_at"]
+    names = [*wave.keys, *wave.kept, SOURCE_HASH, *parts, UPDATED_AT]
     listed = ", ".join(map(quote, names))
     values = ", ".join(f"s.{quote(name)}" for name in names)
     return f"WHEN NOT MATCHED THEN INSERT ({listed}) VALUES ({values})"
@@ -151,11 +152,11 @@ def _insert(wave: StagedWave, filled: Mapping[str, FilledColumn]) -> str:
 
 def _update(wave: StagedWave, filled: Mapping[str, FilledColumn]) -> str:
     parts = [part for name in wave.columns for part in filled[name].parts]
-    values = {name: f"s.{quote(name)}" for name in (*wave.kept, *parts, "updated_at")}
+    values = {name: f"s.{quote(name)}" for name in (*wave.kept, *parts, UPDATED_AT)}
     hashes = (
         f"'{name}', {'s' if name in wave.inputs else 't'}.source_hash.{name}" for name in INPUTS
     )
-    values["source_hash"] = f"named_struct({', '.join(hashes)})"
+    values[SOURCE_HASH] = f"named_struct({', '.join(hashes)})"
     for name, column in filled.items():
         if name in wave.columns:
             continue

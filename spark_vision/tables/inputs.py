@@ -15,7 +15,7 @@ from pyspark.sql.types import (
 )
 
 from spark_vision.errors import TableError
-from spark_vision.tables.location import quote
+from spark_vision.tables.location import absolute_path, quote, quoted_path
 
 FILE_KEY = "path"
 _GLOB = re.compile(r"[*?\[{]")
@@ -77,24 +77,21 @@ def stream_images(spark: SparkSession, place: str, max_files: int) -> DataFrame:
     if properties.get("delta.enableChangeDataFeed") == "true":
         reader = reader.option("readChangeFeed", "true")
     # A stream has no table by the name of its folder.
-    folder = re.fullmatch(r"delta\.`(.+)`", table)
-    if folder:
-        return reader.format("delta").load(folder[1].replace("``", "`"))
-    return reader.table(table)
+    folder = quoted_path(table)
+    return reader.table(table) if folder is None else reader.format("delta").load(folder)
 
 
 def _table_at(spark: SparkSession, place: str) -> str | None:
     """Name the table that is meant, as SQL takes it; None for files."""
-    quoted = re.fullmatch(r"(?i:delta)\.`(.+)`", place)
-    if quoted:
-        return f"delta.{quote(quoted[1])}"
+    quoted = quoted_path(place)
+    if quoted is not None:
+        return f"delta.{quote(quoted)}"
     is_path = "/" in place or _GLOB.search(place) or Path(place).exists()
     if not is_path:
         if not spark.catalog.tableExists(place):
             raise TableError(f"no table and no folder is called {place!r}")
         return place
-    absolute = place if "://" in place or place.startswith("/") else str(Path(place).absolute())
-    table = f"delta.{quote(absolute)}"
+    table = f"delta.{quote(absolute_path(place))}"
     return table if not _GLOB.search(place) and _is_table(spark, table) else None
 
 

@@ -38,11 +38,10 @@ def locate_table(spark: SparkSession, table: str) -> TableLocation:
     Raises:
         TableError: It is neither, or a name in a catalog that forgets it with the session.
     """
-    quoted = re.fullmatch(r"(?i:delta)\.`(.+)`", table.strip())
-    path = quoted[1].replace("``", "`") if quoted else table.strip()
+    quoted = quoted_path(table)
+    path = quoted or table.strip()
     if quoted or "/" in path:
-        absolute = path if "://" in path or path.startswith("/") else str(Path(path).absolute())
-        return TableLocation(sql=f"delta.{quote(absolute)}", given=table)
+        return TableLocation(sql=f"delta.{quote(absolute_path(path))}", given=table)
     parts = [part.strip("`") for part in _PART.findall(path)]
     if not _NAME.fullmatch(path):
         raise TableError(
@@ -68,8 +67,8 @@ def checkpoint_in(table: str, column: str) -> str:
     Raises:
         TableError: The table is a name, whose folder is the catalog's matter.
     """
-    quoted = re.fullmatch(r"(?i:delta)\.`(.+)`", table.strip())
-    path = quoted[1] if quoted else table.strip()
+    quoted = quoted_path(table)
+    path = quoted or table.strip()
     if not quoted and "/" not in path:
         raise TableError(
             f"a stream to the table {table!r} needs a folder to note how far it is: --checkpoint"
@@ -115,6 +114,17 @@ def read_detail(spark: SparkSession, location: TableLocation) -> TableDetail | N
     if detail is None or detail["format"] != "delta":
         raise TableError(f"{location.given} is not a Delta table; choose another table")
     return TableDetail(dict(detail["properties"]), detail["location"], detail["id"])
+
+
+def quoted_path(table: str) -> str | None:
+    """Read the path in delta.`/path`; None where a table is named in another way."""
+    quoted = re.fullmatch(r"(?i:delta)\.`(.+)`", table.strip())
+    return quoted[1].replace("``", "`") if quoted else None
+
+
+def absolute_path(path: str) -> str:
+    """Give a path that means the same in every process; one with a scheme does already."""
+    return path if "://" in path or path.startswith("/") else str(Path(path).absolute())
 
 
 def quote(name: str) -> str:

@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 from spark_vision.errors import TableError
 from spark_vision.tables.identity import FilledColumn
 from spark_vision.tables.location import quote
+from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT
 from spark_vision.tables.source import INPUTS, SourceColumns, source_hash
 
 BASE = "__spark_vision_base"
@@ -154,9 +155,9 @@ def _table_side(
         F.lit(0).alias(_IN_SOURCE),
         F.lit(1).alias(_IN_TABLE),
         F.lit(None).cast(_HASH_TYPE).alias(_SOURCE_HASH),
-        F.col("source_hash").alias(_TABLE_HASH),
+        F.col(SOURCE_HASH).alias(_TABLE_HASH),
         F.array(*statuses).alias(_STATUSES),
-        F.col("updated_at").alias(BASE),
+        F.col(UPDATED_AT).alias(BASE),
         nothing.alias(SOURCE_FILE),
         F.col("_metadata.file_path").alias(TABLE_FILE),
     )

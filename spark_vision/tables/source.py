@@ -99,12 +99,8 @@ def choose_columns(
                 f"the column {name!r} has a character that Delta does not take in a name, one of "
                 "' ,;{}()=', a tab or a newline; rename it: source.withColumnRenamed(...)"
             )
-    for name, field in chosen.items():
-        if not isinstance(field.dataType, AtomicType) or isinstance(field.dataType, BinaryType):
-            raise TableError(
-                f"the key column {name} has the type {field.dataType.simpleString()}; allowed: "
-                "numbers, strings, booleans, dates and timestamps"
-            )
+    for field in chosen.values():
+        _check_comparable(field, what="key")
     image = text = None
     for operator in columns.values():
         if isinstance(operator, ImageOperator):
@@ -171,11 +167,7 @@ def _choose_versions(
         names = list(_FILE_MARKS) if says else []
     chosen = tuple(_find(fields, name, what="version") for name in names)
     for field in chosen:
-        if not isinstance(field.dataType, AtomicType) or isinstance(field.dataType, BinaryType):
-            raise TableError(
-                f"the version column {field.name} has the type {field.dataType.simpleString()}; "
-                "allowed: numbers, strings, booleans, dates and timestamps"
-            )
+        _check_comparable(field, what="version")
     return chosen
 
 
@@ -228,6 +220,14 @@ def _find_strings(fields: Mapping[str, StructField], name: str, *, what: str) ->
             "allowed: string"
         )
     return field
+
+
+def _check_comparable(field: StructField, *, what: str) -> None:
+    if not isinstance(field.dataType, AtomicType) or isinstance(field.dataType, BinaryType):
+        raise TableError(
+            f"the {what} column {field.name} has the type {field.dataType.simpleString()}; "
+            "allowed: numbers, strings, booleans, dates and timestamps"
+        )
 
 
 def _find(fields: Mapping[str, StructField], name: str, *, what: str) -> StructField:

@@ -16,6 +16,8 @@ from spark_vision.executor.executor_process import ExecutorProcess, find_executo
 LOAD_SECONDS = "spark.vision.model.loadSeconds"
 BATCH_SECONDS = "spark.vision.model.batchSeconds"
 IDLE_SECONDS = "spark.vision.model.idleSeconds"
+# Eleven days. The system waits for at most 2³¹ milliseconds at a time.
+MOST_SECONDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,9 @@ def _seconds(properties: Mapping[str, str], name: str, *, zero: bool = False) ->
         seconds = float(said)
     except ValueError:
         seconds = math.nan
-    if not (math.isfinite(seconds) and (seconds > 0 or (zero and seconds == 0))):
+    if not (0 < seconds <= MOST_SECONDS or (zero and seconds == 0)):
         raise InvalidOptionError(
-            f"{name} got {said!r}; allowed: a number of seconds{', 0 for ever' if zero else ''}"
+            f"{name} got {said!r}; allowed: a number of seconds above 0, at most {MOST_SECONDS:,}"
+            f"{', or 0 for ever' if zero else ''}"
         )
     return seconds

@@ -57,12 +57,20 @@ def _cuda_device(address: str) -> torch.device:
         for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         if name.strip()
     ]
-    index = visible.index(address) if address in visible else _number(address)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    is_instance = address.startswith("MIG-")
+    if address in visible:
+        index: int | None = visible.index(address)
+    elif is_instance and count == 1:
+        # CUDA shows a process one instance of a cut-up GPU at most, also by another of its names.
+        index = 0
+    else:
+        index = _number(address)
     if index is None or index >= count:
+        hint = f"set CUDA_VISIBLE_DEVICES={address} for its executor, " if is_instance else ""
         raise DeviceError(
             f"Spark assigned GPU {address}, but torch sees {count} CUDA device(s) here "
-            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}): "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}): {hint}"
             "check the discovery script and the CUDA build of torch, or use device='cpu'"
         )
     return torch.device("cuda", index)

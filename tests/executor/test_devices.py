@@ -47,6 +47,15 @@ def test_addresses_are_mapped_through_cuda_visible_devices(gpus):
     assert choose(["0"]) == "cuda:0"
 
 
+def test_an_instance_of_a_gpu_is_the_one_device_that_cuda_shows(gpus):
+    gpus(1)
+    assert choose(["MIG-aaa"]) == "cuda:0"
+    gpus(1, visible="0")
+    assert choose(["MIG-aaa"]) == "cuda:0"
+    gpus(1, visible="MIG-aaa")
+    assert choose(["MIG-aaa"]) == "cuda:0"
+
+
 def test_an_unscheduled_gpu_is_used_and_said(gpus, caplog):
     gpus(2)
     assert choose() == "cuda:0"
@@ -63,6 +72,8 @@ def test_an_unscheduled_gpu_is_used_and_said(gpus, caplog):
         (0, ["0"], {}, "torch sees 0 CUDA"),
         (1, ["3"], {}, "assigned GPU 3"),
         (1, ["GPU-xyz"], {}, "assigned GPU GPU-xyz"),
+        (2, ["MIG-xyz"], {}, "set CUDA_VISIBLE_DEVICES=MIG-xyz"),
+        (0, ["MIG-xyz"], {}, "set CUDA_VISIBLE_DEVICES=MIG-xyz"),
     ],
 )
 def test_a_gpu_that_is_not_there_is_an_error(gpus, gpu_count, addresses, options, message):

@@ -26,6 +26,7 @@ from random_checkpoints import write_feather_clip, write_vit_base
 from spark_vision import ClipImageEmbedding, ImageViTEmbedding, configure, embed_image
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.model_client import ServedModel
+from spark_vision.executor.model_host import digest_of, stamp_of
 from spark_vision.executor.server_place import ServerPlace
 from spark_vision.executor.server_start import ServerOrder
 from spark_vision.functions import model_placement
@@ -139,19 +140,21 @@ def _call_seconds(operator: ImageViTEmbedding, core_count: int, client_count: in
     order = ServerOrder(
         executor=ExecutorProcess.of(os.getpid()),
         folder=str(checkpoint.folder),
+        stamp=digest_of(stamp_of(checkpoint)),
         dtype=operator.dtype,
         device="cpu",
         flash_attention=False,
         call_count=core_count,
         thread_count=1,
         load_seconds=600,
+        batch_seconds=600,
         idle_seconds=0,
     )
     pixels = torch.randint(0, 256, (MODEL_BATCH_SIZE, 3, 224, 224), dtype=torch.uint8)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
 
     def call(_: int) -> list[float]:
-        served = ServedModel(order, ServerPlace.of(order.executor, "contention"), 600)
+        served = ServedModel(order, ServerPlace.of(order.executor, "contention"))
         served.embed_images(pixels, scaling, "cls")
         seconds = []
         for _ in range(3):

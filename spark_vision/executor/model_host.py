@@ -6,6 +6,7 @@
 import hashlib
 import json
 import logging
+import os
 import sys
 import threading
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+import spark_vision
 from spark_vision.executor.placement import PlacedModel, Placement
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import Checkpoint
@@ -59,6 +61,11 @@ class ReachedModel:
 
     model: Any
     placement: Callable[[], Placement]
+
+
+def digest_of(stamp: Stamp) -> str:
+    """Write a stamp in few characters."""
+    return hashlib.sha256(json.dumps(stamp).encode()).hexdigest()
 
 
 def stamp_of(checkpoint: Checkpoint) -> Stamp:
@@ -115,6 +122,7 @@ def _serve(key: ModelKey, task: Task) -> "ServedModel | None":
         return _decline("no executor's JVM is among this process's ancestors")
     # Other systems lack what these need as soon as they are imported.
     from spark_vision.executor import model_client
+    from spark_vision.executor.server_connection import SharingUnavailableError
     from spark_vision.executor.server_place import ServerPlace
     from spark_vision.executor.server_start import ServerOrder
 
@@ -124,6 +132,7 @@ def _serve(key: ModelKey, task: Task) -> "ServedModel | None":
     order = ServerOrder(
         executor=task.executor,
         folder=str(key.checkpoint.folder.absolute()),
+        stamp=digest_of(key.stamp),
         dtype=key.dtype,
         device=str(key.device),
         flash_attention=key.flash_attention,
@@ -132,6 +141,7 @@ def _serve(key: ModelKey, task: Task) -> "ServedModel | None":
         call_count=1 if key.device.type != "cpu" else max(1, task.executor_cores // task.cpus),
         thread_count=task.cpus,
         load_seconds=task.load_seconds,
+        batch_seconds=task.batch_seconds,
         idle_seconds=task.idle_seconds,
     )
     place = ServerPlace.of(task.executor, _server_name(key))
@@ -140,9 +150,9 @@ def _serve(key: ModelKey, task: Task) -> "ServedModel | None":
             _served,
             KEPT_CONNECTION_COUNT,
             (place, task.batch_seconds),
-            lambda: model_client.ServedModel(order, place, task.batch_seconds),
+            lambda: model_client.ServedModel(order, place),
         )
-    except model_client.SharingUnavailableError as error:
+    except SharingUnavailableError as error:
         return _decline(str(error))
 
 
@@ -156,9 +166,11 @@ def _keep(kept: OrderedDict[Key, Model], count: int, key: Key, make: Callable[[]
 
 
 def _server_name(key: ModelKey) -> str:
-    """Two Python environments of one executor do not share a server."""
+    """Two Python environments of one executor do not share a server, nor two of its packages."""
     model = [str(key.checkpoint.folder.absolute()), key.stamp, key.dtype, key.flash_attention]
-    identity = json.dumps([*model, str(key.device), sys.executable])
+    # The device's number counts what this variable shows.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if key.device.type == "cuda" else ""
+    identity = json.dumps([*model, str(key.device), visible, sys.executable, spark_vision.__file__])
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 

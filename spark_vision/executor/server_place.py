@@ -10,20 +10,18 @@ ends the server. What its file holds is for the next who takes it, and its time 
 pulse. Folders whose executor is gone are swept away before another server starts.
 """
 
-import fcntl
 import json
 import os
 import socket
 import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from spark_vision.executor.executor_process import ExecutorProcess
+from spark_vision.executor.server_lock import ServerLock
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,7 @@ class ServerPlace:
         for folder in (self.folder.parent, self.folder):
             with suppress(FileExistsError):
                 folder.mkdir(mode=0o700)
-            found = folder.lstat()
-            private = found.st_uid == os.geteuid() and not found.st_mode & 0o077
-            if not stat.S_ISDIR(found.st_mode) or not private:
-                raise PermissionError(f"{folder} is not a folder of user {os.geteuid()} alone")
+            _require_private(folder)
 
     def listen(self) -> socket.socket:
         """Bind and listen, in place of a dead server's socket.
@@ -88,27 +83,50 @@ class ServerPlace:
         return listener
 
     def connect(self) -> socket.socket | None:
-        """Connect, or return None where nobody listens."""
+        """Connect, or return None where nobody listens, or too many wait there already.
+
+        Raises:
+            OSError: What is there is no server's socket.
+            PermissionError: Somebody else can write there.
+        """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
+            for folder in (self.folder.parent, self.folder):
+                _require_private(folder)
+            # A stopped server takes nobody from its full queue: a blocking call would wait for it.
+            connection.setblocking(False)
             with self._short_address() as address:
                 connection.connect(address)
-        except (FileNotFoundError, ConnectionRefusedError):
+            connection.setblocking(True)
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
             connection.close()
             return None
+        except OSError:
+            connection.close()
+            raise
         return connection
 
     def pulse(self) -> int:
-        """Return a number that changes with each batch that the server starts or ends."""
+        """Return when the server last started or ended a batch, in nanoseconds; 0 without one."""
         try:
             return self.lock.stat().st_mtime_ns
-        except FileNotFoundError:
+        except OSError:
             return 0
 
-    def remove(self) -> None:
-        """Remove the files, the lock's last, and the folders that are empty then."""
-        for path in (self.address, self.log, self.lock):
-            path.unlink(missing_ok=True)
+    def is_whole(self, lock: ServerLock) -> bool:
+        """Whether who comes next finds the lock's holder: nobody has cleaned its files away."""
+        return lock.is_at(self.lock) and self.address.is_socket()
+
+    def remove(self, lock: ServerLock) -> None:
+        """Remove what is the lock holder's: the files, the lock's last, and folders left empty.
+
+        Raises:
+            OSError: Something there is no file, or cannot be removed.
+        """
+        # Where the lock's file has vanished, the files can be those of the next server.
+        if lock.is_at(self.lock):
+            for path in (self.address, self.log, self.lock):
+                path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
             self.folder.parent.rmdir()
@@ -123,85 +141,15 @@ class ServerPlace:
             os.close(folder)
 
 
-class ServerLock:
-    """The lock of a place while it is held; its file keeps a few words for the next who takes it.
-
-    Args:
-        descriptor: Of the locked file; closed with the lock.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    @classmethod
-    def take(cls, place: ServerPlace) -> "ServerLock | None":
-        """Take the lock, or return None where somebody has it.
-
-        Raises:
-            OSError: The file cannot be made.
-        """
-        descriptor = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The last holder may have removed the file between the two calls.
-            if os.fstat(descriptor).st_ino == place.lock.stat().st_ino:
-                return cls(descriptor)
-        except (BlockingIOError, FileNotFoundError):
-            pass
-        os.close(descriptor)
-        return None
-
-    def read(self) -> dict[str, Any]:
-        """Return what the last holder wrote; nothing where it came to no end of it."""
-        try:
-            return dict(json.loads(os.pread(self.descriptor, 2**16, 0)))
-        except ValueError:
-            return {}
-
-    def write(self, words: dict[str, Any]) -> None:
-        """Keep words for the next holder.
-
-        Raises:
-            OSError: The disk is full.
-        """
-        text = json.dumps(words).encode()
-        os.pwrite(self.descriptor, text, 0)
-        os.ftruncate(self.descriptor, len(text))
-
-    def write_failure(self, kind: str, message: str) -> None:
-        """Keep why a load failed, for all who wait for it and the first who come after."""
-        self.write({"failure": {"kind": kind, "message": message, "moment": time.monotonic()}})
-
-    def recent_failure(self, seconds: float) -> dict[str, str] | None:
-        """Return kind and message of a load that failed in the last seconds, if one did.
-
-        The monotonic clock is one for all processes of a host.
-        """
-        failure = self.read().get("failure")
-        is_recent = failure and 0 <= time.monotonic() - failure["moment"] < seconds
-        return failure if is_recent else None
-
-    def beat(self) -> None:
-        """Show whoever waits that the server goes on."""
-        os.utime(self.descriptor)
-
-    def close(self) -> None:
-        """Let the lock go, where no other process holds it too."""
-        os.close(self.descriptor)
-
-
 def sweep(place: ServerPlace) -> None:
     """Remove what servers of ended executors have left, such as those of a host that died."""
     for folder in place.folder.parent.iterdir():
         if folder == place.folder or _executor_is_alive(folder):
             continue
-        for lock_file in folder.glob("*.lock"):
-            left = ServerPlace(folder, lock_file.stem)
-            with suppress(OSError):
-                lock = ServerLock.take(left)
-                if lock is not None:
-                    left.remove()
-                    lock.close()
+        with suppress(OSError):
+            # Not only of the locks: a cleaner of temporary files may have left only a socket.
+            for name in {path.stem for path in folder.iterdir()}:
+                _sweep_one(ServerPlace(folder, name))
         with suppress(OSError):
             folder.rmdir()
 
@@ -212,6 +160,21 @@ def read_pid(place: ServerPlace) -> int | None:
         return int(json.loads(place.lock.read_bytes())["pid"])
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _sweep_one(left: ServerPlace) -> None:
+    lock = ServerLock.take(left.lock)
+    if lock is not None:
+        with suppress(OSError):
+            left.remove(lock)
+        lock.close()
+
+
+def _require_private(folder: Path) -> None:
+    found = folder.lstat()
+    private = found.st_uid == os.geteuid() and not found.st_mode & 0o077
+    if not stat.S_ISDIR(found.st_mode) or not private:
+        raise PermissionError(f"{folder} is not a folder of user {os.geteuid()} alone")
 
 
 def _executor_is_alive(folder: Path) -> bool:

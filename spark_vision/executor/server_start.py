@@ -8,11 +8,13 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from spark_vision.executor.executor_process import ExecutorProcess
-from spark_vision.executor.server_place import ServerLock, ServerPlace
+from spark_vision.executor.server_lock import ServerLock
+from spark_vision.executor.server_place import ServerPlace
 
 _started: list[subprocess.Popen[bytes]] = []
 
@@ -24,23 +26,27 @@ class ServerOrder:
     Attributes:
         executor: The process whose end is the server's.
         folder: The checkpoint's.
+        stamp: What `stamp_of` says of its files: with another one the load fails.
         dtype: As the operator says it.
         device: A torch device.
         flash_attention: As for `families.load_model`.
         call_count: Calls computed at a time, each by a thread of its own.
         thread_count: Cores that one call may use.
         load_seconds: A load that takes longer fails.
+        batch_seconds: A call that takes longer ends the server.
         idle_seconds: Without a call it ends after these; 0 keeps it.
     """
 
     executor: ExecutorProcess
     folder: str
+    stamp: str
     dtype: str
     device: str
     flash_attention: bool
     call_count: int
     thread_count: int
     load_seconds: float
+    batch_seconds: float
     idle_seconds: float
 
     def to_json(self) -> str:
@@ -77,12 +83,14 @@ def start_server(order: ServerOrder, place: ServerPlace, lock: ServerLock) -> No
         )
     # A child that has ended stays in the process table until its parent asks for it.
     _started[:] = [each for each in _started if each.poll() is None] + [process]
-    print(
-        f"spark_vision: model server {process.pid} for {order.folder} ({order.dtype}) on "
-        f"{order.device}; its log: {place.log}",
-        file=sys.stderr,
-        flush=True,
-    )
+    # The server runs, and whoever reads this worker's output may have gone.
+    with suppress(OSError, ValueError):
+        print(
+            f"spark_vision: model server {process.pid} for {order.folder} ({order.dtype}) on "
+            f"{order.device}; its log: {place.log}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _environment(order: ServerOrder) -> dict[str, str]:

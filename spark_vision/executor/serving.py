@@ -13,20 +13,23 @@ from typing import Any
 
 import torch
 
+from spark_vision.errors import UnsupportedCheckpointError
 from spark_vision.executor.allocator import keep_freed_memory
 from spark_vision.executor.channel import Channel
+from spark_vision.executor.model_host import digest_of, stamp_of
 from spark_vision.executor.model_methods import describe_error, serve
 from spark_vision.executor.placement import PlacedModel
-from spark_vision.executor.server_place import ServerLock
+from spark_vision.executor.served_client import ServedClient, Tensors
+from spark_vision.executor.server_lock import ServerLock
 from spark_vision.executor.server_start import ServerOrder
-from spark_vision.models.checkpoint_files import open_folder
+from spark_vision.models.checkpoint_files import Checkpoint, open_folder
 
 logger = logging.getLogger("spark_vision.model_server")
 
-# How long the taking of calls sleeps before it looks again at the time and at the model's thread.
+# How long the taking of calls sleeps before it looks again at the time and at the model's threads.
 LONGEST_SLEEP_SECONDS = 1.0
-
-Tensors = Mapping[str, torch.Tensor]
+# Without a descriptor left nobody can be accepted until a client leaves.
+ACCEPT_AGAIN_SECONDS = 0.2
 
 
 def load(order: ServerOrder) -> PlacedModel:
@@ -39,7 +42,19 @@ def load(order: ServerOrder) -> PlacedModel:
     torch.set_num_threads(order.thread_count)
     checkpoint = open_folder(Path(order.folder))
     device, executor = torch.device(order.device), str(order.executor)
-    return PlacedModel(checkpoint, order.dtype, device, executor, order.flash_attention)
+    _require_stamp(checkpoint, order)
+    placed = PlacedModel(checkpoint, order.dtype, device, executor, order.flash_attention)
+    _require_stamp(checkpoint, order)
+    return placed
+
+
+def _require_stamp(checkpoint: Checkpoint, order: ServerOrder) -> None:
+    """The rows before and after the restart of a server are of one model."""
+    if digest_of(stamp_of(checkpoint)) != order.stamp:
+        raise UnsupportedCheckpointError(
+            f"the files in {checkpoint.folder} have changed since the query began: run it again, "
+            "and put another checkpoint into another folder"
+        )
 
 
 def serve_clients(
@@ -59,12 +74,14 @@ def serve_clients(
         selector.register(listener, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select(LONGEST_SLEEP_SECONDS):
-                if isinstance(key.fileobj, Channel):
+                if isinstance(key.fileobj, ServedClient):
                     serving.receive(key.fileobj, selector)
                 else:
                     serving.accept(listener, selector)
             if serving.has_ended:
                 return "a model's thread has ended", 1
+            if serving.longest_call_seconds() > order.batch_seconds:
+                return f"a call took longer than {order.batch_seconds:g} s", 1
             if order.idle_seconds and serving.idle_seconds() >= order.idle_seconds:
                 return f"no call for {order.idle_seconds:g} s", 0
 
@@ -73,20 +90,35 @@ class _Serving:
     def __init__(self, placed: PlacedModel, lock: ServerLock) -> None:
         self._placed = placed
         self._lock = lock
-        self._calls: queue.SimpleQueue[tuple[Channel, Mapping[str, Any], Tensors]] = (
+        self._calls: queue.SimpleQueue[tuple[ServedClient, Mapping[str, Any], Tensors]] = (
             queue.SimpleQueue()
         )
-        self._in_flight: set[Channel] = set()
+        # When the computing of each client's call began; None while the call waits.
+        self._under_way: dict[ServedClient, float | None] = {}
         self._last_answer = time.monotonic()
         self._is_device_broken = False
         self.has_ended = False
 
     def idle_seconds(self) -> float:
         """Return for how long nobody has called."""
-        return 0.0 if self._in_flight else time.monotonic() - self._last_answer
+        return 0.0 if self._under_way else time.monotonic() - self._last_answer
+
+    def longest_call_seconds(self) -> float:
+        """Return how long the oldest call that is computed has taken so far.
+
+        The beat of the lock does not tell: other threads beat while one hangs.
+        """
+        now = time.monotonic()
+        starts = list(self._under_way.values())
+        return max((now - start for start in starts if start is not None), default=0.0)
 
     def accept(self, listener: socket.socket, selector: selectors.BaseSelector) -> None:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError as error:
+            logger.warning("nobody can be accepted: %s", error)
+            time.sleep(ACCEPT_AGAIN_SECONDS)
+            return
         try:
             channel = Channel(connection)
             channel.send({"hello": 1})
@@ -94,22 +126,16 @@ class _Serving:
             logger.warning("a client was not accepted: %s", error)
             connection.close()
         else:
-            selector.register(channel, selectors.EVENT_READ)
+            selector.register(ServedClient(channel), selectors.EVENT_READ)
 
-    def receive(self, channel: Channel, selector: selectors.BaseSelector) -> None:
-        try:
-            message = channel.receive()
-            if channel in self._in_flight and message is not None:
-                raise ValueError("a call came before the answer to the last")
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            logger.warning("a client was cut off: %s: %s", type(error).__name__, error)
-            message = None
-        if message is None:
-            selector.unregister(channel)
-            channel.close()
+    def receive(self, client: ServedClient, selector: selectors.BaseSelector) -> None:
+        call = client.receive()
+        if call is None:
+            selector.unregister(client)
+            client.leave()
             return
-        self._in_flight.add(channel)
-        self._calls.put((channel, *message))
+        self._under_way[client] = None
+        self._calls.put((client, *call))
 
     def compute(self, thread_count: int) -> None:
         """Answer calls in the order in which they came, while the device works."""
@@ -123,18 +149,19 @@ class _Serving:
         self.has_ended = True
 
     def _answer_next(self) -> None:
-        channel, header, tensors = self._calls.get()
-        self._lock.beat()
-        answer, result = self._answer(header, tensors)
-        self._lock.beat()
-        self._last_answer = time.monotonic()
+        client, header, tensors = self._calls.get()
+        answer: Mapping[str, Any] = {}
+        result: Tensors = {}
+        # What a cancelled job had waiting would hold up the next query.
+        if not client.has_left:
+            self._under_way[client] = time.monotonic()
+            self._lock.beat()
+            answer, result = self._answer(header, tensors)
+            self._lock.beat()
+            self._last_answer = time.monotonic()
         # Before the answer: the client may call again as soon as it has it.
-        self._in_flight.discard(channel)
-        try:
-            channel.send(answer, result)
-        except OSError as error:
-            logger.info("a client did not take its answer: %s", error)
-            channel.cut_off()
+        del self._under_way[client]
+        client.answer(answer, result)
 
     def _answer(
         self, header: Mapping[str, Any], tensors: Tensors

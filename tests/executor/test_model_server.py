@@ -3,7 +3,9 @@
 The executor is a process that sleeps; servers, sockets and shared memory are real.
 """
 
+import dataclasses
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,12 +28,12 @@ from spark_vision.executor import model_client, model_host
 from spark_vision.executor.channel import Channel
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.inference import compute_rows
-from spark_vision.executor.model_host import reach_model
+from spark_vision.executor.model_host import ModelKey, reach_model
 from spark_vision.executor.model_methods import describe_error, make_error
 from spark_vision.executor.server_place import ServerPlace, read_pid
 from spark_vision.executor.server_start import ServerOrder
 from spark_vision.executor.task import Task
-from spark_vision.models.checkpoints import resolve_checkpoint
+from spark_vision.models.checkpoints import Checkpoint, resolve_checkpoint
 from spark_vision.models.families import (
     load_caption_preprocessor,
     load_model,
@@ -210,19 +212,20 @@ def test_a_client_cannot_take_memory_away_or_call_twice_at_once(lasting_host, pi
     assert intruder.wait(10)
     assert intruder.receive() is None
     os.close(descriptor)
-    hasty = Channel(lasting_host.place_of(pid).connect())
+    place = lasting_host.place_of(pid)
+    hasty = Channel(place.connect())
     hasty.receive()
-    call = b'{"method": "placement", "tensors": {}}'
-    assert wait_until(lambda: not is_sent(hasty, call), 10)
+    slowness = lasting_host.folder / "forward_seconds"
+    slowness.write_text("2")
+    arguments = {"scaling": dataclasses.asdict(scaling), "pooling": "cls"}
+    hasty.send({"method": "embed_images", "arguments": arguments}, {"pixels": pixels})
+    hasty.send({"method": "placement"})
+    # The end comes first, in the place of the answer to the first call.
+    assert hasty.wait(20)
+    assert hasty.receive() is None
+    assert "a call came before the answer to the last" in place.log.read_text()
+    slowness.unlink()
     assert reached.placement().server_pid == pid
-
-
-def is_sent(channel, packet):
-    try:
-        channel._connection.send(packet)
-    except (BrokenPipeError, ConnectionResetError):
-        return False
-    return True
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -269,15 +272,17 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
         order = ServerOrder(
             executor=ExecutorProcess.of(pid),
             folder=str(checkpoint.folder),
+            stamp=model_host.digest_of(model_host.stamp_of(checkpoint)),
             dtype="float32",
             device="cpu",
             flash_attention=False,
             call_count=1,
             thread_count=1,
             load_seconds=120,
+            batch_seconds=60,
             idle_seconds=0,
         )
-        served = model_client.ServedModel(order, ServerPlace.of(order.executor, "model"), 60)
+        served = model_client.ServedModel(order, ServerPlace.of(order.executor, "model"))
         torch.testing.assert_close(served.embed_images(pixels, scaling, "cls"), expected)
         placement = served.placement()
         assert placement.executor.startswith(f"{pid}-")
@@ -294,6 +299,22 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
     assert wait_until(lambda: not psutil.pid_exists(servers[1]) or zombie(servers[1]), 2)
     assert host.servers() == [servers[0]]
     assert "bytes of weights" in host.place().log.read_text()
+
+
+def test_what_cuda_shows_and_the_package_make_another_server(monkeypatch, tmp_path):
+    def name(device):
+        checkpoint = Checkpoint(tmp_path, "dinov2", {})
+        return model_host._server_name(
+            ModelKey(checkpoint, (), "float32", torch.device(device), False)
+        )
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    first = name("cuda:0"), name("cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert name("cuda:0") != first[0]
+    assert name("cpu") == first[1]
+    monkeypatch.setattr(model_host.spark_vision, "__file__", "/elsewhere/spark_vision/__init__.py")
+    assert name("cpu") != first[1]
 
 
 def zombie(pid):
@@ -385,6 +406,49 @@ def test_a_load_that_fails_is_told_to_all_and_not_tried_again_at_once(host):
     assert host.load_count() == 1
 
 
+def test_a_checkpoint_that_changes_in_a_query_is_not_loaded_in_the_place_of_the_first(
+    host, pixels, scaling, tmp_path
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(host.checkpoints / "dinov2", copy)
+    reached = host.reach(copy)
+    first = reached.placement().server_pid
+    shutil.copytree(host.checkpoints / "dinov2-other", copy, dirs_exist_ok=True)
+    os.kill(first, signal.SIGKILL)
+    with pytest.raises(ModelServerError, match="have changed since the query began"):
+        reached.model.embed_images(pixels, scaling, "cls")
+    assert host.load_count() == 1
+    # The next query knows of the change from its start.
+    assert host.reach(copy).placement().server_pid != first
+
+
+def test_what_the_server_cannot_say_of_itself_is_an_error_of_its_own(host, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(host.checkpoints / "dinov2", copy)
+    reached = host.reach(copy)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="has no weights"):
+        reached.placement()
+
+
+@pytest.mark.parametrize("vanished", ["lock", "address"])
+def test_a_server_whose_files_vanish_ends_and_another_starts(
+    host, pixels, scaling, expected, vanished
+):
+    reached = host.reach()
+    first = reached.placement().server_pid
+    getattr(host.place(), vanished).unlink()
+    assert wait_until(lambda: first not in host.servers(), 6)
+    torch.testing.assert_close(reached.model.embed_images(pixels, scaling, "cls"), expected)
+    assert host.servers() == [reached.placement().server_pid] != [first]
+
+
+def test_a_load_that_takes_too_long_fails(host):
+    with pytest.raises(ModelServerError, match=r"not loaded within 0\.1 s"):
+        host.reach(load_seconds=0.1)
+    assert wait_until(lambda: not host.servers(), 5)
+
+
 def test_without_calls_the_server_ends_and_comes_back(
     tmp_path, checkpoints, monkeypatch, pixels, scaling, expected
 ):
@@ -406,7 +470,17 @@ def test_without_calls_the_server_ends_and_comes_back(
         assert reached.placement().server_pid != first
 
 
-@pytest.mark.parametrize("trouble", ["no folder", "others can write", "no executor"])
+TROUBLES = [
+    "no folder",
+    "others can write",
+    "no executor",
+    "a file in the folder's place",
+    "a loop in the folder's place",
+    "a stream socket in the socket's place",
+]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
 def test_where_no_server_can_be_the_worker_loads_and_says_why(
     trouble, tmp_path, checkpoints, monkeypatch, caplog, pixels, scaling, expected
 ):
@@ -418,8 +492,21 @@ def test_where_no_server_can_be_the_worker_loads_and_says_why(
         elif trouble == "others can write":
             (host.folder / f"spark-vision-{os.geteuid()}").mkdir(mode=0o777)
             (host.folder / f"spark-vision-{os.geteuid()}").chmod(0o777)
-        else:
+        elif trouble == "no executor":
             task = Task((), 1)
+        elif trouble == "a file in the folder's place":
+            (host.folder / f"spark-vision-{os.geteuid()}").write_text("")
+        elif trouble == "a loop in the folder's place":
+            loop = host.folder / f"spark-vision-{os.geteuid()}"
+            loop.symlink_to(loop)
+        else:
+            monkeypatch.setattr(model_host, "_server_name", lambda key: "model")
+            place = ServerPlace.of(task.executor, "model")
+            place.prepare()
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            with place._short_address() as address:
+                listener.bind(address)
+            listener.listen()
         model_host._decline.cache_clear()
         for _ in range(2):
             reached = reach_model(resolve_checkpoint(operator), operator, CPU, task)
@@ -450,7 +537,7 @@ import os, subprocess, tempfile, torch
 from spark_vision import ImageViTEmbedding
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.inference import compute_rows
-from spark_vision.executor.model_host import reach_model
+from spark_vision.executor.model_host import ModelKey, reach_model
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import resolve_checkpoint
 tempfile.tempdir = {str(tmp_path)!r}

@@ -1,8 +1,11 @@
-"""Calls of several clients in one model server: how many are computed at a time."""
+"""Calls of several clients in one model server: how many at a time, which, and for how long."""
 
+import errno
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +13,12 @@ import torch
 
 from spark_vision.executor.channel import Channel
 from spark_vision.executor.executor_process import ExecutorProcess
+from spark_vision.executor.served_client import ServedClient
 from spark_vision.executor.server_start import ServerOrder
 from spark_vision.executor.serving import serve_clients
 
 CLIENT_COUNT = 3
+CALL = {"method": "embed_texts", "arguments": {}}
 
 
 class CountingModel:
@@ -30,38 +35,188 @@ class CountingModel:
             self._inside += 1
             self.most = max(self.most, self._inside)
         self._barrier.wait(20)
+        # Long enough for one more call to come in, were it let in.
+        time.sleep(0.3)
         with self._lock:
             self._inside -= 1
         return tokens["input_ids"] + 1.0
 
 
+class WaitingModel:
+    """Waits with the value 0 until it is released, and knows what it was given."""
+
+    def __init__(self):
+        self.given = []
+        self.release = threading.Event()
+
+    def embed_texts(self, tokens):
+        value = float(tokens["input_ids"])
+        self.given.append(value)
+        if value == 0:
+            self.release.wait(60)
+        return tokens["input_ids"] + 1.0
+
+
+class Server:
+    """A server's threads in this process, and clients of it."""
+
+    def __init__(self, address, reason):
+        self.address = address
+        self.reason = reason
+
+    def connect(self):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.connect(self.address)
+        channel = Channel(connection)
+        assert channel.wait(20)
+        assert channel.receive()[0] == {"hello": 1}
+        return channel
+
+
+@contextmanager
+def serve(tmp_path, model, listen=lambda listener: listener, **settings):
+    order = ServerOrder(
+        **{
+            "executor": ExecutorProcess.of(1),
+            "folder": "",
+            "stamp": "",
+            "dtype": "float32",
+            "device": "cpu",
+            "flash_attention": False,
+            "call_count": 1,
+            "thread_count": 1,
+            "load_seconds": 60,
+            "batch_seconds": 60,
+            "idle_seconds": 1,
+            **settings,
+        }
+    )
+    lock = SimpleNamespace(beat=lambda: None)
+    address = str(tmp_path / "socket")
+    placed = SimpleNamespace(model=model)
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        listener.bind(address)
+        listener.listen()
+        yield Server(address, pool.submit(serve_clients, placed, listen(listener), lock, order))
+
+
+def send(channel, value):
+    channel.send(CALL, {"input_ids": torch.tensor([[value]])})
+
+
+def receive(channel):
+    assert channel.wait(30)
+    _, result = channel.receive()
+    return float(result["vectors"])
+
+
 @pytest.mark.parametrize("call_count", [1, CLIENT_COUNT])
 def test_as_many_calls_are_computed_at_a_time_as_the_order_says(tmp_path, call_count):
     model = CountingModel(call_count)
-    order = ServerOrder(ExecutorProcess.of(1), "", "float32", "cpu", False, call_count, 1, 60, 1)
-    lock = SimpleNamespace(beat=lambda: None)
-    address = str(tmp_path / "socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(address)
-        listener.listen()
-        with ThreadPoolExecutor(1 + CLIENT_COUNT) as pool:
-            reason = pool.submit(serve_clients, SimpleNamespace(model=model), listener, lock, order)
-            values = [pool.submit(call, address, float(each)) for each in range(CLIENT_COUNT)]
-            assert [value.result(30) for value in values] == [1.0, 2.0, 3.0]
-            assert reason.result(30) == ("no call for 1 s", 0)
+    together = threading.Barrier(CLIENT_COUNT)
+
+    def call(value):
+        channel = server.connect()
+        together.wait(20)
+        send(channel, value)
+        return receive(channel)
+
+    with (
+        serve(tmp_path, model, call_count=call_count) as server,
+        ThreadPoolExecutor(CLIENT_COUNT) as pool,
+    ):
+        assert list(pool.map(call, [0.0, 1.0, 2.0])) == [1.0, 2.0, 3.0]
+        assert server.reason.result(30) == ("no call for 1 s", 0)
     assert model.most == call_count
 
 
-def call(address, value):
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection.connect(address)
-    channel = Channel(connection)
-    assert channel.wait(20)
-    assert channel.receive() is not None
-    header = {"method": "embed_texts", "arguments": {}}
-    channel.send(header, {"input_ids": torch.tensor([[value]])})
-    assert channel.wait(30)
-    _, result = channel.receive()
-    answer = float(next(iter(result.values()))[0, 0])
-    channel.close()
-    return answer
+def test_what_a_client_that_left_had_waiting_is_not_computed(tmp_path):
+    model = WaitingModel()
+    with serve(tmp_path, model) as server:
+        first, left, third = (server.connect() for _ in range(3))
+        send(first, 0.0)
+        while not model.given:
+            time.sleep(0.01)
+        send(left, 1.0)
+        left.close()
+        send(third, 2.0)
+        # One turn for the call, one for the end, one in which both have been seen.
+        for _ in range(3):
+            server.connect()
+        model.release.set()
+        assert [receive(first), receive(third)] == [1.0, 3.0]
+        assert server.reason.result(30) == ("no call for 1 s", 0)
+    assert model.given == [0.0, 2.0]
+
+
+def test_a_call_that_hangs_ends_the_server_while_others_are_answered(tmp_path):
+    model = WaitingModel()
+    answered = 0
+    with serve(tmp_path, model, call_count=2, batch_seconds=1) as server:
+        hanging, other = server.connect(), server.connect()
+        send(hanging, 0.0)
+        deadline = time.monotonic() + 20
+        while not server.reason.done() and time.monotonic() < deadline:
+            send(other, 1.0)
+            # Without an answer where nobody takes calls any more.
+            if other.wait(2):
+                assert receive(other) == 2.0
+                answered += 1
+            time.sleep(0.02)
+        assert server.reason.result(1) == ("a call took longer than 1 s", 1)
+        model.release.set()
+    assert answered > 1
+
+
+def test_a_server_without_descriptors_goes_on_and_accepts_later(tmp_path):
+    class Failing:
+        def __init__(self, listener):
+            self._listener = listener
+            self.failures = 2
+
+        def fileno(self):
+            return self._listener.fileno()
+
+        def accept(self):
+            if self.failures:
+                self.failures -= 1
+                raise OSError(errno.EMFILE, "Too many open files")
+            return self._listener.accept()
+
+    with serve(tmp_path, WaitingModel(), listen=Failing) as server:
+        channel = server.connect()
+        send(channel, 1.0)
+        assert receive(channel) == 2.0
+
+
+@pytest.fixture
+def pair():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return ServedClient(Channel(ours)), Channel(theirs)
+
+
+def test_the_socket_of_a_client_that_leaves_in_its_call_is_closed_by_who_answers(pair):
+    served, client = pair
+    client.send(CALL)
+    assert served.receive()[0] == CALL
+    client.close()
+    assert served.receive() is None
+    served.leave()
+    assert served.fileno() >= 0
+    served.answer({}, {})
+    assert served.fileno() == -1
+
+
+def test_the_socket_of_a_client_that_leaves_between_calls_is_closed_at_once(pair):
+    served, client = pair
+    client.send(CALL)
+    served.receive()
+    served.answer({}, {})
+    assert client.receive()[0] == {}
+    client.close()
+    assert served.receive() is None
+    served.leave()
+    assert served.fileno() == -1

@@ -24,6 +24,7 @@ def start(settings):
         builder = builder.config(name, value)
     spark = builder.getOrCreate()
     spark.range(2).count()
+    return spark.sparkContext.applicationId
 
 
 def stop():

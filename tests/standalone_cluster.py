@@ -28,9 +28,10 @@ class Cluster:
     Args:
         folder: For logs, executors and the discovery script.
         gpus_per_worker: How many GPUs the script of each Worker announces.
+        users: The id of the user that each Worker, and what it starts, runs as; None: this one.
     """
 
-    def __init__(self, folder, worker_count=2, gpus_per_worker=2):
+    def __init__(self, folder, gpus_per_worker=2, users=(None, None)):
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         addresses = ", ".join(f'"{number}"' for number in range(gpus_per_worker))
@@ -42,7 +43,7 @@ class Cluster:
             f"-Dspark.worker.resource.gpu.discoveryScript={script}"
         )
         self._processes = []
-        self._worker_count = worker_count
+        self._users = users
 
     def __enter__(self):
         try:
@@ -50,20 +51,24 @@ class Cluster:
             self.url = wait_for(lambda: re.search(r"spark://127.0.0.1:\d+", log.read_text()), 120)[
                 0
             ]
-            for number in range(self._worker_count):
-                self._add_worker(number)
+            for number, user in enumerate(self._users):
+                self._add_worker(number, user)
         except BaseException:
             self.__exit__()
             raise
         return self
 
-    def _add_worker(self, number):
-        work = str(self._folder / f"work-{number}")
-        options = ["--cores", str(CORES_PER_WORKER), "--memory", "1g", "--work-dir", work]
-        log = self._start("worker.Worker", "--webui-port", "0", *options, self.url, name=number)
+    def _add_worker(self, number, user):
+        work = self._folder / f"work-{number}"
+        work.mkdir()
+        if user is not None:
+            os.chown(work, user, -1)
+        options = ["--cores", str(CORES_PER_WORKER), "--memory", "1g", "--work-dir", str(work)]
+        arguments = ("--webui-port", "0", *options, self.url)
+        log = self._start("worker.Worker", *arguments, name=number, user=user)
         wait_for(lambda: "Successfully registered" in log.read_text(), 120)
 
-    def _start(self, java_class, *arguments, name=""):
+    def _start(self, java_class, *arguments, name="", user=None):
         log = self._folder / f"{java_class}{name}.log"
         environment = {
             **os.environ,
@@ -80,9 +85,14 @@ class Cluster:
                 stderr=output,
                 env=environment,
                 start_new_session=True,
+                user=user,
             )
         self._processes.append(process)
         return log
+
+    def executor_logs(self, application):
+        """What the executors of an application wrote to their stderr, a file each."""
+        return sorted(self._folder.glob(f"work-*/{application}/*/stderr"))
 
     def __exit__(self, *_):
         for process in self._processes:
@@ -104,7 +114,7 @@ class Driver:
     def __init__(self, cluster, folder, settings=None, package_on_path=True):
         self.folder = folder
         for name in ("tmp", "forwards", "loads"):
-            (folder / name).mkdir(parents=True)
+            (folder / name).mkdir(parents=True, exist_ok=True)
         path = [str(WORKER_SITE), str(ROOT)] if package_on_path else [str(WORKER_SITE)]
         environment = {
             "PYTHONPATH": os.pathsep.join(path),
@@ -136,7 +146,7 @@ class Driver:
         from cluster_jobs import start
 
         try:
-            self.run(start, self._settings)
+            self.application = self.run(start, self._settings)
         except BaseException:
             self._kill()
             raise

@@ -14,6 +14,7 @@ from spark_vision import (
     ImageViTEmbedding,
     QwenVLImageUnderstanding,
     caption_image,
+    model_placement,
     register_functions,
 )
 from spark_vision.demo import checkpoint_path
@@ -144,6 +145,16 @@ def test_sql_takes_one_argument_or_two(spark, images, qwen, true):
     assert [row[0] for row in rows] == true(None)
     assert [row[1] for row in rows] == true("x")
     assert [row[2] for row in rows] == true(ASKED)
+
+
+def test_a_row_without_any_prompt_reaches_no_model(images, qwen):
+    silent = QwenVLImageUnderstanding(
+        model_name=qwen.model_name, prompt=None, dtype="float32", max_caption_length=LENGTH
+    )
+    placed = collect(images, model_placement("content", silent, F.col("asked")))
+    reached = [place is not None for place in placed]
+    assert reached == [bool((prompt or "").strip()) for prompt in ASKED]
+    assert len({place.server_pid for place in placed if place}) == 1
 
 
 def test_wrong_arguments_are_refused_on_the_driver(qwen, checkpoints):

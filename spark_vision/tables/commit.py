@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
-from spark_vision.errors import CommitConflictError
-from spark_vision.tables.identity import FilledColumn
-from spark_vision.tables.location import TableLocation, quote
+from spark_vision.errors import CommitConflictError, TableError
+from spark_vision.tables.identity import FilledColumn, filled_columns
+from spark_vision.tables.location import TableLocation, quote, read_detail
 from spark_vision.tables.pending import BASE
 from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT
 from spark_vision.tables.source import INPUTS
@@ -70,50 +70,87 @@ class StagedWave:
         return cls(**{**values, **lists})
 
 
-def commit_wave(
-    location: TableLocation, wave: StagedWave, rows: DataFrame, filled: Mapping[str, FilledColumn]
-) -> None:
+def commit_wave(location: TableLocation, wave: StagedWave, rows: DataFrame) -> int:
     """Bring a stage's rows into the table.
 
     Args:
         location: The table.
         wave: What the stage holds.
         rows: The stage's rows.
-        filled: The table's columns of models.
+
+    Returns:
+        Rows of the table that were changed: fewer than the stage has where it was committed before,
+        or another writer was first.
+
+    Raises:
+        CommitConflictError: Others wrote to the table at every attempt.
+        TableError: A column has become another model's since the rows were computed.
+    """
+
+    def clause() -> str:
+        # Looked at before each attempt: another writer may have added a column, or changed its
+        # model. Where that happens during the MERGE, Delta finds a conflict.
+        filled = _check_models(rows.sparkSession, location, wave)
+        return _insert(wave, filled) if wave.is_new else _update(wave, filled)
+
+    left = "what was computed stays in the stage, and the next run commits it"
+    return _merge(rows, location, wave.keys, clause, left)
+
+
+def delete_rows(
+    location: TableLocation, keys: tuple[str, ...], rows: DataFrame, *, unchanged: bool
+) -> None:
+    """Remove the rows that have the keys of `rows`.
+
+    Args:
+        location: The table.
+        keys: Its keys.
+        rows: Keys, with `BASE` where `unchanged` is asked for.
+        unchanged: Leave those that have been written since the table was surveyed.
 
     Raises:
         CommitConflictError: Others wrote to the table at every attempt.
     """
-    statement = _insert(wave, filled) if wave.is_new else _update(wave, filled)
-    merge(rows, location, wave.keys, statement)
+    condition = f" AND t.{UPDATED_AT} <=> s.{quote(BASE)}" if unchanged else ""
+    clause = f"WHEN MATCHED{condition} THEN DELETE"
+    _merge(rows, location, keys, lambda: clause, "its rows were not removed")
 
 
-def delete_rows(location: TableLocation, keys: tuple[str, ...], rows: DataFrame) -> None:
-    """Remove the rows that have the keys of `rows`."""
-    merge(rows, location, keys, "WHEN MATCHED THEN DELETE")
+def _merge(
+    rows: DataFrame,
+    location: TableLocation,
+    keys: tuple[str, ...],
+    clause: Callable[[], str],
+    left: str,
+) -> int:
+    """Run a MERGE on keys, again where another writer came in between; say how many rows changed.
 
-
-def merge(rows: DataFrame, location: TableLocation, keys: tuple[str, ...], clause: str) -> None:
-    """Run a MERGE on keys, again where another writer came in between.
-
-    Raises:
-        CommitConflictError: Others wrote to the table at every attempt.
+    The clause is asked for before each attempt, and `left` is what the error says of the rows.
     """
     spark = rows.sparkSession
     view = f"spark_vision_rows_{uuid.uuid4().hex}"
     on = " AND ".join(f"t.{quote(key)} = s.{quote(key)}" for key in keys)
     rows.createOrReplaceTempView(view)
+
+    def attempt() -> int:
+        statement = f"MERGE INTO {location.sql} AS t USING {view} AS s ON {on} {clause()}"
+        return int(spark.sql(statement).collect()[0]["num_affected_rows"])
+
     try:
-        retry_conflicts(
-            location,
-            lambda: spark.sql(f"MERGE INTO {location.sql} AS t USING {view} AS s ON {on} {clause}"),
-        )
+        return retry_conflicts(location, attempt, left)
     finally:
         spark.catalog.dropTempView(view)
 
 
-def retry_conflicts(location: TableLocation, change: Callable[[], _Result]) -> _Result:
+def retry_conflicts(
+    location: TableLocation, change: Callable[[], _Result], left: str = "this one was not made"
+) -> _Result:
     """Change a table, again where another writer came in between, a bounded number of times.
+
+    Args:
+        location: The table.
+        change: Changes it, in one commit.
+        left: What the error says of how things stand.
 
     Raises:
         CommitConflictError: At every attempt one did.
@@ -128,8 +165,7 @@ def retry_conflicts(location: TableLocation, change: Callable[[], _Result]) -> _
             if attempt == ATTEMPT_COUNT:
                 raise CommitConflictError(
                     f"{location.given} was changed by others during each of {ATTEMPT_COUNT} "
-                    "attempts to commit; what was computed stays in the stage, and the next run "
-                    "commits it: run again when fewer writers are at work"
+                    f"attempts to commit; {left}: run again when fewer writers are at work"
                 ) from error
             logger.info("attempt %d to commit met another writer", attempt)
         time.sleep(random.uniform(pause / 2, pause))
@@ -140,6 +176,24 @@ def retry_conflicts(location: TableLocation, change: Callable[[], _Result]) -> _
 def is_conflict(error: BaseException) -> bool:
     """Whether a commit was refused because of another one, by classic sessions or by Connect."""
     return bool(_CONFLICT.search(f"{type(error).__name__} {error}"))
+
+
+def _check_models(
+    spark: SparkSession, location: TableLocation, wave: StagedWave
+) -> dict[str, FilledColumn]:
+    """Make sure that a wave's columns are still its model's; give all columns of the table."""
+    detail = read_detail(spark, location)
+    if detail is None:
+        raise TableError(f"{location.given} is gone; this wave was not committed")
+    present = detail.properties
+    for name, said in wave.identity.items():
+        if present.get(name) != said:
+            raise TableError(
+                f"{location.given} has become another model's while this write was at work: its "
+                f"property {name} is {present.get(name, 'gone')}, and was {said}; this wave was "
+                "not committed: run again with the model that is wanted"
+            )
+    return filled_columns(present, detail.columns)
 
 
 def _insert(wave: StagedWave, filled: Mapping[str, FilledColumn]) -> str:

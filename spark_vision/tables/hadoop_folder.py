@@ -1,8 +1,12 @@
 """A folder on any file system that Spark reads, by Hadoop's API: names, small texts, removal."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
+
+_Found = TypeVar("_Found")
 
 
 class HadoopFolder:
@@ -31,25 +35,23 @@ class HadoopFolder:
 
     def names(self) -> list[str]:
         """List what is in the folder; nothing where it is not there."""
-        if not self.exists():
-            return []
-        listed = self._files.listStatus(self._at(""))
-        return sorted(each.getPath().getName() for each in listed)
+        listed = _look(lambda: self._files.listStatus(self._at("")))
+        return sorted(each.getPath().getName() for each in listed or ())
 
     def modified(self, name: str) -> int:
         """Say when a file was last written, in milliseconds; 0 where it is not there."""
-        path = self._at(name)
-        if not self._files.exists(path):
-            return 0
-        return int(self._files.getFileStatus(path).getModificationTime())
+        status = _look(lambda: self._files.getFileStatus(self._at(name)))
+        return int(status.getModificationTime()) if status else 0
 
     def touch(self, name: str) -> None:
         """Make a file empty, and its time of change the present."""
         self._files.create(self._at(name), True).close()
 
-    def read(self, name: str) -> str:
-        """Read a small text."""
-        stream = self._files.open(self._at(name))
+    def read(self, name: str) -> str | None:
+        """Read a small text; None where it is not there."""
+        stream = _look(lambda: self._files.open(self._at(name)))
+        if stream is None:
+            return None
         try:
             return bytes(stream.readAllBytes()).decode()
         finally:
@@ -79,3 +81,13 @@ class HadoopFolder:
 
     def _at(self, name: str) -> Any:
         return self._new_path(f"{self.path}/{name}" if name else self.path)
+
+
+def _look(look: Callable[[], _Found]) -> _Found | None:
+    """Give what is found; None where it is not there, or has gone while it was looked for."""
+    try:
+        return look()
+    except Py4JJavaError as error:
+        if error.java_exception.getClass().getName() == "java.io.FileNotFoundException":
+            return None
+        raise

@@ -1,7 +1,7 @@
 """Which model filled a column: what a table's properties say of it, and when two are the same."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import spark_vision
@@ -106,15 +106,28 @@ def _caption_properties(
 
 
 def table_properties(chosen: SourceColumns) -> dict[str, str]:
-    """Say what tells the rows of a table apart, and how a change of an image is noticed."""
-    return {
-        KEYS_PROPERTY: json.dumps(list(chosen.key_names)),
-        VERSIONS_PROPERTY: json.dumps(list(chosen.version_names)),
-    }
+    """Say what tells rows apart, what is read of them, and how a change of an image is noticed."""
+    said = {KEYS_PROPERTY: json.dumps(list(chosen.key_names))}
+    said |= {_input_property(name): column for name, column in chosen.input_names.items()}
+    if chosen.image is not None:
+        said[VERSIONS_PROPERTY] = json.dumps(list(chosen.version_names))
+    return said
 
 
-def filled_columns(properties: Mapping[str, str]) -> dict[str, FilledColumn]:
-    """Read which columns a table has, of all writes that made it."""
+def _input_property(name: str) -> str:
+    return f"{PREFIX}{name}_column"
+
+
+def filled_columns(
+    properties: Mapping[str, str], columns: Container[str] | None = None
+) -> dict[str, FilledColumn]:
+    """Read which columns of models a table has, of all writes that made it.
+
+    Args:
+        properties: The table's.
+        columns: The table's own; a run that is killed can leave properties of columns that it was
+            about to add. None: all are there.
+    """
     found = {}
     for name in properties:
         if name.startswith(PREFIX) and name.endswith(".operator"):
@@ -123,7 +136,8 @@ def filled_columns(properties: Mapping[str, str]) -> dict[str, FilledColumn]:
                 tuple(json.loads(properties[f"{PREFIX}{column}.{key}"]))
                 for key in ("parts", "reads")
             )
-            found[column] = FilledColumn(parts, reads)
+            if columns is None or all(part in columns for part in parts):
+                found[column] = FilledColumn(parts, reads)
     return found
 
 
@@ -149,8 +163,20 @@ def check_same_table(
             f"{table} has the keys {', '.join(was)}, and this write has {', '.join(now)}; "
             "write the same ones, or choose another table"
         )
+    for name, column in chosen.input_names.items():
+        read = present.get(_input_property(name), column)
+        if read != column:
+            raise TableError(
+                f"{table} has columns that read the {name} of a row from {read}, and this write "
+                f"reads it from {column}; a row has one {name} in a table: choose another table, "
+                "or give the source's column the name that the table knows"
+            )
     versions: list[str] = json.loads(present.get(VERSIONS_PROPERTY, "[]"))
-    if chosen.image is not None and versions != list(chosen.version_names):
+    if (
+        chosen.image is not None
+        and VERSIONS_PROPERTY in present
+        and versions != list(chosen.version_names)
+    ):
         raise TableError(
             f"{table} notices that an image changed by {', '.join(versions) or 'its bytes'}, and "
             f"this write by {', '.join(chosen.version_names) or 'its bytes'}: every row would "

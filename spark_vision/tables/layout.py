@@ -32,7 +32,7 @@ def check_table(spark: SparkSession, write: PreparedWrite, detail: TableDetail) 
         TableError: It is not ours, or has other keys, columns or models.
     """
     given, present = write.location.given, detail.properties
-    filled = filled_columns(present)
+    filled = filled_columns(present, detail.columns)
     check_same_table(given, present, write.chosen, filled)
     wanted = write.column_properties()
     schema = spark.table(write.location.sql).schema
@@ -56,38 +56,28 @@ def open_table(spark: SparkSession, write: PreparedWrite) -> TableDetail:
     detail = read_detail(spark, write.location)
     if detail is not None:
         check_table(spark, write, detail)
-    return make_table(spark, write, detail)
+    return make_table(spark, write)
 
 
-def make_table(
-    spark: SparkSession, write: PreparedWrite, detail: TableDetail | None
-) -> TableDetail:
+def make_table(spark: SparkSession, write: PreparedWrite) -> TableDetail:
     """Make the table, or bring the one that is there to what the write needs.
 
     Args:
         spark: The session.
         write: What is to be done.
-        detail: What is known of the table, and has been checked; None where it is not there.
 
     Raises:
         TableError: Its place is taken, another writer made one that does not fit, or the storage
             refuses.
     """
-    known = [detail]
-
-    def attempt() -> TableDetail:
-        # Where another writer came in between, what is known is no longer true.
-        present = known.pop() if known else read_detail(spark, write.location)
-        return _make_table(spark, write, present)
-
     with explaining(f"make the table {write.location.given}"):
-        return retry_conflicts(write.location, attempt)
+        return retry_conflicts(write.location, lambda: _make_table(spark, write))
 
 
-def _make_table(
-    spark: SparkSession, write: PreparedWrite, detail: TableDetail | None
-) -> TableDetail:
+def _make_table(spark: SparkSession, write: PreparedWrite) -> TableDetail:
     location = write.location
+    # Another writer may have been here since the table was checked: the survey takes its time.
+    detail = read_detail(spark, location)
     schema = table_schema(write.chosen, write.columns, write.identities)
     properties = write.table_properties | write.column_properties()
     constraints = vector_constraints(write.columns, write.identities)
@@ -100,18 +90,22 @@ def _make_table(
         detail = _read(spark, write)
     if extend_table(spark, location, detail.properties, schema, properties):
         detail = _read(spark, write)
+        # Of two writers who add one column at once, one has said last whose it is.
+        check_table(spark, write, detail)
     add_constraints(spark, location, detail.properties, constraints)
     return detail
 
 
 def _empty_columns(spark: SparkSession, write: PreparedWrite, detail: TableDetail) -> None:
-    filled = filled_columns(detail.properties)
+    filled = filled_columns(detail.properties, detail.columns)
     for name in write.columns:
-        if name in filled:
-            wanted = write.column_properties(name)
-            empty_column(spark, write.location, name, filled[name].parts)
-            if differing_model(name, detail.properties, wanted):
-                set_properties(spark, write.location, wanted)
+        parts = filled[name].parts if name in filled else ()
+        wanted = write.column_properties(name)
+        empty_column(spark, write.location, name, parts)
+        if differing_model(name, detail.properties, wanted):
+            set_properties(spark, write.location, wanted)
+            # What another writer committed in between is by the model that was.
+            empty_column(spark, write.location, name, parts)
 
 
 def _read(spark: SparkSession, write: PreparedWrite) -> TableDetail:

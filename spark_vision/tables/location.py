@@ -84,11 +84,13 @@ class TableDetail:
         properties: The table's.
         folder: Where its files are.
         table_id: Delta's own name for it.
+        columns: Their names.
     """
 
     properties: dict[str, str]
     folder: str
     table_id: str
+    columns: tuple[str, ...]
 
 
 def read_detail(spark: SparkSession, location: TableLocation) -> TableDetail | None:
@@ -113,7 +115,8 @@ def read_detail(spark: SparkSession, location: TableLocation) -> TableDetail | N
         raise
     if detail is None or detail["format"] != "delta":
         raise TableError(f"{location.given} is not a Delta table; choose another table")
-    return TableDetail(dict(detail["properties"]), detail["location"], detail["id"])
+    columns = tuple(spark.table(location.sql).columns)
+    return TableDetail(dict(detail["properties"]), detail["location"], detail["id"], columns)
 
 
 def quoted_path(table: str) -> str | None:

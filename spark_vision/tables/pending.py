@@ -59,7 +59,7 @@ class Survey:
         there: Those of them whose keys the table has.
         missing: Rows of the table that the source does not have.
         pending: What is to be computed, by kind; empty where nothing is.
-        missing_keys: The keys of the `missing` rows.
+        missing_keys: The keys of the `missing` rows, and `BASE`.
         has_source_files: Whether the rows know their files in the source.
     """
 
@@ -217,7 +217,7 @@ def _count(
         there=sum(row["keys"] for row in in_source if not row["is_new"]),
         missing=sum(row["keys"] for row in counts if row[_NEEDED] is None),
         pending=tuple(pending),
-        missing_keys=matched.filter(F.col(_NEEDED).isNull()).select(*keys),
+        missing_keys=matched.filter(F.col(_NEEDED).isNull()).select(*keys, BASE),
         has_source_files=has_source_files,
         matched=matched,
     )

@@ -2,50 +2,44 @@
 
 import logging
 
+from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
-from spark_vision.errors import CommitConflictError
+from spark_vision.errors import CommitConflictError, TableError
 from spark_vision.tables.commit import commit_wave
 from spark_vision.tables.hadoop_folder import HadoopFolder
-from spark_vision.tables.identity import filled_columns
-from spark_vision.tables.location import TableDetail, TableLocation
+from spark_vision.tables.location import TableLocation
 from spark_vision.tables.stage import left_behind, staged_waves
 
 logger = logging.getLogger(__name__)
 
 
-def recover_waves(
-    spark: SparkSession, location: TableLocation, detail: TableDetail, root: HadoopFolder
-) -> int:
+def recover_waves(spark: SparkSession, location: TableLocation, root: HadoopFolder) -> int:
     """Bring staged waves into the table that their runs could not, and clean up after them.
 
     A wave that was committed before its run ended changes nothing. One by a model that is no longer
-    the table's is dropped.
+    the table's, or whose columns no longer fit, is dropped: it would fail every run to come, and
+    its rows are computed again instead. Where the storage or the executors fail it stays, and the
+    error is this run's.
 
     Args:
         spark: A classic session.
         location: The table.
-        detail: What is known of it.
         root: Its stage folder.
 
     Returns:
-        Rows of the waves that were committed here.
+        Rows that came into the table here.
     """
     recovered = 0
-    filled = filled_columns(detail.properties)
     for folder in left_behind(root):
         for wave, path in staged_waves(folder):
-            if all(detail.properties.get(name) == said for name, said in wave.identity.items()):
-                logger.info("recover: commit %d rows of a run that was killed", wave.count)
-                try:
-                    commit_wave(location, wave, spark.read.parquet(path), filled)
-                except CommitConflictError:
-                    raise
-                except Exception:
-                    # It would fail every run to come; its rows are computed again instead.
-                    logger.warning("a wave of %s was dropped", location.given, exc_info=True)
-                    continue
-                recovered += wave.count
+            logger.info("recover: commit %d rows of a run that was killed", wave.count)
+            try:
+                recovered += commit_wave(location, wave, spark.read.parquet(path))
+            except CommitConflictError:
+                raise
+            except (AnalysisException, TableError):
+                logger.warning("a wave of %s was dropped", location.given, exc_info=True)
         folder.delete()
     root.delete_if_empty()
     return recovered

@@ -56,18 +56,19 @@ def run_write(write: PreparedWrite, source: DataFrame) -> WriteResult:
     started = time.monotonic()
     spark = source.sparkSession
     location = write.location
-    detail = read_detail(spark, location)
     recovered = 0
-    if detail is not None:
-        check_table(spark, write, detail)
-        root = _stage_root(spark, write, detail)
-        if root is not None:
-            recovered = recover_waves(spark, location, detail, root)
+    with explaining(f"read the table {location.given}"):
+        detail = read_detail(spark, location)
+        if detail is not None:
+            check_table(spark, write, detail)
+            root = _stage_root(spark, write, detail)
+            if root is not None:
+                recovered = recover_waves(spark, location, root)
     logger.info("survey")
     survey = _survey(spark, write, source, has_table=detail is not None)
     try:
         _refuse_to_empty(write, survey)
-        detail = make_table(spark, write, detail)
+        detail = make_table(spark, write)
         statuses = {name: Counter[str]() for name in write.columns}
         computed = 0
         if survey.pending:
@@ -75,7 +76,8 @@ def run_write(write: PreparedWrite, source: DataFrame) -> WriteResult:
         deleted = survey.missing if write.delete_missing else 0
         if deleted:
             logger.info("delete %d rows", deleted)
-            delete_rows(location, write.chosen.key_names, survey.missing_keys)
+            with explaining(f"remove rows from {location.given}"):
+                delete_rows(location, write.chosen.key_names, survey.missing_keys, unchanged=True)
     finally:
         survey.release()
     result = WriteResult(
@@ -108,10 +110,20 @@ def _survey(
 
 
 def _refuse_to_empty(write: PreparedWrite, survey: Survey) -> None:
-    if write.delete_missing and survey.missing and not survey.source_rows:
+    if not survey.missing or not (write.delete_missing or write.recompute):
+        return
+    if not survey.source_rows:
+        what = "delete_missing would remove" if write.delete_missing else "recompute would empty"
         raise TableError(
-            f"the source has no rows, and delete_missing would remove all {survey.missing} of "
-            f"{write.location.given}; look whether the source is what it should be"
+            f"the source has no rows, and {what} all {survey.missing} of {write.location.given}; "
+            "look whether the source is what it should be"
+        )
+    if write.recompute and not write.delete_missing:
+        logger.warning(
+            "recompute: %d rows of %s are not in the source; they are left without %s",
+            survey.missing,
+            write.location.given,
+            ", ".join(write.columns),
         )
 
 
@@ -125,7 +137,6 @@ def _run_waves(
 ) -> int:
     root = _stage_root(spark, write, detail)
     stage: Stage = CheckpointStage() if root is None else RunFolder(spark, root)
-    filled = filled_columns(detail.properties)
     total, done = count_waves(survey, write.rows_per_commit), 0
     with (
         explaining(f"write rows to {write.location.given}"),
@@ -139,7 +150,7 @@ def _run_waves(
                 logger.info("wave %d of %d: infer %d rows", number, total, wave.count)
                 rows = _stage_wave(write, source, wave, stage, statuses)
                 logger.info("wave %d of %d: commit", number, total)
-                commit_wave(write.location, _describe(write, wave), rows, filled)
+                commit_wave(write.location, _describe(write, wave), rows)
                 logger.info("wave %d of %d: clean", number, total)
                 stage.drop()
                 done += wave.count

@@ -1,6 +1,6 @@
 """The schema of a table, and the table made from it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
@@ -137,9 +137,11 @@ def set_properties(
 
 
 def empty_column(
-    spark: SparkSession, location: TableLocation, name: str, parts: Iterable[str]
+    spark: SparkSession, location: TableLocation, name: str, parts: Collection[str]
 ) -> None:
     """Take all values out of a column, so that it counts as not filled in, and its constraint."""
+    if not parts:
+        return
     emptied = ", ".join(f"{quote(part)} = NULL" for part in parts)
     spark.sql(f"UPDATE {location.sql} SET {emptied} WHERE {quote(f'{name}_status')} IS NOT NULL")
     spark.sql(f"ALTER TABLE {location.sql} DROP CONSTRAINT IF EXISTS {quote(_constraint(name))}")
@@ -209,6 +211,13 @@ def check_schema(
         part for name, column in filled.items() if name not in columns for part in column.parts
     }
     ours = {part for column in filled.values() for part in column.parts}
+    spelled = {name.lower(): name for name in was}
+    for name in now:
+        if spelled.get(name.lower(), name) != name:
+            raise TableError(
+                f"{location.given} has the column {spelled[name.lower()]}, and this write calls it "
+                f"{name}; Delta does not tell them apart: spell it alike, or choose another name"
+            )
     for name in [*now, *was]:
         lacks = name in may_lack and name not in was
         taken = name in may_lack and name in was and name not in ours

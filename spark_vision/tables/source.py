@@ -8,13 +8,17 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_type
 from pyspark.sql.types import (
-    AtomicType,
-    BinaryType,
+    BooleanType,
+    CharType,
+    DateType,
     LongType,
+    NumericType,
     StringType,
     StructField,
     StructType,
+    TimestampNTZType,
     TimestampType,
+    VarcharType,
 )
 
 from spark_vision.errors import InputTypeError, TableError
@@ -24,6 +28,18 @@ from spark_vision.tables.location import quote
 
 # What an operator can read of a row; `source_hash` has a field for each.
 INPUTS = ("image", "text", "prompt")
+
+# What has one order and one text, and which Delta stores.
+_COMPARABLE = (
+    BooleanType,
+    CharType,
+    DateType,
+    NumericType,
+    StringType,
+    TimestampNTZType,
+    TimestampType,
+    VarcharType,
+)
 
 # A row of Spark's binaryFile says of itself when it changed.
 _FILE_MARKS = {"modificationTime": TimestampType(), "length": LongType()}
@@ -67,8 +83,13 @@ class SourceColumns:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Those of `INPUTS` that the write reads."""
+        return tuple(self.input_names)
+
+    @property
+    def input_names(self) -> dict[str, str]:
+        """The columns that hold those inputs."""
         read = {"image": self.image, "text": self.text, "prompt": self.prompt}
-        return tuple(name for name in INPUTS if read[name] is not None)
+        return {name: field.name for name in INPUTS if (field := read[name]) is not None}
 
 
 def choose_columns(
@@ -223,7 +244,7 @@ def _find_strings(fields: Mapping[str, StructField], name: str, *, what: str) ->
 
 
 def _check_comparable(field: StructField, *, what: str) -> None:
-    if not isinstance(field.dataType, AtomicType) or isinstance(field.dataType, BinaryType):
+    if not isinstance(field.dataType, _COMPARABLE):
         raise TableError(
             f"the {what} column {field.name} has the type {field.dataType.simpleString()}; "
             "allowed: numbers, strings, booleans, dates and timestamps"

@@ -152,5 +152,7 @@ def staged_waves(folder: HadoopFolder) -> Iterator[tuple[StagedWave, str]]:
     """Give the complete waves of a run, and where their rows are."""
     for name in folder.names():
         if name.startswith("wave-") and name.endswith(".json"):
-            wave = StagedWave.from_json(json.loads(folder.read(name)))
-            yield wave, f"{folder.path}/{name.removesuffix('.json')}"
+            text = folder.read(name)
+            if text is not None:
+                wave = StagedWave.from_json(json.loads(text))
+                yield wave, f"{folder.path}/{name.removesuffix('.json')}"

@@ -6,6 +6,8 @@ source is read once.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import and_
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -85,6 +87,12 @@ def stream_vision_columns(
         )
     if not hasattr(source, "_jdf"):
         raise SessionError("streams need a classic session; this one is of Spark Connect")
+    own = sorted({_CHANGE, _VERSION, _TIME} & {*keys, *keep, *(version_columns or ())})
+    if own:
+        raise TableError(
+            f"the stream's own columns {', '.join(own)} say nothing of a row and are not kept; "
+            "leave them out of keys, keep and version_columns"
+        )
     prepared = prepare_write(
         source,
         table,
@@ -121,11 +129,10 @@ def _write_batch(write: PreparedWrite, batch: DataFrame) -> None:
             return
         latest = _latest_changes(rows, write.chosen.key_names).persist()
         try:
-            is_gone = F.col(_CHANGE) == "delete"
-            run_write(write, latest.filter(~is_gone).drop(_CHANGE, _VERSION, _TIME))
-            gone = latest.filter(is_gone).select(*map(_column, write.chosen.key_names))
+            run_write(write, latest.filter(~_is_gone()).drop(_CHANGE, _VERSION, _TIME))
+            gone = latest.filter(_is_gone()).select(*map(_column, write.chosen.key_names))
             if not gone.isEmpty():
-                delete_rows(write.location, write.chosen.key_names, gone)
+                delete_rows(write.location, write.chosen.key_names, gone, unchanged=False)
         finally:
             latest.unpersist()
     finally:
@@ -133,13 +140,24 @@ def _write_batch(write: PreparedWrite, batch: DataFrame) -> None:
 
 
 def _latest_changes(rows: DataFrame, keys: Sequence[str]) -> DataFrame:
-    """Leave the last change of each row; a row put back by the commit that removed it is there."""
-    changes = rows.filter(F.col(_CHANGE) != "update_preimage").withColumn(
-        _LATEST, F.struct(F.col(_VERSION), F.col(_CHANGE) != "delete")
-    )
+    """Leave the last change of each row; a row put back by the commit that removed it is there.
+
+    An update removes the row with the key that was, and puts the one with the key that is: where
+    both are one, it is there.
+    """
+    changes = rows.withColumn(_LATEST, F.struct(F.col(_VERSION), ~_is_gone()))
     # Only keys are shuffled: the rows hold images.
     latest = changes.groupBy(*map(_column, keys)).agg(F.max(_LATEST).alias(_LATEST))
-    return changes.join(F.broadcast(latest), [*keys, _LATEST]).drop(_LATEST)
+    # A null key is one that the write refuses, not one that gets lost here.
+    same = (
+        F.col(f"c.{quote(name)}").eqNullSafe(F.col(f"l.{quote(name)}")) for name in (*keys, _LATEST)
+    )
+    last = F.broadcast(latest).alias("l")
+    return changes.alias("c").join(last, reduce(and_, same), "left_semi").drop(_LATEST)
+
+
+def _is_gone() -> Column:
+    return F.col(_CHANGE).isin("delete", "update_preimage")
 
 
 def _column(name: str) -> Column:

@@ -3,10 +3,15 @@
 GPUs are announced to Spark and simulated to torch: devices are recorded, a CPU computes.
 """
 
+import contextlib
 import os
+import shutil
 import signal
+import subprocess
+import tempfile
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -216,3 +221,67 @@ def test_with_a_memory_limit_the_workers_load(cluster, checkpoint, expected, tmp
     with Driver(cluster, tmp_path / "driver", settings) as driver:
         assert_exact(driver.run(cluster_jobs.vectors, checkpoint), expected)
         assert driver.servers() == {}
+
+
+@pytest.mark.slow
+def test_a_path_that_is_too_long_for_a_socket_is_none_for_a_server(
+    cluster, checkpoint, expected, tmp_path
+):
+    folder = tmp_path / "long" / ("x" * 120)
+    with Driver(cluster, folder) as driver:
+        assert_exact(driver.run(cluster_jobs.vectors, checkpoint), expected)
+        assert len(driver.loads()) == len(driver.servers()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_on_a_full_disk_each_worker_loads_and_says_why(cluster, checkpoint, expected, tmp_path):
+    with small_disk(tmp_path / "driver" / "tmp") as disk:
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free))
+        with Driver(cluster, tmp_path / "driver") as driver:
+            assert_exact(driver.run(cluster_jobs.vectors, checkpoint), expected)
+            assert driver.servers() == {}
+            loaders = {load["pid"] for load in driver.loads()}
+            assert loaders <= {process.pid for process in driver.workers()[0]}
+            said = [log.read_text() for log in cluster.executor_logs(driver.application)]
+            assert len(said) == 2
+            assert all("No space left on device" in text for text in said)
+            assert driver.remains() == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may start another user's Worker")
+def test_two_users_on_one_host_never_meet(checkpoints, expected):
+    nobody = 65534
+    # pytest's own folders are closed to other users.
+    folder = Path(tempfile.mkdtemp(prefix="two-users-"))
+    folder.chmod(0o755)
+    try:
+        checkpoint = shutil.copytree(checkpoints / "dinov2", folder / "dinov2")
+        with Cluster(folder / "cluster", users=(None, nobody)) as cluster:
+            driver = Driver(cluster, folder / "driver")
+            for shared in ("tmp", "forwards", "loads"):
+                (driver.folder / shared).chmod(0o1777)
+            with driver:
+                assert_exact(driver.run(cluster_jobs.vectors, str(checkpoint)), expected)
+                wait_for_two_servers(driver, str(checkpoint))
+                servers = driver.servers().values()
+                assert {each.uids().effective for each in servers} == {0, nobody}
+                assert len(driver.loads()) == 2
+                places = {path.name: path.stat() for path in (driver.folder / "tmp").iterdir()}
+                places = {name: at for name, at in places.items() if name.startswith("spark-vis")}
+                assert set(places) == {"spark-vision-0", f"spark-vision-{nobody}"}
+                assert {at.st_mode & 0o777 for at in places.values()} == {0o700}
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def small_disk(folder):
+    """A disk of few bytes in place of a folder."""
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)

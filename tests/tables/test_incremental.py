@@ -6,7 +6,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from encoded_images import encode, photo
-from spark_vision import write_vision_columns
+from spark_vision import ClipTextEmbedding, write_vision_columns
 from spark_vision.errors import TableError
 
 
@@ -195,14 +195,54 @@ def test_a_wrong_option_is_refused(read_photos, dino, table, option, said):
         write_vision_columns(read_photos(), table, ["path"], {"embedding": dino}, **option)
 
 
-def test_an_empty_source_does_not_empty_the_table(read_photos, read_rows, dino, table):
+@pytest.mark.parametrize(("option", "said"), [("delete_missing", "remove"), ("recompute", "empty")])
+def test_an_empty_source_does_not_empty_the_table(
+    read_photos, read_rows, dino, table, option, said
+):
     write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
-    with pytest.raises(TableError, match=r"the source has no rows, .* would remove all 7"):
-        write_vision_columns(
-            read_photos().filter("false"),
-            table,
-            ["path"],
-            {"embedding": dino},
-            delete_missing=True,
-        )
-    assert len(read_rows()) == 7
+    before = read_rows()
+    nothing = read_photos().filter("false")
+    with pytest.raises(TableError, match=f"the source has no rows, .* would {said} all 7"):
+        write_vision_columns(nothing, table, ["path"], {"embedding": dino}, **{option: True})
+    assert read_rows() == before
+
+
+def test_recompute_says_which_rows_it_leaves_empty(read_photos, read_rows, dino, table, caplog):
+    write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
+    some = read_photos().filter(F.col("path").like("%/1.jpg"))
+    result = write_vision_columns(some, table, ["path"], {"embedding": dino}, recompute=True)
+    assert result.computed == 1
+    assert "6 rows of" in caplog.text
+    assert [name for name, row in read_rows().items() if row["embedding"]] == ["1.jpg"]
+
+
+def test_a_row_has_one_image_in_a_table(spark, dino, table):
+    data = [(1, encode(photo(40, 40), "PNG"), encode(photo(50, 40), "PNG"))]
+    source = spark.createDataFrame(data, "id int, front binary, back binary")
+    write_vision_columns(source, table, ["id"], {"front_vector": dino}, image_column="front")
+    with pytest.raises(TableError, match=r"read the image of a row from front.*from back"):
+        write_vision_columns(source, table, ["id"], {"back_vector": dino}, image_column="back")
+    (row,) = spark.read.format("delta").load(table).collect()
+    assert row["front_vector"]
+
+
+def test_images_join_a_table_that_texts_have_made(spark, read_photos, checkpoints, dino, table):
+    rows = read_photos().filter(F.col("path").like("%/1.jpg")).withColumn("text", F.lit("a circle"))
+    clip = ClipTextEmbedding(model_name=str(checkpoints / "clip"))
+    write_vision_columns(rows, table, ["path"], {"words": clip})
+    assert write_vision_columns(rows, table, ["path"], {"embedding": dino}).computed == 1
+    (row,) = spark.read.format("delta").load(table).collect()
+    assert len(row["words"])
+    assert len(row["embedding"])
+    with pytest.raises(TableError, match="notices that an image changed by modificationTime"):
+        write_vision_columns(rows, table, ["path"], {"embedding": dino}, version_columns=["length"])
+
+
+def test_a_name_that_differs_in_case_alone_is_refused_and_leaves_nothing(
+    spark, read_photos, dino, table
+):
+    write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
+    with pytest.raises(TableError, match="has the column embedding, and this write calls it Emb"):
+        write_vision_columns(read_photos(), table, ["path"], {"Embedding": dino})
+    properties = spark.sql(f"SHOW TBLPROPERTIES delta.`{table}`").collect()
+    assert not [row["key"] for row in properties if "Embedding" in row["key"]]

@@ -111,6 +111,51 @@ def test_a_tables_updates_and_deletes_reach_the_vectors(
     assert count_forwards() == 5
 
 
+def test_a_key_that_changes_takes_its_row_along_and_a_null_key_is_refused(
+    spark, follow, table, tmp_path
+):
+    place = str(tmp_path / "source")
+    spark.sql(
+        f"CREATE TABLE delta.`{place}` (id int, content binary) USING delta "
+        "TBLPROPERTIES ('delta.enableChangeDataFeed' = 'true')"
+    )
+    data = [(number, encode(photo(48, 40, seed=number), "JPEG")) for number in (1, 2, 3)]
+    images = spark.createDataFrame(data, "id int, content binary")
+    images.write.format("delta").mode("append").save(place)
+    follow(stream_images(spark, place, max_files=100), "id")
+    before = rows_of(spark, table, "id")
+
+    # 1 becomes 10, and 2 becomes 1, in one commit.
+    spark.sql(f"UPDATE delta.`{place}` SET id = IF(id = 1, 10, 1) WHERE id IN (1, 2)")
+    follow(stream_images(spark, place, max_files=100), "id")
+    after = rows_of(spark, table, "id")
+    assert sorted(after) == [1, 3, 10]
+    assert after[10]["embedding"] == pytest.approx(before[1]["embedding"], abs=1e-6)
+    assert after[1]["embedding"] == pytest.approx(before[2]["embedding"], abs=1e-6)
+    assert after[3] == before[3]
+
+    spark.sql(f"UPDATE delta.`{place}` SET id = NULL WHERE id = 3")
+    with pytest.raises(Exception, match=r"keys must be unique and not null.*id=None"):
+        follow(stream_images(spark, place, max_files=100), "id")
+
+
+def test_a_streams_own_columns_are_not_kept(spark, dino, table, tmp_path):
+    place = str(tmp_path / "source")
+    spark.sql(
+        f"CREATE TABLE delta.`{place}` (id int, content binary) USING delta "
+        "TBLPROPERTIES ('delta.enableChangeDataFeed' = 'true')"
+    )
+    with pytest.raises(TableError, match=r"own columns _commit_version say nothing"):
+        stream_vision_columns(
+            stream_images(spark, place, max_files=1),
+            table,
+            ["id"],
+            {"embedding": dino},
+            checkpoint=str(tmp_path / "c"),
+            version_columns=["_commit_version"],
+        )
+
+
 def test_what_is_no_stream_is_refused(read_photos, dino, table, tmp_path):
     with pytest.raises(TableError, match=r"read it with spark\.readStream"):
         stream_vision_columns(

@@ -29,7 +29,7 @@ LONGEST_WAIT_SECONDS = {"survey": 2.0, "infer": 3.0, "stage": 0.1, "commit": 1.5
 PLAN = [
     (kind, phase) for phase in PHASES for kind in KINDS if (kind, phase) != ("worker", "survey")
 ]
-JOB_SECONDS = 240
+JOB_SECONDS = 600
 # A master, a worker and an executor with two slots, each a process of its own.
 CLUSTER = "local-cluster[1,2,640]"
 
@@ -197,6 +197,7 @@ def main():
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--rows-per-commit", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="what is killed")
     parser.add_argument("--stream", action="store_true", help="kill a streaming job")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
@@ -235,7 +236,8 @@ def main():
         if arguments.stream:
             shutil.rmtree(stream)
 
-    plan = [PLAN[index % len(PLAN)] for index in range(arguments.kills)]
+    planned = [each for each in PLAN if each[0] in arguments.kinds]
+    plan = [planned[index % len(planned)] for index in range(arguments.kills)]
     kills = kill_at_random(start, plan, arguments.seed, on_complete)
     for kill, count in sorted(Counter((kill.kind, kill.phase) for kill in kills).items()):
         print(f"{count} x {' in '.join(kill)}")

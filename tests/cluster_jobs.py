@@ -24,7 +24,14 @@ def start(settings):
         builder = builder.config(name, value)
     spark = builder.getOrCreate()
     spark.range(2).count()
-    return spark.sparkContext.applicationId
+
+
+def call(function, *arguments):
+    """Call a function; Spark's own errors hold what cannot be sent to the test's process."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None
 
 
 def stop():

@@ -24,7 +24,7 @@ import psutil
 JOB = Path(__file__).parent / "killed_job.py"
 PHASES = ("survey", "infer", "stage", "commit", "clean")
 KINDS = ("driver", "executor", "worker")
-LONGEST_WAIT_SECONDS = {"survey": 2.0, "infer": 3.0, "stage": 0.1, "commit": 1.5, "clean": 0.5}
+LONGEST_WAIT_SECONDS = {"survey": 2.0, "infer": 3.0, "stage": 0.2, "commit": 1.5, "clean": 0.5}
 # No photograph is opened in the first survey, so there is no Python worker yet.
 PLAN = [
     (kind, phase) for phase in PHASES for kind in KINDS if (kind, phase) != ("worker", "survey")

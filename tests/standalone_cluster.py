@@ -90,10 +90,6 @@ class Cluster:
         self._processes.append(process)
         return log
 
-    def executor_logs(self, application):
-        """What the executors of an application wrote to their stderr, a file each."""
-        return sorted(self._folder.glob(f"work-*/{application}/*/stderr"))
-
     def __exit__(self, *_):
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError):
@@ -146,7 +142,7 @@ class Driver:
         from cluster_jobs import start
 
         try:
-            self.application = self.run(start, self._settings)
+            self.run(start, self._settings)
         except BaseException:
             self._kill()
             raise
@@ -154,7 +150,9 @@ class Driver:
 
     def submit(self, function, *arguments):
         """Run a function in the driver; give its future."""
-        return self._pool.submit(function, *arguments)
+        from cluster_jobs import call
+
+        return self._pool.submit(call, function, *arguments)
 
     def run(self, function, *arguments, timeout=300):
         """Run a function in the driver and return its result."""

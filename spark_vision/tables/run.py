@@ -179,6 +179,7 @@ def _stage_wave(
         passed=[BASE],
     )
     rows = stage.write(computed)
+    logger.info("stage %d rows", wave.count)
     counts = [row.asDict() for row in rows.groupBy(*_status_names(wave)).count().collect()]
     count = sum(row["count"] for row in counts)
     if count != wave.count:
@@ -186,7 +187,6 @@ def _stage_wave(
             f"the source gave {count} rows where it had {wave.count} when its keys were read; it "
             "changed meanwhile, and this wave was not committed: run again once it stands still"
         )
-    logger.info("stage %d rows", count)
     stage.finish(_describe(write, wave))
     for row in counts:
         for name in wave.columns:

@@ -93,7 +93,16 @@ def test_whatever_runs_one_process_per_executor_opens_the_weights(
     weights.close()
 
 
-@pytest.mark.parametrize("victim", ["server", "hanging server", "worker", "daemon", "executor"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "server",
+        "worker",
+        "executor",
+        pytest.param("hanging server", marks=pytest.mark.slow),
+        pytest.param("daemon", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_or_hanging_process_costs_no_row(driver, checkpoint, expected, victim):
     wait_for_two_servers(driver, checkpoint)
     before = set(driver.servers())

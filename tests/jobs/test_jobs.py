@@ -101,6 +101,7 @@ def test_spark_submit_without_delta_says_which_packages_to_give(photos, checkpoi
     assert_one_clear_line(done, f"--packages {delta_package()}")
 
 
+@pytest.mark.slow
 def test_python_fills_a_table_from_a_table_by_clip(spark, photos, checkpoints, tmp_path):
     rows = [(index, file.read_bytes()) for index, file in enumerate(sorted(photos.iterdir()))]
     source = spark.createDataFrame(rows, "id int, image binary")
@@ -218,6 +219,7 @@ def test_captions_of_a_wrong_usage_exit_with_2(tmp_path):
     assert "allowed: both or neither" in done.stderr
 
 
+@pytest.mark.slow
 def test_sql_runs_by_python_with_several_functions_and_statements(photos, checkpoints, tmp_path):
     (tmp_path / "q.sql").write_text(
         f"CREATE TEMP VIEW photos AS SELECT * FROM binaryFile.`{photos}`; -- no rows; none shown\n"

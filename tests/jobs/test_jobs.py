@@ -134,6 +134,7 @@ def test_a_stream_takes_files_in_batches_into_a_table(spark, photos, checkpoints
     assert (tmp_path / "vectors" / "_spark_vision_checkpoint" / "embedding" / "commits").exists()
 
 
+@pytest.mark.slow
 def test_a_failure_on_an_executor_ends_in_one_clear_line(photos, checkpoints, tmp_path):
     done = run(
         *(sys.executable, EMBED_IMAGES, "--input", str(photos), "--table", "./vectors"),
@@ -186,6 +187,7 @@ def test_help_is_there_at_once_and_without_spark(job, tmp_path):
     assert wanted[job] in done.stdout
 
 
+@pytest.mark.slow
 def test_captions_answer_each_rows_prompt(spark, photos, checkpoints, tmp_path):
     questions = "CASE WHEN path LIKE '%1.jpg' THEN ' ' ELSE 'What is it?' END AS question"
     files = spark.read.format("binaryFile").load(str(photos))

@@ -47,18 +47,6 @@ def check_table(spark: SparkSession, write: PreparedWrite, detail: TableDetail) 
         check_same_models(given, present, wanted, list(write.columns))
 
 
-def open_table(spark: SparkSession, write: PreparedWrite) -> TableDetail:
-    """Check the table, or make it, before there are any rows.
-
-    Raises:
-        TableError: As `check_table` and `make_table` do.
-    """
-    detail = read_detail(spark, write.location)
-    if detail is not None:
-        check_table(spark, write, detail)
-    return make_table(spark, write)
-
-
 def make_table(spark: SparkSession, write: PreparedWrite) -> TableDetail:
     """Make the table, or bring the one that is there to what the write needs.
 
@@ -67,8 +55,7 @@ def make_table(spark: SparkSession, write: PreparedWrite) -> TableDetail:
         write: What is to be done.
 
     Raises:
-        TableError: Its place is taken, another writer made one that does not fit, or the storage
-            refuses.
+        TableError: Its place is taken, one is there that does not fit, or the storage refuses.
     """
     with explaining(f"make the table {write.location.given}"):
         return retry_conflicts(write.location, lambda: _make_table(spark, write))

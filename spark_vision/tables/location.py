@@ -84,7 +84,7 @@ class TableDetail:
         properties: The table's.
         folder: Where its files are.
         table_id: Delta's own name for it.
-        columns: Their names.
+        columns: The names of its columns.
     """
 
     properties: dict[str, str]

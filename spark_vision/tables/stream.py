@@ -16,7 +16,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from spark_vision.errors import SessionError, TableError
 from spark_vision.operators import Operator
 from spark_vision.tables.commit import delete_rows
-from spark_vision.tables.layout import open_table
+from spark_vision.tables.layout import make_table
 from spark_vision.tables.location import quote
 from spark_vision.tables.prepared import PreparedWrite, prepare_write
 from spark_vision.tables.run import run_write
@@ -112,7 +112,7 @@ def stream_vision_columns(
     )
     # What does not fit is said here, not by the query; and Delta makes no table where a checkpoint
     # is already.
-    open_table(source.sparkSession, prepared)
+    make_table(source.sparkSession, prepared)
     writer = source.writeStream.option("checkpointLocation", checkpoint).foreachBatch(
         lambda batch, _: _write_batch(prepared, batch)
     )

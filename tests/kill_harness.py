@@ -9,7 +9,6 @@ makes room for a new one.
 import argparse
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -93,12 +92,17 @@ class Job:
             child
             for each in below
             if "pyspark.daemon" in _command(each)
-            for child in each.children()
+            for child in _children(each)
         ]
-        chosen = targets.get(kind, workers)
-        for process in chosen if kind == "driver" else chosen[:1]:
-            process.send_signal(signal.SIGKILL)
-        return bool(chosen)
+        killed_count = 0
+        for process in targets.get(kind, workers):
+            # Some end by themselves meanwhile.
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+                killed_count += 1
+                if kind != "driver":
+                    break
+        return killed_count > 0
 
     def wait(self):
         """Wait for the end; the exit code."""
@@ -119,6 +123,13 @@ def _command(process):
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def _children(process):
+    try:
+        return process.children()
+    except psutil.Error:
+        return []
 
 
 def _with_children(processes):

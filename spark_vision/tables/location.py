@@ -8,6 +8,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
 from spark_vision.errors import TableError
+from spark_vision.images.urls import scheme_of
 
 _PART = re.compile(r"`[^`]+`|[\w-]+")
 _NAME = re.compile(rf"(?:{_PART.pattern})(?:\.(?:{_PART.pattern})){{0,2}}")
@@ -32,7 +33,7 @@ def locate_table(spark: SparkSession, table: str) -> TableLocation:
 
     Args:
         spark: Its catalogs decide whether a name lasts longer than the session.
-        table: A path (`/a/b`, `./b`, `s3a://bucket/b`, delta.`/a/b`), or a name
+        table: A path (`/a/b`, `./b`, `dbfs:/a`, `s3a://bucket/b`, delta.`/a/b`), or a name
             (`[catalog.][schema.]table`).
 
     Raises:
@@ -127,7 +128,7 @@ def quoted_path(table: str) -> str | None:
 
 def absolute_path(path: str) -> str:
     """Give a path that means the same in every process; one with a scheme does already."""
-    return path if "://" in path or path.startswith("/") else str(Path(path).absolute())
+    return path if scheme_of(path) or path.startswith("/") else str(Path(path).absolute())
 
 
 def quote(name: str) -> str:

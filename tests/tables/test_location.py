@@ -13,6 +13,8 @@ from spark_vision.tables.location import locate_table, read_detail
     [
         ("/data/vectors", "delta.`/data/vectors`"),
         ("s3a://bucket/vectors", "delta.`s3a://bucket/vectors`"),
+        ("dbfs:/data/vectors", "delta.`dbfs:/data/vectors`"),
+        ("file:/data/vectors", "delta.`file:/data/vectors`"),
         ("delta.`/data/vectors`", "delta.`/data/vectors`"),
         ("DELTA.`/data/with ``tick`", "delta.`/data/with ``tick`"),
         ("./vectors", f"delta.`{Path.cwd() / 'vectors'}`"),

@@ -22,6 +22,7 @@ from spark_vision.tables.location import TableLocation, quote, read_detail
 from spark_vision.tables.pending import BASE
 from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT
 from spark_vision.tables.source import INPUTS
+from spark_vision.tables.transaction import Transaction, carrying
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class StagedWave:
         inputs: What was read of each row, of `source.INPUTS`.
         identity: The table's properties of those columns, when they were computed.
         count: Of rows.
+        transaction: The one that its commit completes; None where there is none.
     """
 
     is_new: bool
@@ -58,6 +60,7 @@ class StagedWave:
     inputs: tuple[str, ...]
     identity: Mapping[str, str]
     count: int
+    transaction: Transaction | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give plain values."""
@@ -67,7 +70,9 @@ class StagedWave:
     def from_json(cls, values: Mapping[str, Any]) -> "StagedWave":
         """Read what `to_json` has given."""
         lists = {name: tuple(each) for name, each in values.items() if isinstance(each, list)}
-        return cls(**{**values, **lists})
+        completed = values.get("transaction")
+        transaction = Transaction(*completed) if completed else None
+        return cls(**{**values, **lists, "transaction": transaction})
 
 
 def commit_wave(location: TableLocation, wave: StagedWave, rows: DataFrame) -> int:
@@ -94,11 +99,16 @@ def commit_wave(location: TableLocation, wave: StagedWave, rows: DataFrame) -> i
         return _insert(wave, filled) if wave.is_new else _update(wave, filled)
 
     left = "what was computed stays in the stage, and the next run commits it"
-    return _merge(rows, location, wave.keys, clause, left)
+    return _merge(rows, location, wave.keys, clause, left, wave.transaction)
 
 
 def delete_rows(
-    location: TableLocation, keys: tuple[str, ...], rows: DataFrame, *, unchanged: bool
+    location: TableLocation,
+    keys: tuple[str, ...],
+    rows: DataFrame,
+    *,
+    unchanged: bool,
+    transaction: Transaction | None = None,
 ) -> None:
     """Remove the rows that have the keys of `rows`.
 
@@ -107,13 +117,14 @@ def delete_rows(
         keys: Its keys.
         rows: Keys, with `BASE` where `unchanged` is asked for.
         unchanged: Leave those that have been written since the table was surveyed.
+        transaction: The one that this completes.
 
     Raises:
         CommitConflictError: Others wrote to the table at every attempt.
     """
     condition = f" AND t.{UPDATED_AT} <=> s.{quote(BASE)}" if unchanged else ""
     clause = f"WHEN MATCHED{condition} THEN DELETE"
-    _merge(rows, location, keys, lambda: clause, "its rows were not removed")
+    _merge(rows, location, keys, lambda: clause, "its rows were not removed", transaction)
 
 
 def _merge(
@@ -122,10 +133,12 @@ def _merge(
     keys: tuple[str, ...],
     clause: Callable[[], str],
     left: str,
+    transaction: Transaction | None,
 ) -> int:
     """Run a MERGE on keys, again where another writer came in between; say how many rows changed.
 
-    The clause is asked for before each attempt, and `left` is what the error says of the rows.
+    The clause is asked for before each attempt, and `left` is what the error says of the rows. What
+    completes a transaction that the table has already changes nothing.
     """
     spark = rows.sparkSession
     view = f"spark_vision_rows_{uuid.uuid4().hex}"
@@ -134,7 +147,10 @@ def _merge(
 
     def attempt() -> int:
         statement = f"MERGE INTO {location.sql} AS t USING {view} AS s ON {on} {clause()}"
-        return int(spark.sql(statement).collect()[0]["num_affected_rows"])
+        with carrying(spark, transaction):
+            counts = spark.sql(statement).collect()
+        # Delta gives no row where it left the statement out.
+        return int(counts[0]["num_affected_rows"]) if counts else 0
 
     try:
         return retry_conflicts(location, attempt, left)

@@ -1,6 +1,7 @@
 """What a run that was killed left behind: complete waves are committed, all else is removed."""
 
 import logging
+from dataclasses import replace
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
@@ -14,7 +15,9 @@ from spark_vision.tables.stage import left_behind, staged_waves
 logger = logging.getLogger(__name__)
 
 
-def recover_waves(spark: SparkSession, location: TableLocation, root: HadoopFolder) -> int:
+def recover_waves(
+    spark: SparkSession, location: TableLocation, root: HadoopFolder, *, own_session: bool
+) -> int:
     """Bring staged waves into the table that their runs could not, and clean up after them.
 
     A wave that was committed before its run ended changes nothing. One by a model that is no longer
@@ -26,6 +29,8 @@ def recover_waves(spark: SparkSession, location: TableLocation, root: HadoopFold
         spark: A classic session.
         location: The table.
         root: Its stage folder.
+        own_session: Whether nothing else runs in the session, so that a commit may carry the
+            transaction of its wave.
 
     Returns:
         Rows that came into the table here.
@@ -33,6 +38,9 @@ def recover_waves(spark: SparkSession, location: TableLocation, root: HadoopFold
     recovered = 0
     for folder in left_behind(root):
         for wave, path in staged_waves(folder):
+            if not own_session:
+                # The setting that names it would reach other threads' statements, too.
+                wave = replace(wave, transaction=None)
             logger.info("recover: commit %d rows of a run that was killed", wave.count)
             try:
                 recovered += commit_wave(location, wave, spark.read.parquet(path))

@@ -21,6 +21,7 @@ from spark_vision.tables.recovery import recover_waves
 from spark_vision.tables.stage import STAGE_FOLDER, CheckpointStage, RunFolder, Stage
 from spark_vision.tables.storage_errors import explaining
 from spark_vision.tables.structs import compute_rows
+from spark_vision.tables.transaction import Transaction, is_committed
 from spark_vision.tables.waves import Wave, count_waves, cut_waves
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,21 @@ class WriteResult:
     seconds: float
 
 
-def run_write(write: PreparedWrite, source: DataFrame) -> WriteResult:
-    """Do a write; `write_vision_columns` says what it does and raises."""
+def run_write(
+    write: PreparedWrite,
+    source: DataFrame,
+    transaction: Transaction | None = None,
+    *,
+    completes: bool = True,
+) -> WriteResult:
+    """Do a write; `write_vision_columns` says what it does and raises.
+
+    Args:
+        write: What is to be done.
+        source: The rows.
+        transaction: Nothing is done where the table has it already; the session is its own then.
+        completes: Whether the last wave's commit completes it; else, what comes after.
+    """
     started = time.monotonic()
     spark = source.sparkSession
     location = write.location
@@ -63,7 +77,12 @@ def run_write(write: PreparedWrite, source: DataFrame) -> WriteResult:
             check_table(spark, write, detail)
             root = _stage_root(spark, write, detail)
             if root is not None:
-                recovered = recover_waves(spark, location, root)
+                recovered = recover_waves(
+                    spark, location, root, own_session=transaction is not None
+                )
+            if transaction is not None and is_committed(spark, detail.folder, transaction):
+                logger.info("the table has transaction %d already", transaction.version)
+                return WriteResult(location.sql, 0, 0, 0, recovered, 0, {}, _since(started))
     logger.info("survey")
     survey = _survey(spark, write, source, has_table=detail is not None)
     try:
@@ -72,7 +91,8 @@ def run_write(write: PreparedWrite, source: DataFrame) -> WriteResult:
         statuses = {name: Counter[str]() for name in write.columns}
         computed = 0
         if survey.pending:
-            computed = _run_waves(spark, write, source, survey, detail, statuses)
+            completed = transaction if completes else None
+            computed = _run_waves(spark, write, source, survey, detail, statuses, completed)
         deleted = survey.missing if write.delete_missing else 0
         if deleted:
             logger.info("delete %d rows", deleted)
@@ -88,7 +108,7 @@ def run_write(write: PreparedWrite, source: DataFrame) -> WriteResult:
         recovered=recovered,
         deleted=deleted,
         statuses={name: dict(counts) for name, counts in statuses.items()},
-        seconds=time.monotonic() - started,
+        seconds=_since(started),
     )
     if write.progress:
         tell(write.progress, lambda: _final_progress(result))
@@ -134,6 +154,7 @@ def _run_waves(
     survey: Survey,
     detail: TableDetail,
     statuses: Mapping[str, Counter[str]],
+    transaction: Transaction | None,
 ) -> int:
     root = _stage_root(spark, write, detail)
     stage: Stage = CheckpointStage() if root is None else RunFolder(spark, root)
@@ -148,9 +169,10 @@ def _run_waves(
             for number, wave in enumerate(waves, start=1):
                 watch.begin(number, done)
                 logger.info("wave %d of %d: infer %d rows", number, total, wave.count)
-                rows = _stage_wave(write, source, wave, stage, statuses)
+                staged = _describe(write, wave, transaction if number == total else None)
+                rows = _stage_wave(write, source, wave, stage, staged, statuses)
                 logger.info("wave %d of %d: commit", number, total)
-                commit_wave(write.location, _describe(write, wave), rows)
+                commit_wave(write.location, staged, rows)
                 logger.info("wave %d of %d: clean", number, total)
                 stage.drop()
                 done += wave.count
@@ -169,6 +191,7 @@ def _stage_wave(
     source: DataFrame,
     wave: Wave,
     stage: Stage,
+    staged: StagedWave,
     statuses: Mapping[str, Counter[str]],
 ) -> DataFrame:
     computed = compute_rows(
@@ -187,7 +210,7 @@ def _stage_wave(
             f"the source gave {count} rows where it had {wave.count} when its keys were read; it "
             "changed meanwhile, and this wave was not committed: run again once it stands still"
         )
-    stage.finish(_describe(write, wave))
+    stage.finish(staged)
     for row in counts:
         for name in wave.columns:
             statuses[name][row[f"{name}_status"]] += row["count"]
@@ -198,7 +221,11 @@ def _status_names(wave: Wave) -> list[str]:
     return [f"{name}_status" for name in wave.columns]
 
 
-def _describe(write: PreparedWrite, wave: Wave) -> StagedWave:
+def _since(started: float) -> float:
+    return time.monotonic() - started
+
+
+def _describe(write: PreparedWrite, wave: Wave, transaction: Transaction | None) -> StagedWave:
     return StagedWave(
         is_new=wave.is_new,
         keys=write.chosen.key_names,
@@ -207,6 +234,7 @@ def _describe(write: PreparedWrite, wave: Wave) -> StagedWave:
         inputs=write.chosen.inputs,
         identity=write.deciding_properties(*wave.columns),
         count=wave.count,
+        transaction=transaction,
     )
 
 

@@ -1,25 +1,29 @@
 """The same write as a structured stream: each micro-batch is one run of it.
 
-Exactly once: a batch that Spark gives again after a kill meets its own rows in the table, by key
-and hash, and computes what is missing of it. A batch is kept while it is worked on, so that its
-source is read once.
+Exactly once: a batch's last commit carries the stream's name and the batch's number, and the table
+refuses to take it again. Where a kill came before that, the batch meets its own rows in the table,
+by key and hash, and computes what is missing of it. A batch is kept while it is worked on, so that
+its source is read once.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import and_
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from spark_vision.errors import SessionError, TableError
 from spark_vision.operators import Operator
 from spark_vision.tables.commit import delete_rows
+from spark_vision.tables.hadoop_folder import HadoopFolder
 from spark_vision.tables.layout import make_table
 from spark_vision.tables.location import quote
 from spark_vision.tables.prepared import PreparedWrite, prepare_write
 from spark_vision.tables.run import run_write
+from spark_vision.tables.transaction import Transaction
 from spark_vision.tables.write import ROWS_PER_COMMIT
 
 _CHANGE, _VERSION, _TIME = "_change_type", "_commit_version", "_commit_timestamp"
@@ -113,26 +117,40 @@ def stream_vision_columns(
     # What does not fit is said here, not by the query; and Delta makes no table where a checkpoint
     # is already.
     make_table(source.sparkSession, prepared)
-    writer = source.writeStream.option("checkpointLocation", checkpoint).foreachBatch(
-        lambda batch, _: _write_batch(prepared, batch)
-    )
+
+    def write_batch(batch: DataFrame, number: int) -> None:
+        name = _read_name(batch.sparkSession, checkpoint)
+        _write_batch(prepared, batch, Transaction(name, number))
+
+    writer = source.writeStream.option("checkpointLocation", checkpoint).foreachBatch(write_batch)
     if interval is None:
         return writer.trigger(availableNow=True).start()
     return writer.trigger(processingTime=interval).start()
 
 
-def _write_batch(write: PreparedWrite, batch: DataFrame) -> None:
+def _read_name(spark: SparkSession, checkpoint: str) -> str:
+    """Name a stream by the id that Spark has written into its checkpoint."""
+    noted = HadoopFolder(spark, checkpoint).read("metadata")
+    if noted is None:
+        raise TableError(f"the stream's checkpoint {checkpoint} has gone while the stream ran")
+    return f"spark_vision-{json.loads(noted)['id']}"
+
+
+def _write_batch(write: PreparedWrite, batch: DataFrame, transaction: Transaction) -> None:
     rows = batch.persist()
     try:
         if _CHANGE not in rows.columns:
-            run_write(write, rows)
+            run_write(write, rows, transaction)
             return
         latest = _latest_changes(rows, write.chosen.key_names).persist()
         try:
-            run_write(write, latest.filter(~_is_gone()).drop(_CHANGE, _VERSION, _TIME))
-            gone = latest.filter(_is_gone()).select(*map(_column, write.chosen.key_names))
-            if not gone.isEmpty():
-                delete_rows(write.location, write.chosen.key_names, gone, unchanged=False)
+            keys = write.chosen.key_names
+            gone = latest.filter(_is_gone()).select(*map(_column, keys))
+            present = latest.filter(~_is_gone()).drop(_CHANGE, _VERSION, _TIME)
+            nothing_gone = gone.isEmpty()
+            run_write(write, present, transaction, completes=nothing_gone)
+            if not nothing_gone:
+                delete_rows(write.location, keys, gone, unchanged=False, transaction=transaction)
         finally:
             latest.unpersist()
     finally:

@@ -3,9 +3,9 @@
 import pytest
 
 from encoded_images import encode, photo
-from spark_vision import stream_vision_columns
+from spark_vision import stream_vision_columns, write_vision_columns
 from spark_vision.errors import TableError
-from spark_vision.tables import stream
+from spark_vision.tables import run, stage, stream
 from spark_vision.tables.inputs import stream_images
 
 SECONDS = 120
@@ -59,7 +59,8 @@ def test_a_folder_of_files_is_followed_in_batches_each_row_once(
     monkeypatch.undo()
     before = rows_of(spark, table, "path")
     assert len(before) == 4
-    assert max(follow(source())) == 4
+    # The batch that comes again is not even read.
+    assert follow(source()) == [3]
     after = rows_of(spark, table, "path")
     assert len(after) == 7
     assert {path: after[path] for path in before} == before
@@ -109,6 +110,75 @@ def test_a_tables_updates_and_deletes_reach_the_vectors(
     assert after[1]["embedding"] != before[1]["embedding"]
     assert (after[2], after[4]) == (before[2], before[4])
     assert count_forwards() == 5
+
+
+@pytest.mark.parametrize(
+    "killed",
+    [
+        "after the commit",
+        pytest.param("before the commit, and after it", marks=pytest.mark.slow),
+    ],
+)
+def test_a_batch_that_is_in_the_table_is_not_written_over_what_came_after_it(
+    spark, dino, follow, table, tmp_path, count_forwards, monkeypatch, killed
+):
+    place = str(tmp_path / "source")
+    spark.sql(
+        f"CREATE TABLE delta.`{place}` (id int, content binary) USING delta "
+        "TBLPROPERTIES ('delta.enableChangeDataFeed' = 'true')"
+    )
+
+    def images(**numbers):
+        data = [
+            (int(key[1:]), encode(photo(48, 40, seed=number), "JPEG"))
+            for key, number in numbers.items()
+        ]
+        return spark.createDataFrame(data, "id int, content binary")
+
+    def source():
+        return stream_images(spark, place, max_files=100)
+
+    def write(rows):
+        return write_vision_columns(rows, table, ["id"], {"embedding": dino})
+
+    def kill(owner, name, *, after):
+        work = getattr(owner, name)
+
+        def killed(*args, **kwargs):
+            if after:
+                work(*args, **kwargs)
+            raise SystemError("killed")
+
+        monkeypatch.setattr(owner, name, killed)
+        monkeypatch.setattr(stage.RunFolder, "end", lambda self: None)
+        with pytest.raises(Exception, match="killed"):
+            follow(source(), "id")
+        monkeypatch.undo()
+        monkeypatch.setattr(stage, "DEAD_SECONDS", 0.1)
+
+    images(i1=1, i2=2, i3=3).write.format("delta").mode("append").save(place)
+    if killed == "after the commit":
+        # A batch that ends with a removal, and one that ends with a wave.
+        follow(source(), "id")
+        spark.sql(f"DELETE FROM delta.`{place}` WHERE id = 2")
+        kill(stream, "_write_batch", after=True)
+        write(images(i2=2))
+        follow(source(), "id")
+        assert sorted(rows_of(spark, table, "id")) == [1, 2, 3]
+        images(i4=4).write.format("delta").mode("append").save(place)
+    else:
+        kill(run, "commit_wave", after=False)
+    kill(stream, "_write_batch", after=True)
+    write(images(i1=1, i4=44) if killed == "after the commit" else images(i1=11))
+    before, forwards = rows_of(spark, table, "id"), count_forwards()
+    follow(source(), "id")
+    assert rows_of(spark, table, "id") == before
+    assert count_forwards() == forwards
+    # The stream goes on.
+    images(i5=5).write.format("delta").mode("append").save(place)
+    follow(source(), "id")
+    assert sorted(rows_of(spark, table, "id")) == sorted({*before, 5})
+    assert count_forwards() == forwards + 1
 
 
 def test_a_key_that_changes_takes_its_row_along_and_a_null_key_is_refused(

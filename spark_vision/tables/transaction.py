@@ -1,0 +1,66 @@
+"""Delta's transaction identifiers: a commit that carries one happens once, however often it is run.
+
+Reference: https://docs.delta.io/latest/delta-streaming.html#idempotent-table-writes-in-foreachbatch
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from py4j.java_gateway import JavaClass
+from pyspark.sql import SparkSession
+
+_APPLICATION = "spark.databricks.delta.write.txnAppId"
+_VERSION = "spark.databricks.delta.write.txnVersion"
+
+
+class Transaction(NamedTuple):
+    """What a commit is known by.
+
+    Attributes:
+        application: Who commits; a stream has one name for as long as it has its checkpoint.
+        version: Grows from one transaction of an application to the next.
+    """
+
+    application: str
+    version: int
+
+
+@contextmanager
+def carrying(spark: SparkSession, transaction: Transaction | None) -> Iterator[None]:
+    """Let the statements of a session be those of a transaction; None: of none.
+
+    The settings reach whatever else runs in the session: nothing may. A stream's batches have a
+    session of their own.
+    """
+    if transaction is None:
+        yield
+        return
+    spark.conf.set(_APPLICATION, transaction.application)
+    spark.conf.set(_VERSION, str(transaction.version))
+    try:
+        yield
+    finally:
+        spark.conf.unset(_VERSION)
+        spark.conf.unset(_APPLICATION)
+
+
+def is_committed(spark: SparkSession, folder: str, transaction: Transaction) -> bool:
+    """Whether a table has a transaction, or a later one of its application.
+
+    Args:
+        spark: A classic session that has read the table's state just now.
+        folder: The table's.
+        transaction: What is asked for.
+
+    Returns:
+        False also where Delta's classes go by other names, as on Databricks, and cannot be asked:
+        the commit itself is left out there, too.
+    """
+    jvm: Any = spark._jvm
+    delta_log = jvm.org.apache.spark.sql.delta.DeltaLog
+    if not isinstance(delta_log, JavaClass):
+        return False
+    snapshot = delta_log.forTable(spark._jsparkSession, folder).unsafeVolatileSnapshot()
+    version = snapshot.transactions().get(transaction.application)
+    return bool(version.isDefined()) and int(version.get()) >= transaction.version

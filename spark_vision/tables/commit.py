@@ -50,7 +50,6 @@ class StagedWave:
         inputs: What was read of each row, of `source.INPUTS`.
         identity: The table's properties of those columns, when they were computed.
         count: Of rows.
-        transaction: The one that its commit completes; None where there is none.
     """
 
     is_new: bool
@@ -60,7 +59,6 @@ class StagedWave:
     inputs: tuple[str, ...]
     identity: Mapping[str, str]
     count: int
-    transaction: Transaction | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give plain values."""
@@ -70,18 +68,22 @@ class StagedWave:
     def from_json(cls, values: Mapping[str, Any]) -> "StagedWave":
         """Read what `to_json` has given."""
         lists = {name: tuple(each) for name, each in values.items() if isinstance(each, list)}
-        completed = values.get("transaction")
-        transaction = Transaction(*completed) if completed else None
-        return cls(**{**values, **lists, "transaction": transaction})
+        return cls(**{**values, **lists})
 
 
-def commit_wave(location: TableLocation, wave: StagedWave, rows: DataFrame) -> int:
+def commit_wave(
+    location: TableLocation,
+    wave: StagedWave,
+    rows: DataFrame,
+    transaction: Transaction | None = None,
+) -> int:
     """Bring a stage's rows into the table.
 
     Args:
         location: The table.
         wave: What the stage holds.
         rows: The stage's rows.
+        transaction: The one that this completes.
 
     Returns:
         Rows of the table that were changed: fewer than the stage has where it was committed before,
@@ -99,7 +101,7 @@ def commit_wave(location: TableLocation, wave: StagedWave, rows: DataFrame) -> i
         return _insert(wave, filled) if wave.is_new else _update(wave, filled)
 
     left = "what was computed stays in the stage, and the next run commits it"
-    return _merge(rows, location, wave.keys, clause, left, wave.transaction)
+    return _merge(rows, location, wave.keys, clause, left, transaction)
 
 
 def delete_rows(

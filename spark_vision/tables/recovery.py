@@ -1,7 +1,6 @@
 """What a run that was killed left behind: complete waves are committed, all else is removed."""
 
 import logging
-from dataclasses import replace
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
@@ -15,12 +14,12 @@ from spark_vision.tables.stage import left_behind, staged_waves
 logger = logging.getLogger(__name__)
 
 
-def recover_waves(
-    spark: SparkSession, location: TableLocation, root: HadoopFolder, *, own_session: bool
-) -> int:
+def recover_waves(spark: SparkSession, location: TableLocation, root: HadoopFolder) -> int:
     """Bring staged waves into the table that their runs could not, and clean up after them.
 
-    A wave that was committed before its run ended changes nothing. One by a model that is no longer
+    A wave that was committed before its run ended changes nothing. None completes a transaction:
+    rows that were changed since it was staged stay as they are, and who has the transaction looks
+    at them again. One by a model that is no longer
     the table's, or whose columns no longer fit, is dropped: it would fail every run to come, and
     its rows are computed again instead. Where the storage or the executors fail it stays, and the
     error is this run's.
@@ -29,8 +28,6 @@ def recover_waves(
         spark: A classic session.
         location: The table.
         root: Its stage folder.
-        own_session: Whether nothing else runs in the session, so that a commit may carry the
-            transaction of its wave.
 
     Returns:
         Rows that came into the table here.
@@ -38,9 +35,6 @@ def recover_waves(
     recovered = 0
     for folder in left_behind(root):
         for wave, path in staged_waves(folder):
-            if not own_session:
-                # The setting that names it would reach other threads' statements, too.
-                wave = replace(wave, transaction=None)
             logger.info("recover: commit %d rows of a run that was killed", wave.count)
             try:
                 recovered += commit_wave(location, wave, spark.read.parquet(path))

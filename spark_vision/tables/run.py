@@ -65,7 +65,8 @@ def run_write(
         write: What is to be done.
         source: The rows.
         transaction: Nothing is done where the table has it already; the session is its own then.
-        completes: Whether the last wave's commit completes it; else, what comes after.
+        completes: Whether the last commit completes it, if need be one without rows; else, what
+            comes after.
     """
     started = time.monotonic()
     spark = source.sparkSession
@@ -77,9 +78,7 @@ def run_write(
             check_table(spark, write, detail)
             root = _stage_root(spark, write, detail)
             if root is not None:
-                recovered = recover_waves(
-                    spark, location, root, own_session=transaction is not None
-                )
+                recovered = recover_waves(spark, location, root)
             if transaction is not None and is_committed(spark, detail.folder, transaction):
                 logger.info("the table has transaction %d already", transaction.version)
                 return WriteResult(location.sql, 0, 0, 0, recovered, 0, {}, _since(started))
@@ -93,6 +92,16 @@ def run_write(
         if survey.pending:
             completed = transaction if completes else None
             computed = _run_waves(spark, write, source, survey, detail, statuses, completed)
+        elif transaction is not None and completes:
+            with explaining(f"write to {location.given}"):
+                nothing = survey.missing_keys.limit(0)
+                delete_rows(
+                    location,
+                    write.chosen.key_names,
+                    nothing,
+                    unchanged=True,
+                    transaction=transaction,
+                )
         deleted = survey.missing if write.delete_missing else 0
         if deleted:
             logger.info("delete %d rows", deleted)
@@ -169,10 +178,10 @@ def _run_waves(
             for number, wave in enumerate(waves, start=1):
                 watch.begin(number, done)
                 logger.info("wave %d of %d: infer %d rows", number, total, wave.count)
-                staged = _describe(write, wave, transaction if number == total else None)
-                rows = _stage_wave(write, source, wave, stage, staged, statuses)
+                rows = _stage_wave(write, source, wave, stage, statuses)
                 logger.info("wave %d of %d: commit", number, total)
-                commit_wave(write.location, staged, rows)
+                completed = transaction if number == total else None
+                commit_wave(write.location, _describe(write, wave), rows, completed)
                 logger.info("wave %d of %d: clean", number, total)
                 stage.drop()
                 done += wave.count
@@ -191,7 +200,6 @@ def _stage_wave(
     source: DataFrame,
     wave: Wave,
     stage: Stage,
-    staged: StagedWave,
     statuses: Mapping[str, Counter[str]],
 ) -> DataFrame:
     computed = compute_rows(
@@ -210,7 +218,7 @@ def _stage_wave(
             f"the source gave {count} rows where it had {wave.count} when its keys were read; it "
             "changed meanwhile, and this wave was not committed: run again once it stands still"
         )
-    stage.finish(staged)
+    stage.finish(_describe(write, wave))
     for row in counts:
         for name in wave.columns:
             statuses[name][row[f"{name}_status"]] += row["count"]
@@ -225,7 +233,7 @@ def _since(started: float) -> float:
     return time.monotonic() - started
 
 
-def _describe(write: PreparedWrite, wave: Wave, transaction: Transaction | None) -> StagedWave:
+def _describe(write: PreparedWrite, wave: Wave) -> StagedWave:
     return StagedWave(
         is_new=wave.is_new,
         keys=write.chosen.key_names,
@@ -234,7 +242,6 @@ def _describe(write: PreparedWrite, wave: Wave, transaction: Transaction | None)
         inputs=write.chosen.inputs,
         identity=write.deciding_properties(*wave.columns),
         count=wave.count,
-        transaction=transaction,
     )
 
 

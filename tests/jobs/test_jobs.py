@@ -66,6 +66,7 @@ def photos(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_spark_submit_fills_a_table_of_a_catalog_that_persists(
     spark, photos, checkpoints, tmp_path
 ):

@@ -2,10 +2,11 @@
 
 import json
 import subprocess
-import time
 from pathlib import Path
 
 import pyspark
+
+from standalone_cluster import wait_for
 
 SPARK_JARS = Path(pyspark.__file__).parent / "jars"
 JUNIT = ("org.junit.jupiter", "junit-jupiter-api", "5.13.4")
@@ -43,16 +44,16 @@ class Hdfs:
                 stderr=output,
             )
         try:
-            deadline = time.monotonic() + START_SECONDS
-            while not (details.exists() and details.read_text().endswith("}")):
-                assert self._process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
+            wait_for(lambda: self._is_up(details, log), START_SECONDS)
         except BaseException:
             self.__exit__()
             raise
         self.url = f"hdfs://127.0.0.1:{json.loads(details.read_text())['namenode_port']}"
         return self
+
+    def _is_up(self, details, log):
+        assert self._process.poll() is None, log.read_text()
+        return details.exists() and details.read_text().endswith("}")
 
     def __exit__(self, *_):
         self._process.kill()

@@ -17,12 +17,11 @@ logger = logging.getLogger(__name__)
 def recover_waves(spark: SparkSession, location: TableLocation, root: HadoopFolder) -> int:
     """Bring staged waves into the table that their runs could not, and clean up after them.
 
-    A wave that was committed before its run ended changes nothing. None completes a transaction:
-    rows that were changed since it was staged stay as they are, and who has the transaction looks
-    at them again. One by a model that is no longer
+    A wave that was committed before its run ended changes nothing. One by a model that is no longer
     the table's, or whose columns no longer fit, is dropped: it would fail every run to come, and
     its rows are computed again instead. Where the storage or the executors fail it stays, and the
-    error is this run's.
+    error is this run's. No wave completes a transaction here: rows that were changed since it was
+    staged stay as they are, and the transaction's own run looks at them again.
 
     Args:
         spark: A classic session.

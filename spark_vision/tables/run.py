@@ -89,19 +89,14 @@ def run_write(
         detail = make_table(spark, write)
         statuses = {name: Counter[str]() for name in write.columns}
         computed = 0
+        completed = transaction if completes else None
         if survey.pending:
-            completed = transaction if completes else None
             computed = _run_waves(spark, write, source, survey, detail, statuses, completed)
-        elif transaction is not None and completes:
+        elif completed is not None:
+            # A commit without rows: what others write from now on is newer than this.
+            nothing, keys = survey.missing_keys.limit(0), write.chosen.key_names
             with explaining(f"write to {location.given}"):
-                nothing = survey.missing_keys.limit(0)
-                delete_rows(
-                    location,
-                    write.chosen.key_names,
-                    nothing,
-                    unchanged=True,
-                    transaction=transaction,
-                )
+                delete_rows(location, keys, nothing, unchanged=True, transaction=completed)
         deleted = survey.missing if write.delete_missing else 0
         if deleted:
             logger.info("delete %d rows", deleted)

@@ -4,6 +4,7 @@ import pytest
 
 from encoded_images import encode, photo
 from spark_vision import ImageViTEmbedding
+from spark_vision.tables import stage
 
 
 @pytest.fixture
@@ -26,3 +27,22 @@ def read_photos(spark, photos):
 @pytest.fixture
 def dino(checkpoints):
     return ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """Makes a write stop as if killed before or after a step, its stage left where it is."""
+
+    def kill(owner, name, error, *, after=False):
+        work = getattr(owner, name)
+
+        def killed(*args, **kwargs):
+            if after:
+                work(*args, **kwargs)
+            raise error
+
+        monkeypatch.setattr(owner, name, killed)
+        # A process that is killed cleans nothing up.
+        monkeypatch.setattr(stage.RunFolder, "end", lambda self: None)
+
+    return kill

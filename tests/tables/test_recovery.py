@@ -22,25 +22,6 @@ class KilledError(BaseException):
     """Takes the place of kill -9: no `except Exception` stops it."""
 
 
-@pytest.fixture
-def kill_at(monkeypatch):
-    """Makes a write stop as if killed before a step, its stage left where it is."""
-
-    def kill(owner, name, *, after=False):
-        work = getattr(owner, name)
-
-        def killed(*args, **kwargs):
-            if after:
-                work(*args, **kwargs)
-            raise KilledError
-
-        monkeypatch.setattr(owner, name, killed)
-        # A process that is killed cleans nothing up.
-        monkeypatch.setattr(stage.RunFolder, "end", lambda self: None)
-
-    return kill
-
-
 def rows_of(spark, table):
     return sorted(row["path"] for row in spark.read.format("delta").load(table).collect())
 
@@ -59,7 +40,7 @@ def test_a_wave_that_was_left_is_committed_once_or_computed_again(
     owner, name, after, recovered, forwards,
 ):  # fmt: skip
     columns = {"embedding": dino}
-    kill_at(owner, name, after=after)
+    kill_at(owner, name, KilledError, after=after)
     with pytest.raises(KilledError):
         write_vision_columns(read_photos(), table, ["path"], columns)
     monkeypatch.undo()
@@ -87,7 +68,7 @@ def test_changed_rows_of_a_wave_that_was_left_are_updated_once_and_newer_ones_st
     write_vision_columns(read_photos(), table, ["path"], columns)
     for index in (1, 2):
         (photos / f"{index}.jpg").write_bytes(encode(photo(60, 50, seed=20 + index), "JPEG"))
-    kill_at(run, "commit_wave", after=after)
+    kill_at(run, "commit_wave", KilledError, after=after)
     with pytest.raises(KilledError):
         write_vision_columns(read_photos(), table, ["path"], columns)
     monkeypatch.undo()

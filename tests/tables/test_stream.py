@@ -33,6 +33,17 @@ def follow(spark, dino, table, tmp_path):
     return run
 
 
+@pytest.fixture
+def place(spark, tmp_path):
+    """Where an empty table of images is that says what changes in it."""
+    place = str(tmp_path / "source")
+    spark.sql(
+        f"CREATE TABLE delta.`{place}` (id int, content binary) USING delta "
+        "TBLPROPERTIES ('delta.enableChangeDataFeed' = 'true')"
+    )
+    return place
+
+
 def rows_of(spark, table, key):
     rows = spark.read.format("delta").load(table).collect()
     found = {row[key]: row for row in rows}
@@ -41,19 +52,14 @@ def rows_of(spark, table, key):
 
 
 def test_a_folder_of_files_is_followed_in_batches_each_row_once(
-    spark, photos, follow, table, count_forwards, monkeypatch
+    spark, photos, follow, table, count_forwards, monkeypatch, kill_at
 ):
     def source():
         return stream_images(spark, str(photos), max_files=4)
 
-    write = stream._write_batch
-
-    def killed_after(*args):
-        write(*args)
-        raise SystemError("killed between the commit and the checkpoint")
-
     # The batch is in the table, and Spark does not know it.
-    monkeypatch.setattr(stream, "_write_batch", killed_after)
+    error = SystemError("killed between the commit and the checkpoint")
+    kill_at(stream, "_write_batch", error, after=True)
     with pytest.raises(Exception, match="killed between"):
         follow(source())
     monkeypatch.undo()
@@ -73,13 +79,8 @@ def test_a_folder_of_files_is_followed_in_batches_each_row_once(
 
 
 def test_a_tables_updates_and_deletes_reach_the_vectors(
-    spark, follow, table, tmp_path, count_forwards
+    spark, follow, table, place, count_forwards
 ):
-    place = str(tmp_path / "source")
-    spark.sql(
-        f"CREATE TABLE delta.`{place}` (id int, content binary) USING delta "
-        "TBLPROPERTIES ('delta.enableChangeDataFeed' = 'true')"
-    )
 
     def images(*numbers):
         data = [(number, encode(photo(48, 40, seed=number), "JPEG")) for number in numbers]
@@ -120,13 +121,8 @@ def test_a_tables_updates_and_deletes_reach_the_vectors(
     ],
 )
 def test_a_batch_that_is_in_the_table_is_not_written_over_what_came_after_it(
-    spark, dino, follow, table, tmp_path, count_forwards, monkeypatch, killed
+    spark, dino, follow, table, place, count_forwards, monkeypatch, kill_at, killed
 ):
-    place = str(tmp_path / "source")
-    spark.sql(
-        f"CREATE TABLE delta.`{place}` (id int, content binary) USING delta "
-        "TBLPROPERTIES ('delta.enableChangeDataFeed' = 'true')"
-    )
 
     def images(**numbers):
         data = [
@@ -142,15 +138,7 @@ def test_a_batch_that_is_in_the_table_is_not_written_over_what_came_after_it(
         return write_vision_columns(rows, table, ["id"], {"embedding": dino})
 
     def kill(owner, name, *, after):
-        work = getattr(owner, name)
-
-        def killed(*args, **kwargs):
-            if after:
-                work(*args, **kwargs)
-            raise SystemError("killed")
-
-        monkeypatch.setattr(owner, name, killed)
-        monkeypatch.setattr(stage.RunFolder, "end", lambda self: None)
+        kill_at(owner, name, SystemError("killed"), after=after)
         with pytest.raises(Exception, match="killed"):
             follow(source(), "id")
         monkeypatch.undo()
@@ -182,13 +170,8 @@ def test_a_batch_that_is_in_the_table_is_not_written_over_what_came_after_it(
 
 
 def test_a_key_that_changes_takes_its_row_along_and_a_null_key_is_refused(
-    spark, follow, table, tmp_path
+    spark, follow, table, place
 ):
-    place = str(tmp_path / "source")
-    spark.sql(
-        f"CREATE TABLE delta.`{place}` (id int, content binary) USING delta "
-        "TBLPROPERTIES ('delta.enableChangeDataFeed' = 'true')"
-    )
     data = [(number, encode(photo(48, 40, seed=number), "JPEG")) for number in (1, 2, 3)]
     images = spark.createDataFrame(data, "id int, content binary")
     images.write.format("delta").mode("append").save(place)
@@ -209,12 +192,7 @@ def test_a_key_that_changes_takes_its_row_along_and_a_null_key_is_refused(
         follow(stream_images(spark, place, max_files=100), "id")
 
 
-def test_a_streams_own_columns_are_not_kept(spark, dino, table, tmp_path):
-    place = str(tmp_path / "source")
-    spark.sql(
-        f"CREATE TABLE delta.`{place}` (id int, content binary) USING delta "
-        "TBLPROPERTIES ('delta.enableChangeDataFeed' = 'true')"
-    )
+def test_a_streams_own_columns_are_not_kept(spark, dino, table, tmp_path, place):
     with pytest.raises(TableError, match=r"own columns _commit_version say nothing"):
         stream_vision_columns(
             stream_images(spark, place, max_files=1),

@@ -131,7 +131,7 @@ def _parser_of(option: Option, owner: str) -> Callable[[str], Any]:
 def _metavar(option: Option) -> str:
     if option.allowed:
         return "{" + ",".join(map(str, option.allowed)) + "}"
-    return {int: "N", float: "X", str: "TEXT"}.get(option.kind, "JSON|@FILE")
+    return {int: "N", float: "X", str: "TEXT", tuple: "TEXT|JSON"}.get(option.kind, "JSON|@FILE")
 
 
 def _help(option: Option) -> str:
@@ -152,6 +152,6 @@ def describe_default(option: Option) -> str:
         return str(value).lower()
     if is_dataclass(value) and not isinstance(value, type):
         return json.dumps(asdict(value))
-    if isinstance(value, Mapping):
-        return json.dumps(dict(value))
+    if isinstance(value, Mapping | tuple):
+        return json.dumps(dict(value) if isinstance(value, Mapping) else value)
     return str(value)

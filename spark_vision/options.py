@@ -109,6 +109,8 @@ class Option:
         """
         if value is None and self.nullable:
             return None
+        if self.kind is tuple:
+            return self._normalize_texts(owner, value)
         if isinstance(value, Mapping) and self.kind is not FrozenMapping:
             value = self._build(owner, value)
         if self.kind is FrozenMapping and isinstance(value, Mapping):
@@ -138,7 +140,8 @@ class Option:
     def parse(self, owner: str, text: str) -> Any:
         """Read the value from a command line or a `name=value` pair.
 
-        Structured values are JSON, or `@file.json`, which keeps secrets out of a process list.
+        Structured values are JSON, or `@file.json`, which keeps secrets out of a process list. Of a
+        list of texts one may stand as it is.
 
         Raises:
             InvalidOptionError: The text does not say a value of this option.
@@ -151,13 +154,21 @@ class Option:
                 value = {"true": True, "false": False}[text.lower()]
             elif self.kind in (int, float):
                 value = self.kind(text)
-            elif self.kind is str:
+            elif self.kind is str or (self.kind is tuple and not text.startswith(("[", "@"))):
                 value = text
             else:
                 value = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
         except (KeyError, ValueError, OSError) as error:
             raise self._refuse(owner, text) from error
         return self.normalize(owner, value)
+
+    def _normalize_texts(self, owner: str, value: Any) -> tuple[str, ...]:
+        texts = (value,) if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple) or not all(
+            isinstance(each, str) and each.strip() for each in texts
+        ):
+            raise self._refuse(owner, value)
+        return tuple(texts)
 
     def _build(self, owner: str, fields: Mapping[str, Any]) -> Any:
         if not dataclasses.is_dataclass(self.kind):
@@ -182,6 +193,7 @@ _KIND_NAMES: dict[type, str] = {
     int: "a whole number",
     float: "a number",
     str: "a text that is not empty",
+    tuple: "a list of texts (JSON or @file.json on a command line, or a single text)",
     FrozenMapping: "a mapping of JSON values by name (JSON or @file.json on a command line)",
 }
 

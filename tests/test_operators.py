@@ -129,6 +129,9 @@ def test_a_caption_option_that_is_not_allowed_says_what_is(options, field, said)
         ({"image_processor_kwargs": [1]}, "image_processor_kwargs", "a mapping"),
         ({"image_processor_kwargs": {"size": {1, 2}}}, "image_processor_kwargs", "JSON"),
         ({"on_error": "zero", "pooling": "tokens"}, "on_error", "null, raise"),
+        ({"allow_hosts": 5}, "allow_hosts", "a list of texts"),
+        ({"allow_hosts": ["a", " "]}, "allow_hosts", "a list of texts"),
+        ({"allow_hosts": {"a": 1}}, "allow_hosts", "a list of texts"),
     ],
 )
 def test_a_value_that_is_not_allowed_names_field_value_and_what_is(options, field, said):
@@ -196,6 +199,8 @@ def test_every_option_is_declared_with_help_and_reads_its_own_default(operator_c
         ("rank", "none", None),
         ("limits", '{"max_pixels": 5}', ImageLimits(max_pixels=5)),
         ("image_processor_kwargs", '{"size": {"height": 8}}', {"size": {"height": 8}}),
+        ("allow_hosts", "a.example", ("a.example",)),
+        ("allow_hosts", '["a.example", "b.example"]', ("a.example", "b.example")),
     ],
 )
 def test_options_are_read_from_text(field, text, value):

@@ -81,6 +81,20 @@ class ImageOperator(Operator):
     limits: ImageLimits = option(
         ImageLimits(), "Bytes, pixels and seconds that one image may cost."
     )
+    allow_paths: tuple[str, ...] = option(
+        (),
+        "Folders and buckets that strings of the column may be read below, such as /data/photos or "
+        "s3://bucket/photos.",
+    )
+    allow_hosts: tuple[str, ...] = option(
+        (), "Hosts that http and https may reach although their addresses are not public."
+    )
+    allow_networks: tuple[str, ...] = option(
+        (), "Networks, such as 10.0.0.0/8, that http and https may reach although not public."
+    )
+    allow_schemes: tuple[str, ...] = option(
+        (), "Schemes of fsspec, beside those that are known, that strings of the column may have."
+    )
     storage_options: Mapping[str, Any] | None = option(
         None, "Options for fsspec, such as credentials; never shown or logged.", secret=True
     )

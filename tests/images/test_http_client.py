@@ -19,7 +19,7 @@ import pytest
 from local_http_server import serve, status_answer
 from spark_vision.errors import RowFailure
 from spark_vision.images.fetch import Fetcher
-from spark_vision.operators import ImageLimits
+from spark_vision.operators import ImageLimits, ImageViTEmbedding
 from spark_vision.status import Status
 
 SECRETS = "alice:hunter2@"
@@ -37,8 +37,13 @@ def make_fetcher(monkeypatch):
     monkeypatch.setattr("spark_vision.images.http_client._FIRST_PAUSE_SECONDS", 0.02)
     made = []
 
-    def make(**limits):
-        made.append(Fetcher(ImageLimits(**{"fetch_seconds": 5.0, **limits})))
+    def make(allow_hosts=("127.0.0.1",), allow_networks=(), **limits):
+        operator = ImageViTEmbedding(
+            allow_hosts=allow_hosts,
+            allow_networks=allow_networks,
+            limits=ImageLimits(**{"fetch_seconds": 5.0, **limits}),
+        )
+        made.append(Fetcher(operator))
         return made[-1]
 
     yield make
@@ -412,7 +417,7 @@ def test_slow_name_resolution_ends_at_the_deadline(make_fetcher, monkeypatch):
     assert time.monotonic() - start < 3
 
 
-def test_second_address_is_tried_when_the_first_refuses(server, fetcher, monkeypatch):
+def test_second_address_is_tried_when_the_first_refuses(server, make_fetcher, monkeypatch):
     server.give("/a", b"image")
     resolve = socket.getaddrinfo
 
@@ -421,6 +426,7 @@ def test_second_address_is_tried_when_the_first_refuses(server, fetcher, monkeyp
         return [entry for each in hosts for entry in resolve(each, *rest, **options)]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve_to_two)
+    fetcher = make_fetcher(allow_networks=["127.0.0.0/8"])
     assert fetcher.fetch(f"http://two.invalid:{server.port}/a") == b"image"
 
 

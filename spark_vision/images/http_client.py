@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 import httpcore
 import httpx
@@ -190,8 +190,8 @@ def _host_of(text: str) -> str:
 
 def _redirected(url: httpx.URL, location: str, shown: str) -> httpx.URL:
     try:
-        target = _parse(str(url.copy_with(userinfo=b"").join(location)))
-    except httpx.InvalidURL:
+        target = _parse(urljoin(str(url), location)).copy_with(userinfo=b"")
+    except (httpx.InvalidURL, ValueError):
         raise RowFailure(Status.HTTP_ERROR, f"redirected to an invalid URL: {shown}") from None
     if target.scheme not in ("http", "https"):
         raise RowFailure(Status.HTTP_ERROR, f"redirected to the scheme {target.scheme!r}: {shown}")

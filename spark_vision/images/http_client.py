@@ -105,14 +105,11 @@ class HttpClient:
                         lent = partial(self._turns.lent, url.host)
                         read_body(answer, said, transfer, shown, while_waiting=lent)
                         return
-            except NameNotResolvedError:
-                if redirects:
-                    # A server shall not learn by a redirect which names a network knows.
-                    raise AddressRefusedError from None
-                if retries == MAX_RETRIES:
-                    raise
             except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
                 if retries == MAX_RETRIES or _is_permanent(error):
+                    if redirects and isinstance(error, NameNotResolvedError):
+                        # Which names a network knows is not to be learnt by redirects.
+                        raise AddressRefusedError from None
                     raise
             else:
                 if code in _REDIRECTS and "Location" in said:
@@ -171,7 +168,7 @@ def _parse(text: str) -> httpx.URL:
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL:
-        if address_in(_host_of(text)) is not None:
+        if _is_address_spelt_oddly(text):
             raise AddressRefusedError from None
         raise
     if not url.host or (url.port is not None and not 0 <= url.port <= _MAX_PORT):
@@ -179,13 +176,18 @@ def _parse(text: str) -> httpx.URL:
     return url
 
 
-def _host_of(text: str) -> str:
+def _is_address_spelt_oddly(text: str) -> bool:
+    """Say whether what is wrong with a URL is the spelling of an address, as in `0127.0.0.1`."""
     try:
         parts = urlsplit(text)
-        parts.port  # noqa: B018 - it raises where the port is what is wrong with the URL
-        return parts.hostname or ""
+        parts.port  # noqa: B018 - it raises where the port is what is wrong
+        host = parts.hostname or ""
+        httpx.URL(scheme="http", host=host)
     except ValueError:
-        return ""
+        return False
+    except httpx.InvalidURL:
+        return address_in(host) is not None
+    return False
 
 
 def _redirected(url: httpx.URL, location: str, shown: str) -> httpx.URL:

@@ -102,7 +102,7 @@ class HttpClient:
                 with self._answer(url, headers, transfer) as answer:
                     code, said = answer.status, httpx.Headers(answer.headers)
                     if 200 <= code < 300:
-                        lent = partial(self._turns.lent, url.host)
+                        lent = partial(self._turns.lent, _host(url))
                         read_body(answer, said, transfer, shown, while_waiting=lent)
                         return
             except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
@@ -140,8 +140,9 @@ class HttpClient:
         self, url: httpx.URL, headers: dict[str, str], transfer: Transfer
     ) -> Iterator[httpcore.Response]:
         """Send one request when the host's turn comes, and keep its answer open for the block."""
+        host = _host(url)
         with transfer.uncounted():
-            self._turns.begin(url.host)
+            self._turns.begin(host)
         try:
             request = httpcore.Request(
                 "GET",
@@ -155,7 +156,7 @@ class HttpClient:
             with closing(self._pool.handle_request(request)) as answer:
                 yield answer
         finally:
-            self._turns.end(url.host)
+            self._turns.end(host)
 
 
 def _parse(text: str) -> httpx.URL:
@@ -167,13 +168,19 @@ def _parse(text: str) -> httpx.URL:
     """
     try:
         url = httpx.URL(text)
-    except httpx.InvalidURL:
+        host = _host(url)
+    except (httpx.InvalidURL, UnicodeError) as error:
         if _is_address_spelt_oddly(text):
             raise AddressRefusedError from None
-        raise
-    if not url.host or (url.port is not None and not 0 <= url.port <= _MAX_PORT):
+        raise httpx.InvalidURL(str(error)) from None
+    if not host or (url.port is not None and not 0 <= url.port <= _MAX_PORT):
         raise httpx.InvalidURL("no host, or a port that is none")
     return url
+
+
+def _host(url: httpx.URL) -> str:
+    # As it is sent; httpx's own property decodes names, and fails where they are no IDNA.
+    return url.raw_host.decode("ascii")
 
 
 def _is_address_spelt_oddly(text: str) -> bool:
@@ -182,10 +189,11 @@ def _is_address_spelt_oddly(text: str) -> bool:
         parts = urlsplit(text)
         parts.port  # noqa: B018 - it raises where the port is what is wrong
         host = parts.hostname or ""
-        httpx.URL(scheme="http", host=host)
     except ValueError:
         return False
-    except httpx.InvalidURL:
+    try:
+        _host(httpx.URL(scheme="http", host=host))
+    except (httpx.InvalidURL, UnicodeError):
         return address_in(host) is not None
     return False
 

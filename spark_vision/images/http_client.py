@@ -248,4 +248,6 @@ def _is_permanent(error: Exception) -> bool:
 
 
 def _cause(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    # What follows is the name that a certificate lacks, perhaps a redirect's.
+    said = str(error).partition(" for '")[0]
+    return " ".join(said.split()) or type(error).__name__

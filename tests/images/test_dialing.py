@@ -331,6 +331,20 @@ def test_https_asks_for_the_name_at_the_address_that_was_judged(certificate, fet
     assert server.headers["Host"] == "images.example"
 
 
+def test_certificate_of_another_name_is_refused_and_no_name_told(certificate, fetcher, monkeypatch):
+    path, context = certificate
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    with serve(context) as server:
+        network = SimulatedNetwork(server.port, monkeypatch)
+        network.names = {"images.example": [[PUBLIC]], "hidden.example": [[OTHER_PUBLIC]]}
+        server.answers["/a"] = status_answer(302, Location="https://hidden.example/a")
+        failure = failure_of(fetcher, "https://images.example/a")
+    assert failure.status == Status.HTTP_ERROR
+    assert "certificate" in failure.reason
+    assert "hidden" not in failure.reason
+    assert server.requests == ["/a"]
+
+
 def test_proxy_of_the_environment_is_not_used(network, fetcher, monkeypatch):
     with serve() as proxy:
         for name in ("http_proxy", "https_proxy", "all_proxy"):

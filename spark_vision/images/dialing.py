@@ -21,6 +21,8 @@ from spark_vision.images.transfer import Transfer
 
 # A resolver may hang for ever, in a thread that nobody can end.
 MAX_RESOLVER_THREADS = 32
+CONNECT_SHARE = 1 / 3
+"""How much of the time that is left one connection may take, so that there is time for others."""
 
 _current = threading.local()
 _resolver_threads = threading.BoundedSemaphore(MAX_RESOLVER_THREADS)
@@ -67,8 +69,7 @@ class Dialer(httpcore.NetworkBackend):
         addresses = self._rules.choose(host, answers)
         for tried, address in enumerate(addresses, start=1):
             is_last = tried == len(addresses)
-            # One silent address must not use up the time of the others.
-            seconds = _seconds_left() / (1 if is_last else 2)
+            seconds = _seconds_left() * CONNECT_SHARE
             try:
                 stream = self._sockets.connect_tcp(
                     address, port, seconds, local_address, socket_options

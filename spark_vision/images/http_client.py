@@ -106,7 +106,11 @@ class HttpClient:
                         lent = partial(self._turns.lent, _host(url))
                         read_body(answer, said, transfer, shown, while_waiting=lent)
                         return
-            except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
+            except (
+                httpcore.ConnectTimeout,
+                httpcore.NetworkError,
+                httpcore.RemoteProtocolError,
+            ) as error:
                 if retries == MAX_RETRIES or _is_permanent(error):
                     if redirects and isinstance(error, NameNotResolvedError):
                         # Which names a network knows is not to be learnt by redirects.

@@ -247,6 +247,25 @@ def test_failure_behind_a_redirect_shows_the_address_of_the_row_only(network, se
     assert failure.reason == "HTTP status 404: http://images.example/start"
 
 
+def test_connection_that_takes_too_long_is_tried_twice_more_within_the_deadline(
+    network, server, fetcher, monkeypatch
+):
+    network.names["slow.example"] = [["93.184.215.14"]]
+    connect, given = httpcore.SyncBackend.connect_tcp, []
+
+    def connect_late(backend, host, port, seconds, *rest):
+        given.append(seconds)
+        if len(given) < 3:
+            raise httpcore.ConnectTimeout("timed out")
+        return connect(backend, host, port, seconds, *rest)
+
+    monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", connect_late)
+    server.give("/image", b"pixels")
+    assert fetcher.fetch("http://slow.example/image") == b"pixels"
+    assert len(given) == 3
+    assert sum(given) < ImageLimits().fetch_seconds
+
+
 def test_name_of_a_row_that_does_not_exist_says_so(network, fetcher):
     failure = failure_of(fetcher, "http://does-not-exist.example/a")
     assert failure.status == Status.HTTP_ERROR

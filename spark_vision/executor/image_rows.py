@@ -73,7 +73,7 @@ class ImageRows:
         self._cpu_count = max(1, cpu_count)
         self._decoding = threading.Semaphore(self._cpu_count)
         self._fetched = ByteBudget(IN_FLIGHT_BYTES)
-        self._fetcher = Fetcher(operator.limits, operator.storage_options)
+        self._fetcher = Fetcher(operator)
         self._largest_portion_bytes = 0
 
     def prepare(

@@ -35,9 +35,9 @@ _CHOOSING = "lets the string choose what is read, and with whose rights"
 REFUSED_SCHEMES = {
     **dict.fromkeys(("reference", "generic", "dir", "data", "dask"), _NESTING),
     **dict.fromkeys(("filecache", "blockcache", "simplecache", "cached"), _NESTING),
-    **dict.fromkeys(("zip", "tar", "libarchive", "async_wrapper", "asyncwrapper"), _NESTING),
+    **dict.fromkeys(("zip", "tar", "libarchive", "asyncwrapper"), _NESTING),
     **dict.fromkeys(("git", "github", "gist", "dvc", "jupyter", "jlab", "pyscript"), _CHOOSING),
-    **dict.fromkeys(("asynclocal", "arrow_hdfs", "tosfs"), "is another name of one with rules"),
+    "asynclocal": "reads local files by no rules; those below allow_paths are read without it",
 }
 
 _SCHEME = re.compile(

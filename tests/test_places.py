@@ -121,6 +121,8 @@ def test_a_root_has_one_form(given, kept):
         ("/data/*", "not a glob"),
         ("/data/\0", "a folder"),
         ("file://server/share", "a folder"),
+        ("file://key:hunter2@server/share", "a folder"),
+        ("http://key:hunter2@server/share", "allow_hosts"),
         ("/proc/self", "files are not data"),
         ("/data/../sys", "files are not data"),
         ("/dev", "files are not data"),
@@ -148,6 +150,12 @@ def test_a_scheme_that_is_known_may_be_listed_again():
 def test_schemes_that_nest_or_let_the_string_choose_may_not_be_listed(scheme):
     with pytest.raises(InvalidOptionError, match="allow_schemes got"):
         ImageViTEmbedding(allow_schemes=[scheme])
+
+
+def test_a_url_that_was_given_as_a_scheme_is_not_repeated():
+    with pytest.raises(InvalidOptionError) as caught:
+        ImageViTEmbedding(allow_schemes="sftp://user:hunter2@host")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_every_scheme_of_fsspec_has_been_thought_of():

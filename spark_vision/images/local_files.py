@@ -57,9 +57,7 @@ class LocalFiles:
         except _LedOutError:
             raise refuse(redact(path)) from None
         except _NoFileError:
-            raise RowFailure(
-                Status.READ_ERROR, f"is not a regular file: {redact(path)}"
-            ) from None
+            raise RowFailure(Status.READ_ERROR, f"is not a regular file: {redact(path)}") from None
         except (OSError, ValueError) as error:
             # What is missing, or closed, outside of the roots must not show.
             if not self._real.hold(os.path.realpath(path)):

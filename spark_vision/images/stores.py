@@ -159,6 +159,7 @@ class _NoFileSystemError(Exception):
 def _connect(scheme: str, authority: str, options: dict[str, Any]) -> Any:
     import fsspec
     from fsspec.archive import AbstractArchiveFileSystem
+    from fsspec.dircache import DirCache
     from fsspec.implementations.chained import ChainedFileSystem
 
     try:
@@ -172,19 +173,17 @@ def _connect(scheme: str, authority: str, options: dict[str, Any]) -> Any:
     chosen = kind._get_kwargs_from_urls(f"{scheme}://{authority}/")
     # fsspec would keep it, with its credentials, for the worker's next job.
     file_system = kind(**{**chosen, **options, "skip_instance_cache": True})
-    listings = getattr(file_system, "dircache", None)
-    if hasattr(listings, "use_listings_cache"):
+    listings: Any = getattr(file_system, "dircache", None)
+    if isinstance(listings, DirCache):
         # A list that grows with the folders read, and does not notice what arrives in them.
         listings.use_listings_cache = False
     return file_system
 
 
 def _open(file_system: Any, place: StorePlace, block_size: int) -> Any:
-    if place.scheme in _HADOOP:
-        # Everything after the host is the path, `?` and `#` too.
-        path = place.path
-    else:
-        path = file_system._strip_protocol(str(place))
+    # In Hadoop everything after the host is the path, `?` and `#` too.
+    is_hadoop = place.scheme in _HADOOP
+    path = place.path if is_hadoop else file_system._strip_protocol(str(place))
     if place.scheme in STORE_SCHEMES.values():
         return file_system.open(path, "rb", block_size=block_size, cache_type="none")
     return file_system.open(path, "rb", block_size=block_size)

@@ -97,7 +97,9 @@ def _redact_segments(path: str) -> str:
     return "/".join(shown)
 
 
-_USERS_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}:[/\\]{1,3})([^\s'\"`]*:[^\s'\"`]*|[^\s'\"`/]*)@")
+_USERS_IN_TEXT = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]{0,31}:[/\\]{1,3})([^\s'\"`]{0,500}:[^\s'\"`]{0,500}|[^\s'\"`/]{0,500})@"
+)
 
 
 def redact_text(text: str) -> str:

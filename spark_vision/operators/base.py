@@ -104,8 +104,6 @@ class ImageOperator(Operator):
         super().__post_init__()
         owner = type(self).__name__
         schemes = normalize_schemes(f"{owner}.allow_schemes", self.allow_schemes)
-        roots = [
-            normalize_root(f"{owner}.allow_paths", root, schemes) for root in self.allow_paths
-        ]
+        roots = [normalize_root(f"{owner}.allow_paths", root, schemes) for root in self.allow_paths]
         object.__setattr__(self, "allow_schemes", schemes)
         object.__setattr__(self, "allow_paths", tuple(roots))

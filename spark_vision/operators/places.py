@@ -50,7 +50,7 @@ _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?::[0-9]{1,5})?")
 # What a store, or a server before it, might read as another path than the one compared here.
 _UNCLEAR = re.compile(r"[\x00-\x1f\x7f-\x9f\\]|::|%(?:2[EeFf]|5[Cc])")
 KERNEL_FOLDERS = ("/proc", "/sys", "/dev")
-_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - named to be allowed as a root
+_SHARED_MEMORY = "/dev/shm"
 
 
 def scheme_of(address: str) -> str | None:
@@ -100,10 +100,9 @@ class StorePlace:
 
     def is_below(self, root: "StorePlace") -> bool:
         """Say whether this is the root itself, or lies under it, segment by segment."""
-        return (
-            (self.scheme, self.authority) == (root.scheme, root.authority)
-            and self._segments[: len(root._segments)] == root._segments
-        )
+        return (self.scheme, self.authority) == (root.scheme, root.authority) and self._segments[
+            : len(root._segments)
+        ] == root._segments
 
     @property
     def _segments(self) -> list[str]:
@@ -145,7 +144,7 @@ def read_store_place(address: str, allowed_schemes: Iterable[str] = ()) -> Store
 
 
 def is_kernel_path(path: str) -> bool:
-    """Say whether an absolute path lies where files are not data, but the kernel and its devices."""
+    """Say whether an absolute path lies where files are no data, but the kernel's."""
     return any(path == folder or path.startswith(f"{folder}/") for folder in KERNEL_FOLDERS)
 
 
@@ -167,9 +166,10 @@ def normalize_schemes(option: str, schemes: Iterable[str]) -> tuple[str, ...]:
     names = tuple(scheme.strip().lower() for scheme in schemes)
     for name in names:
         if not _SCHEME_NAME.fullmatch(name):
+            # It is not repeated: it may be a whole URL, with its password.
             raise InvalidOptionError(
-                f"{option} got {name!r}; allowed: names of fsspec's schemes, such as 'sftp', "
-                "without '://' and never a chain of them"
+                f"{option} got a text that is no scheme; allowed: names of fsspec's schemes, such "
+                "as 'sftp', without '://' and never a chain of them"
             )
         if name in REFUSED_SCHEMES:
             raise InvalidOptionError(
@@ -221,15 +221,16 @@ def _normalize_folder(option: str, root: str, *, is_url: bool) -> str:
         path = path_of_file_url(root.strip()) if is_url else root
     except ValueError:
         path = "\0"
+    shown = "a file: URL" if is_url else repr(root)
     if "\0" in path or "*" in path:
         raise InvalidOptionError(
-            f"{option} got {root!r}; allowed: a folder of this machine's or the executors' files, "
+            f"{option} got {shown}; allowed: a folder of this machine's or the executors' files, "
             "not a glob, such as /data/photos or file:/data/photos"
         )
     folder = "/" + os.path.abspath(path).strip("/")  # noqa: PTH100 - no file is looked at
     if is_kernel_path(folder) and not is_shared_memory(folder):
         raise InvalidOptionError(
-            f"{option} got {root!r}, where files are not data; allowed: folders outside of "
+            f"{option} got {shown}, where files are not data; allowed: folders outside of "
             f"{', '.join(KERNEL_FOLDERS)}, and {_SHARED_MEMORY}"
         )
     return folder

@@ -290,9 +290,7 @@ def test_the_name_node_is_that_of_the_root(register):
 
     for scheme in ("hdfs", "webhdfs"):
         strip = classmethod(lambda cls, path: path)
-        store = register(
-            scheme, _get_kwargs_from_urls=staticmethod(host_of), _strip_protocol=strip
-        )
+        store = register(scheme, _get_kwargs_from_urls=staticmethod(host_of), _strip_protocol=strip)
         store.objects["/data/a?b#c.png"] = b"image"
         fetcher = make_fetcher(f"{scheme}://NameNode:8020/data/")
         assert fetcher.fetch(f"{scheme}://namenode:8020/data/a?b#c.png") == b"image"
@@ -351,9 +349,7 @@ def test_threads_do_not_share_a_file_system_that_knows_one_caller_at_a_time(regi
     store.objects["bucket/a"] = b"image"
     fetcher = make_fetcher("s3://bucket")
     for _ in range(3):
-        threads = [
-            threading.Thread(target=fetcher.fetch, args=["s3://bucket/a"]) for _ in range(4)
-        ]
+        threads = [threading.Thread(target=fetcher.fetch, args=["s3://bucket/a"]) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -161,13 +161,14 @@ def allow_input(operator: "Operator", place: str) -> "Operator":
     Args:
         operator: What to compute.
         place: A folder, of which a glob's is the one before its first special character; or a
-            table, whose rows may say anything and are allowed nothing.
+            table, whose rows may say anything and are allowed nothing. All files of a machine are
+            allowed to nobody who does not say so by `allow_paths`.
     """
-    if not isinstance(operator, ImageOperator) or "/" not in place or "`" in place:
+    glob = _GLOB.search(place)
+    folder = place[: glob.start()].rpartition("/")[0] if glob else place
+    is_named = "/" in place and "`" not in place and folder.strip("/")
+    if not isinstance(operator, ImageOperator) or not is_named:
         return operator
-    folder = place
-    if glob := _GLOB.search(place):
-        folder = place[: glob.start()].rpartition("/")[0] or "/"
     try:
         return replace(operator, allow_paths=(*operator.allow_paths, folder))
     except InvalidOptionError:

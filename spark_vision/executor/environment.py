@@ -6,12 +6,16 @@ log or plan text.
 """
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 HUB_VARIABLES = ("HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE")
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+# The environment is the whole process's.
+_applying = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,11 @@ class HubEnvironment:
         # It reads the variables when it is first imported, and must keep this process's own.
         import huggingface_hub.constants  # noqa: F401
 
-        lacking = {name: value for name, value in self.variables if name not in os.environ}
-        os.environ.update(lacking)
-        try:
-            yield
-        finally:
-            for name in lacking:
-                os.environ.pop(name, None)
+        with _applying:
+            lacking = {name: value for name, value in self.variables if name not in os.environ}
+            os.environ.update(lacking)
+            try:
+                yield
+            finally:
+                for name in lacking:
+                    os.environ.pop(name, None)

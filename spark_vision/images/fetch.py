@@ -84,6 +84,7 @@ class Fetcher:
         with self._lock:
             self._is_closed = True
             client, self._http = self._http, None
+        self._files.close()
         self._stores.close()
         if client is not None:
             client.close()

@@ -1,15 +1,20 @@
 """Local files below roots, whatever symbolic links, `..` and races make of a path.
 
 A path that is not written below a root is refused before the file system is asked. What is opened
-then is looked at before it is read: a link may have led out, to a device, or to a pipe.
+then is looked at before it is read: a link may have led out, to a device, or to a pipe. Files of a
+network are read by a thread that is left behind at the deadline; on a disk of this machine no read
+hangs, and a thread would cost more than the reading.
 """
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from spark_vision.errors import RowFailure
+from spark_vision.images.mounts import MOUNTS, may_hang
+from spark_vision.images.patience import PatientThreads
 from spark_vision.images.read_failure import read_failure
 from spark_vision.images.refusal import refuse
 from spark_vision.images.transfer import Transfer
@@ -34,6 +39,9 @@ class LocalFiles:
         written = list(roots)
         real = [os.path.realpath(root) for root in written]
         self._written, self._real = _Roots([*written, *real]), _Roots(real)
+        mounts = MOUNTS.read_text(errors="replace") if MOUNTS.exists() else ""
+        self._may_hang = any(may_hang(root, mounts) for root in real)
+        self._threads = PatientThreads()
         self._can_pin = bool(_PATH_ONLY) and Path(_SELF).is_dir()
 
     def read(self, path: str, transfer: Transfer) -> None:
@@ -45,11 +53,31 @@ class LocalFiles:
         """
         if not self._is_written_below(path):
             raise refuse(redact(path))
+        if not self._may_hang:
+            self._read(path, transfer, lambda work, undo=None: work())
+            return
+        with self._threads.take() as thread:
+            self._read(
+                path,
+                transfer,
+                lambda work, undo=None: thread.call(work, transfer.remaining_seconds(), undo),
+            )
+
+    def close(self) -> None:
+        """End the threads that wait."""
+        self._threads.close()
+
+    def _read(self, path: str, transfer: Transfer, call: Callable[..., Any]) -> None:
+        open_file = self._pin if self._can_pin else self._resolve
         try:
-            descriptor, size = self._pin(path) if self._can_pin else self._resolve(path)
+            descriptor, size = call(lambda: open_file(path), lambda made: os.close(made[0]))
             try:
                 transfer.expect(size)
-                _read_all(descriptor, transfer)
+                # One byte more than is allowed shows that there is more.
+                while piece := call(
+                    lambda: os.read(descriptor, min(_PIECE_BYTES, transfer.allowance + 1))
+                ):
+                    transfer.keep(piece)
             finally:
                 os.close(descriptor)
         except RowFailure:
@@ -60,8 +88,14 @@ class LocalFiles:
             raise RowFailure(Status.READ_ERROR, f"is not a regular file: {redact(path)}") from None
         except (OSError, ValueError) as error:
             # What is missing, or closed, outside of the roots must not show.
-            if not self._real.hold(os.path.realpath(path)):
+            if not isinstance(error, TimeoutError) and not self._leads_below(path, call):
                 raise refuse(redact(path)) from None
+            raise read_failure(error, redact(path)) from None
+
+    def _leads_below(self, path: str, call: Callable[..., Any]) -> bool:
+        try:
+            return self._real.hold(call(lambda: os.path.realpath(path)))
+        except TimeoutError as error:
             raise read_failure(error, redact(path)) from None
 
     def _is_written_below(self, path: str) -> bool:
@@ -123,12 +157,3 @@ def _size_of_file(about: os.stat_result) -> int:
     if not stat.S_ISREG(about.st_mode):
         raise _NoFileError
     return about.st_size
-
-
-def _read_all(descriptor: int, transfer: Transfer) -> None:
-    while True:
-        # One byte more than is allowed shows that there is more.
-        piece = os.read(descriptor, min(_PIECE_BYTES, transfer.allowance + 1))
-        if not piece:
-            return
-        transfer.keep(piece)

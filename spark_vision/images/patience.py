@@ -5,7 +5,8 @@ their number in this process is bounded: once so many hang, nobody waits for ano
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -38,17 +39,27 @@ class PatientThread:
                     f"{MOST_ABANDONED} earlier reads still hang, and no further one is begun",
                 )
         self.is_abandoned = False
-        self._calls: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Any] | None] = SimpleQueue()
         self._outcomes: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
         threading.Thread(target=self._work, name="spark-vision-store", daemon=True).start()
 
-    def call(self, work: Callable[[], Result], seconds: float) -> Result:
+    def call(
+        self,
+        work: Callable[[], Result],
+        seconds: float,
+        undo: Callable[[Result], None] | None = None,
+    ) -> Result:
         """Return what the call returns, or raise what it raises.
+
+        Args:
+            work: The call.
+            seconds: How long it is waited for.
+            undo: Gets what the call returns when nobody waits any more.
 
         Raises:
             TimeoutError: It has not returned within the time.
         """
-        self._calls.put(work)
+        self._calls.put((work, undo))
         try:
             result, error = self._outcomes.get(timeout=seconds)
         except Empty:
@@ -68,16 +79,59 @@ class PatientThread:
         self._calls.put(None)
 
     def _work(self) -> None:
-        while (work := self._calls.get()) is not None:
-            outcome: tuple[Any, BaseException | None]
+        while (call := self._calls.get()) is not None:
+            work, undo = call
+            result, error = None, None
             try:
-                outcome = work(), None
-            except BaseException as error:
-                outcome = None, error
-            del work
+                result = work()
+            except BaseException as raised:
+                error = raised
             with _lock:
-                if self.is_abandoned:
+                is_late = self.is_abandoned
+                if not is_late:
+                    self._outcomes.put((result, error))
+            if is_late:
+                if undo is not None and error is None:
+                    undo(result)
+                with _lock:
                     _hanging.discard(self)
-                    return
-                self._outcomes.put(outcome)
-            del outcome
+                return
+            # What a call has made is not held until the next one.
+            del call, work, undo, result, error
+
+
+class PatientThreads:
+    """Threads that wait for the next call, so that not every call starts one."""
+
+    def __init__(self) -> None:
+        self._waiting: list[PatientThread] = []
+        self._is_closed = False
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def take(self) -> Iterator[PatientThread]:
+        """Give a thread for some calls, one after the other.
+
+        Raises:
+            RowFailure: `timeout`: too many threads of this process hang already.
+        """
+        with self._lock:
+            thread = self._waiting.pop() if self._waiting else None
+        thread = thread or PatientThread()
+        try:
+            yield thread
+        finally:
+            with self._lock:
+                is_kept = not (thread.is_abandoned or self._is_closed)
+                if is_kept:
+                    self._waiting.append(thread)
+            if not is_kept:
+                thread.end()
+
+    def close(self) -> None:
+        """End the threads that wait, and each other one when it is given back."""
+        with self._lock:
+            self._is_closed = True
+            waiting, self._waiting = self._waiting, []
+        for thread in waiting:
+            thread.end()

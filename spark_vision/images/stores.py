@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from spark_vision.errors import RowFailure
-from spark_vision.images.patience import PatientThread
+from spark_vision.images.patience import PatientThread, PatientThreads
 from spark_vision.images.read_failure import read_failure
 from spark_vision.images.refusal import refuse
 from spark_vision.images.transfer import Transfer
@@ -44,8 +44,7 @@ class Stores:
         self._roots = [place for place in places if place is not None]
         self._options = options
         self._idle: dict[tuple[str, str], list[Any]] = {}
-        self._threads: list[PatientThread] = []
-        self._is_closed = False
+        self._threads = PatientThreads()
         self._lock = threading.Lock()
 
     def read(self, address: str, transfer: Transfer) -> None:
@@ -66,9 +65,9 @@ class Stores:
                 Status.READ_ERROR,
                 f"a version is read only with version_aware in storage_options: {shown}",
             )
-        thread = self._take_thread()
         try:
-            self._read(place, options, thread, transfer)
+            with self._threads.take() as thread:
+                self._read(place, options, thread, transfer)
         except RowFailure:
             raise
         # What a file system's exception says may hold credentials: only its kind is told.
@@ -76,17 +75,12 @@ class Stores:
             raise RowFailure(Status.READ_ERROR, f"{error}: {shown}") from None
         except Exception as error:
             raise read_failure(error, shown) from None
-        finally:
-            self._give_back(thread)
 
     def close(self) -> None:
         """End the threads that wait, and forget the connected file systems."""
+        self._threads.close()
         with self._lock:
-            self._is_closed = True
-            threads, self._threads = self._threads, []
             self._idle.clear()
-        for thread in threads:
-            thread.end()
 
     def _read(
         self,
@@ -135,21 +129,6 @@ class Stores:
             if STORE_SCHEMES.get(name, name) == scheme and isinstance(value, Mapping):
                 options |= value
         return options
-
-    def _take_thread(self) -> PatientThread:
-        with self._lock:
-            if self._threads:
-                return self._threads.pop()
-        return PatientThread()
-
-    def _give_back(self, thread: PatientThread) -> None:
-        if thread.is_abandoned:
-            return
-        with self._lock:
-            if not self._is_closed:
-                self._threads.append(thread)
-                return
-        thread.end()
 
 
 class _NoFileSystemError(Exception):

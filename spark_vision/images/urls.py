@@ -24,7 +24,7 @@ _FOLDER_OF_A_PARTITION = re.compile(r"[\w-]{1,40}=[\w.:%+ -]{0,40}")
 _SECRET_NAME = re.compile(
     r"(?i)pass|pwd|secret|token|key|sig|cred|auth|user|login|account|session|bearer|jwt|pin\b"
 )
-_UNUSUAL = re.compile(r"[\"'`{}<>|\\^\x00-\x1f\x7f-\x9f]|:.*@")
+_UNUSUAL = re.compile(r"[\"`{}<>|\\^\x00-\x1f\x7f-\x9f]|:.*@")
 _LONG_WORD = re.compile(r"[A-Za-z0-9+=_-]{25,}")
 _DIGEST = re.compile(r"[0-9a-f-]{25,64}")
 

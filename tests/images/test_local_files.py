@@ -31,6 +31,13 @@ def is_blocked(url, fetcher):
     return failure.status == Status.BLOCKED
 
 
+@pytest.fixture(autouse=True, params=["directly", "by a thread"])
+def way(request, monkeypatch):
+    """Files of this machine are read directly, those of a network by a thread; both as strictly."""
+    hangs = request.param == "by a thread"
+    monkeypatch.setattr("spark_vision.images.local_files.may_hang", lambda *_: hangs)
+
+
 @pytest.fixture
 def root(tmp_path):
     folder = tmp_path / "photos"

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 
 import fsspec
 import pytest
@@ -440,9 +441,10 @@ def test_whatever_hangs_is_left_behind_at_the_deadline(register, place):
 
 
 def wait_until_none_hangs():
-    for thread in threading.enumerate():
-        if thread.name == "spark-vision-store" and patience._hanging:
-            thread.join(timeout=1)
+    for _ in range(3000):
+        if not patience._hanging:
+            break
+        time.sleep(0.01)
     assert not patience._hanging
 
 

@@ -30,7 +30,7 @@ SECRET = "hUnter2Geheim"
         "dbfs:/data/a.png",
         "/data/photo@2x.png",
         "/data/@eaDir/a.jpg",
-        "/data/what 100% (1).png",
+        "/data/what's 100% (1).png",
         "/data/3f2a0c9e-5b1d-4a37-9d52-0e8f1c2b3a4d/missing",
         "/data/country=DE/a.png",
         "photo@2x.png",

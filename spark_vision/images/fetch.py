@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from spark_vision.errors import RowFailure
+from spark_vision.images.addresses import AddressRules
 from spark_vision.images.http_client import HttpClient
 from spark_vision.images.local_files import LocalFiles
 from spark_vision.images.refusal import refuse
@@ -37,6 +38,7 @@ class Fetcher:
 
     def __init__(self, operator: ImageOperator) -> None:
         self._limits = operator.limits
+        self._rules = AddressRules(operator.allow_hosts, operator.allow_networks)
         roots = operator.allow_paths
         options = operator.storage_options
         self._files = LocalFiles(root for root in roots if root.startswith("/"))
@@ -94,7 +96,7 @@ class Fetcher:
             if self._is_closed:
                 raise RowFailure(Status.READ_ERROR, "the task has ended")
             if self._http is None:
-                self._http = HttpClient(self._limits.fetch_concurrency)
+                self._http = HttpClient(self._limits, self._rules)
             return self._http
 
     def _read_file_url(self, url: str, transfer: Transfer) -> None:

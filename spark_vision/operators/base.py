@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spark_vision.operators.places import normalize_root, normalize_schemes
+from spark_vision.operators.reach import normalize_hosts, normalize_networks
 from spark_vision.options import normalize_options, option
 
 IMAGE_SOURCE_TYPES = ("image_url", "image_base64", "image_binary")
@@ -27,6 +28,9 @@ class ImageLimits:
         exclusive_minimum=0,
     )
     fetch_concurrency: int = option(16, "Images that one task fetches at a time.", minimum=1)
+    host_concurrency: int = option(
+        16, "Images that one task fetches from one host at a time.", minimum=1
+    )
 
     def __post_init__(self) -> None:
         normalize_options(self)
@@ -107,3 +111,7 @@ class ImageOperator(Operator):
         roots = [normalize_root(f"{owner}.allow_paths", root, schemes) for root in self.allow_paths]
         object.__setattr__(self, "allow_schemes", schemes)
         object.__setattr__(self, "allow_paths", tuple(roots))
+        hosts = normalize_hosts(owner, self.allow_hosts)
+        object.__setattr__(self, "allow_hosts", hosts)
+        networks = normalize_networks(owner, self.allow_networks)
+        object.__setattr__(self, "allow_networks", networks)

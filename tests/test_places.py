@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from spark_vision.checks import ModelIdentity
 from spark_vision.errors import InvalidOptionError
 from spark_vision.operators import ImageViTEmbedding
 from spark_vision.operators.places import (
@@ -14,6 +15,7 @@ from spark_vision.operators.places import (
     read_store_place,
     scheme_of,
 )
+from spark_vision.tables.identity import column_properties
 
 
 @pytest.mark.parametrize(
@@ -172,6 +174,24 @@ def test_every_scheme_of_fsspec_has_been_thought_of():
             nesting.add(scheme)
     assert nesting
     assert nesting <= set(REFUSED_SCHEMES)
+
+
+def test_what_strings_may_reach_decides_no_value_of_a_table():
+    identity = ModelIdentity("dinov2", 768, "fingerprint")
+    said = [
+        column_properties("v", operator, identity, ["v"], None)
+        for operator in (
+            ImageViTEmbedding(),
+            ImageViTEmbedding(
+                allow_paths=["/data", "sftp://host/a"],
+                allow_schemes="sftp",
+                allow_hosts="photos.example",
+                allow_networks="10.0.0.0/8",
+                storage_options={"key": "hunter2"},
+            ),
+        )
+    ]
+    assert said[0] == said[1]
 
 
 def test_places_are_compared_segment_by_segment():

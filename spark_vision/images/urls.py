@@ -49,7 +49,7 @@ def redact(address: str) -> str:
 def _redact_url(scheme: str, slashes: str, rest: str) -> str:
     name = scheme.lower()
     hidden = f"{scheme}://{HIDDEN}" if len(slashes) > 1 else f"{scheme}:{HIDDEN}"
-    if name == "data" or "\\" in rest:
+    if name == "data":
         return hidden
     if name in _HOSTLESS and len(slashes) != 2:
         path = _redact_path(f"/{rest}" if slashes else rest)
@@ -64,8 +64,6 @@ def _redact_url(scheme: str, slashes: str, rest: str) -> str:
     elif not _HOST.fullmatch(host):
         return hidden
     if "@" in _SCREENS.sub("", path) or (":" in authority and "@" in path and not users):
-        return hidden
-    if "::" in path:
         return hidden
     return f"{scheme}://{host}{_redact_segments(path)}"
 

@@ -44,6 +44,7 @@ run(HF_ENDPOINT=first, HF_HOME=f"{home}/b")
 run(HF_ENDPOINT=second, HF_HOME=f"{home}/c")
 run(HF_ENDPOINT=second, HF_HOME=f"{home}/d", HF_HUB_OFFLINE="1")
 run(HF_ENDPOINT=second, HF_HOME=f"{home}/e")
+run(HF_HOME=f"{home}/a", HF_HUB_OFFLINE="1")
 """
 
 
@@ -90,7 +91,7 @@ def test_each_job_of_a_worker_has_its_own_hub_home_and_token(tmp_path):
             env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"},
         )
     assert run.returncode == 0, run.stderr
-    with_token, without, other, offline, again = run.stdout.splitlines()
+    with_token, without, other, offline, again, cached = run.stdout.splitlines()
     assert with_token.startswith(f"{tmp_path}/a/hub/")
     assert "no token is set" in without
     assert f"{tmp_path}/b/hub" in without
@@ -99,6 +100,7 @@ def test_each_job_of_a_worker_has_its_own_hub_home_and_token(tmp_path):
     assert second.tokens == set()
     assert "HF_HUB_OFFLINE is set" in offline
     assert again.startswith(f"{tmp_path}/e/hub/")
+    assert cached == with_token
     assert SECRET not in run.stdout + run.stderr
 
 

@@ -296,6 +296,9 @@ def test_the_name_node_is_that_of_the_root(register):
         fetcher = make_fetcher(f"{scheme}://NameNode:8020/data/")
         assert fetcher.fetch(f"{scheme}://namenode:8020/data/a?b#c.png") == b"image"
         assert store.made == [{"host": "namenode:8020"}]
+        proxied = make_fetcher(f"{scheme}://namenode:8020/data", options={"host": "proxy"})
+        assert proxied.fetch(f"{scheme}://namenode:8020/data/a?b#c.png") == b"image"
+        assert store.made[1:] == [{"host": "proxy"}]
         for url in (
             f"{scheme}://other:8020/data/a.png",
             f"{scheme}://namenode/data/a.png",
@@ -329,6 +332,30 @@ def test_one_file_system_is_connected_for_all_rows_and_none_is_kept_by_fsspec(re
     assert not store._cache
     fetcher.close()
     assert failure_of("s3://bucket/missing", make_fetcher("s3://bucket")).reason.startswith("no s")
+
+
+def test_no_listing_is_kept_from_row_to_row(register):
+    listed = []
+
+    def info(self, path, **_):
+        folder = path.rpartition("/")[0]
+        if folder not in self.dircache:
+            listed.append(folder)
+            self.dircache[folder] = [{"name": name} for name in self.objects]
+        if path not in [entry["name"] for entry in self.dircache.get(folder) or self.entries()]:
+            raise FileNotFoundError(path)
+        return {"name": path, "size": len(self.objects[path]), "type": "file"}
+
+    def entries(self):
+        return [{"name": name} for name in self.objects]
+
+    store = register("s3", info=info, entries=entries)
+    store.objects["bucket/a"] = b"image"
+    fetcher = make_fetcher("s3://bucket")
+    fetcher.fetch("s3://bucket/a")
+    store.objects["bucket/b"] = b"later"
+    assert fetcher.fetch("s3://bucket/b") == b"later"
+    assert len(listed) == 2
 
 
 def test_threads_do_not_share_a_file_system_that_knows_one_caller_at_a_time(register):

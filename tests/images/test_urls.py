@@ -6,7 +6,11 @@ import random
 
 import pytest
 
+from spark_vision.errors import RowFailure
+from spark_vision.images.fetch import Fetcher
 from spark_vision.images.urls import redact, redact_text
+from spark_vision.operators import ImageViTEmbedding
+from spark_vision.operators.places import scheme_of
 
 SECRET = "hUnter2Geheim"
 
@@ -82,6 +86,7 @@ def test_credentials_queries_and_fragments_are_cut(address, shown):
         f"https://u:{SECRET}/@h/a.png",
         f"https://u:12/{SECRET}@h/a.png",
         f"https://u?{SECRET}@h/a.png",
+        f"https://u:12/{SECRET}@2x.png",
         f"https://u:{SECRET}",
         f"file:u:{SECRET}@h/a.png",
         f"hdfs:/u:{SECRET}@h/a.png",
@@ -144,6 +149,24 @@ def test_no_spelling_of_a_secret_is_shown():
         shown = redact(address)
         assert "S3cr" not in shown, (address, shown)
         assert "Zz9" not in shown, (address, shown)
+
+
+def test_no_failure_of_a_row_shows_a_secret():
+    random_ = random.Random(41)
+    roots = ["/", "s3://host", "x-y://host"]
+    fetcher = Fetcher(ImageViTEmbedding(allow_paths=roots, allow_schemes="x-y"))
+    seen = set()
+    for _ in range(3000):
+        address = mutated(random_, "S3cretZz9")
+        # Those would be dialled; what they say is shown by tests of their own.
+        if (scheme_of(address.strip()) or "").startswith("http"):
+            continue
+        with pytest.raises(RowFailure) as caught:
+            fetcher.fetch(address)
+        assert "S3cretZz9" not in str(caught.value), address
+        assert caught.value.__cause__ is None
+        seen.add(caught.value.reason.partition(":")[0])
+    assert len(seen) > 3, seen
 
 
 @pytest.mark.parametrize(

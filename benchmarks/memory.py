@@ -85,10 +85,14 @@ def main() -> None:
                 Path(folder) / "qwen", arguments.captions, hidden_size=96, stops=False
             )
             operator = QwenVLImageUnderstanding(
-                model_name=str(checkpoint), dtype="float32", max_caption_length=2
+                model_name=str(checkpoint),
+                dtype="float32",
+                max_caption_length=2,
+                allow_paths=folder,
             )
         else:
-            operator = ClipImageEmbedding(model_name=str(write_feather_clip(Path(folder) / "clip")))
+            name = str(write_feather_clip(Path(folder) / "clip"))
+            operator = ClipImageEmbedding(model_name=name, allow_paths=folder)
         task = Task(gpu_addresses=(), cpus=arguments.cpus)
         small = pa.array([jpeg_bytes(0)] * 8, pa.binary())
         list(compute_images([small], [operator], task))

@@ -8,7 +8,11 @@ on stderr; 2 for a wrong usage.
 import argparse
 import sys
 
-from spark_vision.command_line import add_operator_arguments, operator_from_arguments
+from spark_vision.command_line import (
+    JobParser,
+    add_operator_arguments,
+    operator_from_arguments,
+)
 from spark_vision.errors import InvalidOptionError
 from spark_vision.job import run_job
 from spark_vision.operators import QwenVLImageUnderstanding
@@ -18,11 +22,7 @@ from spark_vision.table_job import add_table_arguments, write_table
 
 def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, QwenVLImageUnderstanding]:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = JobParser(description=__doc__)
     add_table_arguments(parser, column="caption", what="captions")
     parser.add_argument(
         "--prompt-column",

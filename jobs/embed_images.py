@@ -8,7 +8,11 @@ on stderr; 2 for a wrong usage.
 import argparse
 import sys
 
-from spark_vision.command_line import add_operator_arguments, operator_from_arguments
+from spark_vision.command_line import (
+    JobParser,
+    add_operator_arguments,
+    operator_from_arguments,
+)
 from spark_vision.errors import InvalidOptionError
 from spark_vision.job import run_job
 from spark_vision.operators import OPERATORS, ImageEmbeddingOperator, ImageViTEmbedding
@@ -22,7 +26,7 @@ IMAGE_OPERATORS = [
 
 def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, ImageEmbeddingOperator]:
     """Read the command line; the operator that it names decides which options it may have."""
-    chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chosen = JobParser(add_help=False)
     chosen.add_argument(
         "--operator",
         choices=IMAGE_OPERATORS,
@@ -30,11 +34,9 @@ def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, ImageEmbeddin
         help="what to compute; --operator NAME --help shows its options (default: %(default)s)",
     )
     operator = OPERATORS[chosen.parse_known_args(texts)[0].operator]
-    parser = argparse.ArgumentParser(
+    parser = JobParser(
         parents=[chosen],
-        allow_abbrev=False,
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_table_arguments(parser, column="embedding", what="vectors")
     add_operator_arguments(parser, operator)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spark_vision.command_line import parse_functions
+from spark_vision.command_line import JobParser, parse_functions
 from spark_vision.errors import InvalidOptionError
 from spark_vision.job import LOG_LEVELS, run_job
 from spark_vision.operators import OPERATORS, Operator
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
 def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, dict[str, Operator], list[str]]:
     """Read the command line: the arguments, the functions and the statements."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = JobParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"Operators: {', '.join(OPERATORS)}; their fields are in the README.",
     )
     parser.add_argument(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from spark_vision.command_line import JobParser
 from spark_vision.job import run_job
 
 if TYPE_CHECKING:
@@ -23,11 +24,7 @@ OWN_TEXTS = ("a person", "an animal", "a building", "a landscape")
 
 def parse_arguments(texts: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = JobParser(description=__doc__)
     parser.add_argument("--images", required=True, help="a folder of image files")
     parser.add_argument("--table", required=True, help="the Delta table to write and search")
     parser.add_argument("--similar", required=True, help="a table that jobs/embed_images.py wrote")

@@ -74,9 +74,9 @@ def describe_operator(operator: Operator, spark: "SparkSession") -> ModelIdentit
 
     @F.udf("string")
     def identify(_: int) -> str:
-        environment.apply()
         try:
-            return json.dumps(asdict(_identify(resolve_checkpoint(operator), operator)))
+            with environment.applied():
+                return json.dumps(asdict(_identify(resolve_checkpoint(operator), operator)))
         except SparkVisionError as error:
             return json.dumps({"error": type(error).__name__, "message": str(error)})
 

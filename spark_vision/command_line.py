@@ -6,15 +6,46 @@ Everything is read off the operators' own options, without Spark, torch or trans
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from spark_vision.errors import InvalidOptionError
+from spark_vision.images.urls import HIDDEN, redact_text
 from spark_vision.operators import OPERATORS, Operator
 from spark_vision.options import Option, options_of
 
 OperatorType = TypeVar("OperatorType", bound=Operator)
+
+
+class JobParser(argparse.ArgumentParser):
+    """A job's command line, whose errors repeat no text that may be a secret.
+
+    An option is written out in full: one that is cut short, or misspelled, is not guessed.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **settings,
+        )
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Read a command line, or end as a wrong usage."""
+        arguments, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            # What follows may be the value of an option that was misspelled.
+            names = [re.match(r"--?[A-Za-z][A-Za-z-]{0,40}(?![^=])", each) for each in unknown]
+            shown = ", ".join(dict.fromkeys(name[0] if name else HIDDEN for name in names))
+            self.error(f"unrecognized arguments: {shown}")
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, without the user names and passwords of its URLs, and end."""
+        super().error(redact_text(message))
 
 
 def add_operator_arguments(parser: argparse.ArgumentParser, operator: type[Operator]) -> None:
@@ -108,8 +139,11 @@ def _parse_fields(operator: type[Operator], text: str) -> dict[str, Any]:
         name, equals, value = field.partition("=")
         name = name.strip()
         if name not in options or not equals:
+            # A text that is no name may be a value, whose quotes the shell has taken.
+            is_name = name in options or (equals and re.fullmatch(r"[a-z_]{1,40}", name))
+            shown = repr(name) if is_name else "of that name"
             raise InvalidOptionError(
-                f"{operator.__name__} has no field {name!r}; allowed: {', '.join(options)}"
+                f"{operator.__name__} has no field {shown}; allowed: {', '.join(options)}"
             )
         if name in values:
             raise InvalidOptionError(f"{operator.__name__}.{name} is given twice")

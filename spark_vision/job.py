@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from spark_vision.errors import SparkVisionError
+from spark_vision.images.urls import redact_text
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -42,7 +43,7 @@ def run_job(work: "Callable[[SparkSession], None]", log_level: str | None = None
         print("stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
-        print(f"error: {say_in_one_line(error)}", file=sys.stderr)
+        print(f"error: {redact_text(say_in_one_line(error))}", file=sys.stderr)
         return EXIT_ERROR
     return EXIT_OK
 

@@ -20,7 +20,7 @@ class FrozenMapping(Mapping[str, Any]):
     """A read-only, hashable, picklable mapping; nested mappings and lists are frozen with it."""
 
     def __init__(self, items: Mapping[str, Any]) -> None:
-        self._items = {key: _freeze(value) for key, value in items.items()}
+        self._items = {key: _freeze(value, type(self)) for key, value in items.items()}
 
     def __getitem__(self, key: str) -> Any:
         return self._items[key]
@@ -42,11 +42,18 @@ class FrozenMapping(Mapping[str, Any]):
         return {key: _thaw(value) for key, value in self._items.items()}
 
 
-def _freeze(value: Any) -> Any:
+class SecretMapping(FrozenMapping):
+    """A frozen mapping whose values are shown by no repr, at any depth."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} values that are not shown>"
+
+
+def _freeze(value: Any, kind: type[FrozenMapping]) -> Any:
     if isinstance(value, Mapping):
-        return FrozenMapping(value)
+        return kind(value)
     if isinstance(value, list | tuple):
-        return tuple(_freeze(item) for item in value)
+        return tuple(_freeze(item, kind) for item in value)
     if value is None or isinstance(value, str | int | float):
         return value
     raise TypeError(f"a {type(value).__name__} is no JSON value")
@@ -117,7 +124,7 @@ class Option:
             if not all(isinstance(key, str) for key in value):
                 raise self._refuse(owner, value)
             try:
-                return FrozenMapping(value)
+                return SecretMapping(value) if self.secret else FrozenMapping(value)
             except TypeError as error:
                 raise self._refuse(owner, value) from error
         if self.kind is float and type(value) is int:
@@ -159,7 +166,8 @@ class Option:
             else:
                 value = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
         except (KeyError, ValueError, OSError) as error:
-            raise self._refuse(owner, text) from error
+            # What JSON or the file system complains of may be, or hold, the secret itself.
+            raise self._refuse(owner, text) from (None if self.secret else error)
         return self.normalize(owner, value)
 
     def _normalize_texts(self, owner: str, value: Any) -> tuple[str, ...]:

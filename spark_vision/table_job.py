@@ -1,15 +1,21 @@
 """What the jobs that fill a table share: their options, and the write with its progress."""
 
 import argparse
+import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from spark_vision.errors import InvalidOptionError
 from spark_vision.job import LOG_LEVELS
+from spark_vision.operators import ImageOperator
 from spark_vision.stream_job import add_stream_arguments, follow
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from spark_vision.operators import Operator
+
+_GLOB = re.compile(r"[*?\[{]")
 
 
 def add_table_arguments(parser: argparse.ArgumentParser, column: str, what: str) -> None:
@@ -24,7 +30,8 @@ def add_table_arguments(parser: argparse.ArgumentParser, column: str, what: str)
         "--input",
         required=True,
         help="a folder or glob of image files, the folder of a Delta table or of Parquet files, "
-        "or a table's name",
+        "or a table's name; a folder may also be read by the rows' strings, as if --allow-paths "
+        "named it",
     )
     parser.add_argument(
         "--table", required=True, help="the Delta table to write: a path, or a name in the catalog"
@@ -125,6 +132,7 @@ def write_table(
     from spark_vision.tables.summary import describe_result
 
     keys = arguments.key or [FILE_KEY]
+    operator = allow_input(operator, arguments.input)
     if arguments.stream:
         follow(spark, arguments, keys, operator, prompt_column, _shared(arguments))
         return
@@ -145,6 +153,27 @@ def write_table(
         shown = preview_table(spark, result.table, keys, arguments.column, arguments.show)
         shown.show(arguments.show, truncate=False)
     print(describe_result(result))
+
+
+def allow_input(operator: "Operator", place: str) -> "Operator":
+    """Let strings of the rows be read below the folder that the user has named as the input.
+
+    Args:
+        operator: What to compute.
+        place: A folder, of which a glob's is the one before its first special character; or a
+            table, whose rows may say anything and are allowed nothing. All files of a machine are
+            allowed to nobody who does not say so by `allow_paths`.
+    """
+    glob = _GLOB.search(place)
+    folder = place[: glob.start()].rpartition("/")[0] if glob else place
+    is_named = "/" in place and "`" not in place and folder.strip("/")
+    if not isinstance(operator, ImageOperator) or not is_named:
+        return operator
+    try:
+        return replace(operator, allow_paths=(*operator.allow_paths, folder))
+    except InvalidOptionError:
+        # Spark reads more than a column's strings may, such as dbfs:/; their bytes need no root.
+        return operator
 
 
 def _shared(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -69,14 +69,13 @@ class ImagesBody:
 
     def __call__(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
         """Give what the operators make of the images, in order."""
-        self.environment.apply()
         from spark_vision.executor.image_columns import compute_images
         from spark_vision.executor.task import current_task
 
         for arrays in compute_images(
             _check_arguments(batches, _function_name(self.operators), self.operators),
             self.operators,
-            current_task(),
+            current_task(self.environment),
             with_status=self.with_status,
             counts=[counter.add for counter in self.statuses],
         ):
@@ -97,14 +96,13 @@ class TextsBody:
 
     def __call__(self, arrays: Iterator[Batch]) -> Iterator[pa.Array]:
         """Give the embeddings of the texts, in order."""
-        self.environment.apply()
         from spark_vision.executor.embedding import embed_texts
         from spark_vision.executor.task import current_task
 
         yield from embed_texts(
             _check_arguments(arrays, "embed_text", [self.operator]),
             self.operator,
-            current_task(),
+            current_task(self.environment),
             with_status=self.with_status,
             count=self.statuses.add if self.statuses is not None else None,
         )
@@ -119,12 +117,11 @@ class PlacementBody:
 
     def __call__(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
         """Give the placements of the models that computed the rows, in order."""
-        self.environment.apply()
         from spark_vision.executor.placement_rows import place_rows
         from spark_vision.executor.task import current_task
 
         checked = _check_arguments(batches, "model_placement", [self.operator])
-        yield from place_rows(checked, self.operator, current_task())
+        yield from place_rows(checked, self.operator, current_task(self.environment))
 
 
 def placement_udf(operator: Operator) -> Any:

@@ -4,10 +4,13 @@ import argparse
 import json
 import subprocess
 import sys
+import traceback
+from pathlib import Path
 
 import pytest
 
 from spark_vision.command_line import (
+    JobParser,
     add_operator_arguments,
     operator_from_arguments,
     parse_function,
@@ -17,14 +20,16 @@ from spark_vision.errors import InvalidOptionError
 from spark_vision.operators import (
     OPERATORS,
     ClipImageEmbedding,
+    ClipTextEmbedding,
     ImageLimits,
     ImageViTEmbedding,
 )
 from spark_vision.options import options_of
+from spark_vision.table_job import allow_input
 
 
 def parse(operator, *texts):
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser = JobParser()
     add_operator_arguments(parser, operator)
     return operator_from_arguments(operator, parser.parse_args(texts))
 
@@ -127,6 +132,86 @@ def test_a_wrong_function_does_not_show_its_secrets():
     with pytest.raises(InvalidOptionError) as caught:
         parse_function("embed=ImageViTEmbedding:storage_options=hunter2")
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ['--storage-options={"key": "hunter2"'],
+        ["--storage-options", "{key:", "hunter2}"],
+        ["--storage-options=@hunter2"],
+        ['--storage-options=@{"key": "hunter2"}'],
+        ['--storage-options=["hunter2"]'],
+        ['--storage-options={"key": {"secret": "hunter2"}'],
+        ['--storage-option={"key": "hunter2"}'],
+        ["--storage-option", '{"key": "hunter2"}'],
+        ["--storage_options=hunter2"],
+        ["-storage-options:hunter2"],
+        ["hunter2"],
+        ["--rank=https://user:hunter2@host"],
+        ["--allow-paths=s3://key:hunter2@bucket/photos"],
+        ["--allow-paths=s3://hunter2@bucket/photos"],
+    ],
+)
+def test_no_error_of_a_command_line_repeats_a_secret(texts, capsys):
+    with pytest.raises((SystemExit, InvalidOptionError)) as caught:
+        parse(ImageViTEmbedding, *texts)
+    said = capsys.readouterr()
+    assert "hunter2" not in said.out + said.err + str(caught.value)
+
+
+def test_a_misspelled_option_is_named(capsys):
+    with pytest.raises(SystemExit):
+        parse(ImageViTEmbedding, "--storage-option={}", "--colour", "red")
+    assert "unrecognized arguments: --storage-option, --colour, …" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        'storage_options={"key": "hunter2"',
+        'storage_options={"conn": "a,hunter2=b"',
+        'storage_options:{"key": "hunter2"}',
+        "hunter2",
+        "Key-hunter2=1",
+        "rank=1,storage_options=hunter2",
+        'storage_options={"a": 1},storage_options={"key": "hunter2"}',
+        "storage_options=@hunter2",
+    ],
+)
+def test_no_error_of_a_function_repeats_a_secret(fields):
+    with pytest.raises(InvalidOptionError) as caught:
+        parse_function(f"embed=ImageViTEmbedding:{fields}")
+    told = "".join(traceback.format_exception(caught.value))
+    assert "hunter2" not in told.replace(fields, "")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "roots"),
+    [
+        ("/data/photos", ("/data/photos",)),
+        ("/data/photos/*/2024-??/{a,b}*.jpg", ("/data/photos",)),
+        ("/data/pho*", ("/data",)),
+        ("/*.jpg", ()),
+        ("/", ()),
+        ("./photos", (str(Path.cwd() / "photos"),)),
+        ("s3a://bucket/photos/*.jpg", ("s3://bucket/photos",)),
+        ("hdfs:/data/photos", ("hdfs:///data/photos",)),
+        ("file:/data/photos", ("/data/photos",)),
+        ("dbfs:/data/photos", ()),
+        ("lake.photos", ()),
+        ("delta.`/data/photos`", ()),
+    ],
+)
+def test_a_jobs_input_folder_is_a_root(place, roots):
+    assert allow_input(ImageViTEmbedding(), place).allow_paths == roots
+    named = allow_input(ImageViTEmbedding(allow_paths="/named"), place).allow_paths
+    assert named == ("/named", *roots)
+
+
+def test_an_operator_over_texts_has_no_roots():
+    assert allow_input(ClipTextEmbedding(), "/data/photos") == ClipTextEmbedding()
 
 
 def test_importing_costs_neither_spark_nor_torch():

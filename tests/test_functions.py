@@ -1,6 +1,7 @@
 """`embed_image` and `embed_text` as columns of a real Spark session."""
 
 import base64
+import dataclasses
 import io
 
 import numpy as np
@@ -82,13 +83,20 @@ def test_every_way_to_hold_an_image_gives_the_same_vector(spark, files, folder, 
         "row of binaryFile": embed_image(F.struct("path", "content"), dino),
         "base64": embed_image(F.base64("content"), base64_dino),
         "data URL": embed_image(data_url, base64_dino),
-        "path": embed_image(address, dino),
-        "file URL": embed_image("path", dino),
+        "path": embed_image(address, dataclasses.replace(dino, allow_paths=str(folder))),
+        "file URL": embed_image("path", dataclasses.replace(dino, allow_paths=str(folder))),
     }
     for name, column in columns.items():
         assert same(collect(files, column), theirs), name
     images = spark.read.format("image").load(str(folder)).withColumn("path", F.col("image.origin"))
     assert same(collect(images, embed_image("image", dino)), theirs)
+
+
+def test_a_path_that_no_operator_allows_is_blocked_with_the_option_that_would(files, dino):
+    rows = files.select(embed_image("path", dino, with_status=True).alias("r")).select("r.*")
+    for row in rows.collect():
+        assert (row.embedding, row.status) == (None, "blocked")
+        assert "allow_paths" in row.error
 
 
 def test_pandas_functions_give_what_arrow_functions_give(

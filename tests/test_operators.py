@@ -1,7 +1,9 @@
 """Operators are validated where they are made, and travel unchanged."""
 
+import copy
 import dataclasses
 import pickle
+import traceback
 
 import pytest
 
@@ -189,6 +191,46 @@ def test_storage_options_are_in_no_repr_and_no_error():
     with pytest.raises(InvalidOptionError) as raised:
         ImageViTEmbedding(storage_options="hunter2")
     assert "hunter2" not in str(raised.value)
+
+
+def test_no_representation_of_storage_options_shows_a_value_at_any_depth():
+    operator = ImageViTEmbedding(
+        storage_options={"key": "hunter2", "client": {"proxies": [{"password": "hunter2"}]}}
+    )
+    options = operator.storage_options
+    held = [options, options["client"], options["client"]["proxies"], operator, ImageLimits()]
+    held += [dataclasses.asdict(operator), dataclasses.astuple(operator), vars(operator)]
+    held += [pickle.loads(pickle.dumps(operator)).storage_options, copy.deepcopy(options)]
+    for each in held:
+        for text in (repr(each), str(each), f"{each}"):
+            assert "hunter2" not in text
+    assert options.thaw()["client"] == {"proxies": [{"password": "hunter2"}]}
+    assert pickle.loads(pickle.dumps(operator)) == operator
+    assert hash(pickle.loads(pickle.dumps(operator))) == hash(operator)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"key": object(), "other": "hunter2"},
+        {"key": b"hunter2"},
+        {"key": ["hunter2", {"nested": b"hunter2"}]},
+        {1: "hunter2"},
+        ["hunter2"],
+    ],
+)
+def test_storage_options_that_are_wrong_are_not_shown_by_a_whole_traceback(wrong):
+    with pytest.raises(InvalidOptionError) as raised:
+        ImageViTEmbedding(storage_options=wrong)
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
+
+
+@pytest.mark.parametrize("text", ['{"key": "hunter2"', "@hunter2", "hunter2", '["hunter2"]'])
+def test_a_text_of_storage_options_is_not_shown_by_a_whole_traceback(text):
+    option = next(each for each in options_of(ImageViTEmbedding) if each.name == "storage_options")
+    with pytest.raises(InvalidOptionError) as raised:
+        option.parse("ImageViTEmbedding", text)
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_openai_names_are_understood_and_its_resnets_refused():

@@ -44,7 +44,7 @@ class Captions:
     portion_row_count = 1
 
     def __init__(self, operator: QwenVLImageUnderstanding, task: Task) -> None:
-        checkpoint, _ = open_checkpoint(operator)
+        checkpoint, _ = open_checkpoint(operator, task)
         self._operator = operator
         self._preprocessor = open_caption_preprocessor(checkpoint, stamp_of(checkpoint), operator)
         reached = reach_model(

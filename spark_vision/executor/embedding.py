@@ -60,7 +60,7 @@ class ImageEmbeddings:
     portion_row_count = IMAGES_PER_THREAD_HOP
 
     def __init__(self, operator: ImageViTEmbedding | ClipImageEmbedding, task: Task) -> None:
-        checkpoint, self._description = open_checkpoint(operator)
+        checkpoint, self._description = open_checkpoint(operator, task)
         self._operator = operator
         self._preprocessor = open_preprocessor(
             checkpoint, stamp_of(checkpoint), operator.image_processor_kwargs
@@ -145,7 +145,7 @@ class OpenedTexts:
 
 def open_texts(arrays: Iterable[pa.Array], operator: ClipTextEmbedding, task: Task) -> OpenedTexts:
     """Reach an operator's model for a task's texts; see `embed_texts`."""
-    checkpoint, description = open_checkpoint(operator)
+    checkpoint, description = open_checkpoint(operator, task)
     tokenizer = open_tokenizer(checkpoint, stamp_of(checkpoint))
     reached = reach_model(checkpoint, operator, prepare_device(operator, task), task)
     model: TextEmbedder = reached.model

@@ -23,13 +23,18 @@ from spark_vision.models.protocols import CaptionPreprocessor, ImagePreprocessor
 from spark_vision.operators import Operator, QwenVLImageUnderstanding
 
 
-def open_checkpoint(operator: Operator) -> tuple[Checkpoint, ModelDescription]:
+def open_checkpoint(operator: Operator, task: Task) -> tuple[Checkpoint, ModelDescription]:
     """Find an operator's checkpoint, or download it, and check that it does what is asked.
+
+    Args:
+        operator: Names it.
+        task: Its job's settings of the hub hold meanwhile.
 
     Raises:
         SparkVisionError: It is nowhere, or is not what the operator needs.
     """
-    checkpoint = resolve_checkpoint(operator)
+    with task.hub.applied():
+        checkpoint = resolve_checkpoint(operator)
     return checkpoint, check_operator(checkpoint, operator)
 
 

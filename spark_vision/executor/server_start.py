@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from spark_vision.executor.environment import TOKEN_VARIABLES
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.server_lock import ServerLock
 from spark_vision.executor.server_place import ServerPlace
@@ -94,11 +95,15 @@ def start_server(order: ServerOrder, place: ServerPlace, lock: ServerLock) -> No
 
 
 def _environment(order: ServerOrder) -> dict[str, str]:
-    """The worker's own, its import path made absolute: one of --py-files is `./package.zip`."""
+    """The worker's own, its import path made absolute: one of --py-files is `./package.zip`.
+
+    A server loads from a folder, and lives longer than a job: it gets no token of the hub.
+    """
     path = [str(Path(entry).absolute()) for entry in sys.path if entry]
     threads = str(order.thread_count)
+    kept = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}
     return {
-        **os.environ,
+        **kept,
         "PYTHONPATH": os.pathsep.join(path),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from spark_vision.errors import InvalidOptionError
+from spark_vision.executor.environment import HubEnvironment
 from spark_vision.executor.executor_process import ExecutorProcess, find_executor_process
 
 LOAD_SECONDS = "spark.vision.model.loadSeconds"
@@ -33,6 +34,7 @@ class Task:
         load_seconds: A model server that has not loaded its model by then is ended.
         batch_seconds: A model server that has done nothing for so long is ended.
         idle_seconds: A model server that nobody called for so long ends; 0 keeps it.
+        hub: The job's settings of the Hugging Face hub, for while a checkpoint is looked for.
     """
 
     gpu_addresses: tuple[str, ...]
@@ -43,19 +45,24 @@ class Task:
     load_seconds: float = 600.0
     batch_seconds: float = 600.0
     idle_seconds: float = 600.0
+    hub: HubEnvironment = HubEnvironment()
 
 
-def current_task() -> Task:
+def current_task(hub: HubEnvironment | None = None) -> Task:
     """Read the running task's resources; outside of a task, the process's own cores.
+
+    Args:
+        hub: The job's settings of the Hugging Face hub.
 
     Raises:
         InvalidOptionError: One of the three settings of the model server is no number of seconds.
     """
     from pyspark import TaskContext
 
+    hub = hub or HubEnvironment()
     context = TaskContext.get()
     if context is None:
-        return Task(gpu_addresses=(), cpus=_core_count())
+        return Task(gpu_addresses=(), cpus=_core_count(), hub=hub)
     gpu = context.resources().get("gpu")
     # Spark hands a query's settings to its tasks as properties.
     properties: Mapping[str, str] = context._localProperties or {}
@@ -68,6 +75,7 @@ def current_task() -> Task:
         load_seconds=_seconds(properties, LOAD_SECONDS),
         batch_seconds=_seconds(properties, BATCH_SECONDS),
         idle_seconds=_seconds(properties, IDLE_SECONDS, zero=True),
+        hub=hub,
     )
 
 

@@ -1,37 +1,51 @@
-"""Bytes of an image from where a string says: a local file, http(s), or any fsspec file system."""
+"""Bytes of an image from where a string says: http(s), a local file, or an object of a store.
 
-import os
-import stat
+A string is one of these by an allow-list (`operators/places.py`); anything else is `blocked`.
+"""
+
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from spark_vision.errors import RowFailure
 from spark_vision.images.addresses import AddressRules
 from spark_vision.images.http_client import HttpClient
+from spark_vision.images.local_files import LocalFiles
+from spark_vision.images.refusal import refuse
+from spark_vision.images.stores import Stores
 from spark_vision.images.transfer import Transfer
-from spark_vision.images.urls import path_of_file_url, redact, scheme_of
+from spark_vision.images.urls import redact
 from spark_vision.operators import ImageOperator
+from spark_vision.operators.places import (
+    LOCAL_SCHEMES,
+    WEB_SCHEMES,
+    path_of_file_url,
+    scheme_of,
+)
 from spark_vision.options import FrozenMapping
 from spark_vision.status import Status
 
-_PIECE_BYTES = 2**20
+# More than any file system's path, and than servers take of a URL.
+MAX_ADDRESS_CHARACTERS = 8192
 
 
 class Fetcher:
     """Fetches images, from any number of threads.
 
     Args:
-        operator: Says what may be reached, and what one image may cost. Its `storage_options` are
-            for fsspec file systems; credentials for http(s) stand in the URL.
+        operator: Says what an image may cost, and what its string may reach; its `storage_options`
+            are for stores, not for http(s), whose credentials stand in the URL.
     """
 
     def __init__(self, operator: ImageOperator) -> None:
         self._limits = operator.limits
         self._rules = AddressRules(operator.allow_hosts, operator.allow_networks)
+        roots = operator.allow_paths
         options = operator.storage_options
-        self._storage_options: dict[str, Any] = (
-            options.thaw() if isinstance(options, FrozenMapping) else {}
+        self._files = LocalFiles(root for root in roots if root.startswith("/"))
+        self._stores = Stores(
+            (root for root in roots if not root.startswith("/")),
+            operator.allow_schemes,
+            options.thaw() if isinstance(options, FrozenMapping) else {},
         )
         self._http: HttpClient | None = None
         self._lock = threading.Lock()
@@ -41,7 +55,7 @@ class Fetcher:
         """Read one image whole.
 
         Args:
-            url: A local path, or a URL: `file:`, `http:`, `https:`, or a scheme of fsspec.
+            url: A local path, or a URL: `file:`, `http:`, `https:`, or of a store.
             on_bytes: Told the size of each piece before it is kept; it may block, and that time
                 does not count against `limits.fetch_seconds`.
 
@@ -49,22 +63,22 @@ class Fetcher:
             RowFailure: `blocked`, `read_error`, `http_error`, `timeout`, `too_large` or
                 `incomplete`. Its reason shows of the URL the host and the path only.
         """
+        if len(url) > MAX_ADDRESS_CHARACTERS:
+            raise too_long()
         address = url.strip()
         transfer = Transfer(self._limits, on_bytes)
         scheme = scheme_of(address)
-        if scheme in ("http", "https"):
+        if scheme in WEB_SCHEMES:
             self._http_client().fetch(address, transfer)
         elif scheme is None:
-            _read_local(url, transfer)
-        elif scheme in ("file", "local"):
+            self._files.read(url, transfer)
+        elif scheme in LOCAL_SCHEMES:
             self._read_file_url(address, transfer)
-        elif "::http" in address.lower():
-            # A file system around another would fetch it whole, by neither our limits nor rules.
-            raise RowFailure(
-                Status.READ_ERROR, f"http within another scheme is not read: {redact(address)}"
-            )
+        elif scheme == "data":
+            # The column's reader takes those with base64; fsspec's own would be a file system.
+            raise refuse(redact(address))
         else:
-            self._read_by_fsspec(address, transfer)
+            self._stores.read(address, transfer)
         return transfer.data()
 
     def close(self) -> None:
@@ -72,6 +86,8 @@ class Fetcher:
         with self._lock:
             self._is_closed = True
             client, self._http = self._http, None
+        self._files.close()
+        self._stores.close()
         if client is not None:
             client.close()
 
@@ -88,81 +104,11 @@ class Fetcher:
             path = path_of_file_url(url)
         except ValueError as error:
             raise RowFailure(Status.READ_ERROR, f"{error}: {redact(url)}") from None
-        _read_local(path, transfer)
-
-    def _read_by_fsspec(self, url: str, transfer: Transfer) -> None:
-        import fsspec
-
-        shown = redact(url)
-        if "://" not in url:
-            # Hadoop writes `hdfs:/path`, which fsspec takes for a local path.
-            url = url.replace(":/", ":///", 1)
-        # What a file system's exception says may hold credentials: only its kind is told.
-        try:
-            file_system, path = fsspec.core.url_to_fs(url, **self._storage_options)
-        except ImportError as error:
-            raise RowFailure(
-                Status.READ_ERROR, f"a package is missing ({error}): {shown}"
-            ) from None
-        except Exception as error:
-            if isinstance(error, ValueError) and "protocol not known" in str(error).lower():
-                raise RowFailure(
-                    Status.READ_ERROR, f"no file system has this scheme: {shown}"
-                ) from None
-            raise _read_error(error, shown) from None
-        try:
-            with file_system.open(path, "rb") as file:
-                if isinstance(getattr(file, "size", None), int):
-                    transfer.expect(file.size)
-                _read_all(file.read, transfer)
-        except RowFailure:
-            raise
-        except Exception as error:
-            raise _read_error(error, shown) from None
+        self._files.read(path, transfer)
 
 
-def _read_local(path: str, transfer: Transfer) -> None:
-    shown = redact(path)
-    try:
-        # Not to block: a pipe without a writer would, for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        raise _read_error(error, shown) from None
-    try:
-        about = os.fstat(descriptor)
-        if stat.S_ISDIR(about.st_mode):
-            raise RowFailure(Status.READ_ERROR, f"is a directory: {shown}")
-        if not stat.S_ISREG(about.st_mode):
-            raise RowFailure(Status.READ_ERROR, f"is not a regular file: {shown}")
-        transfer.expect(about.st_size)
-        _read_all(lambda size: os.read(descriptor, size), transfer)
-    except OSError as error:
-        raise _read_error(error, shown) from None
-    finally:
-        os.close(descriptor)
-
-
-def _read_all(read: Callable[[int], bytes], transfer: Transfer) -> None:
-    while True:
-        # One byte more than is allowed shows that there is more.
-        piece = read(min(_PIECE_BYTES, transfer.allowance + 1))
-        if not piece:
-            return
-        transfer.keep(piece)
-
-
-def _read_error(error: Exception, shown: str) -> RowFailure:
-    if isinstance(error, TimeoutError):
-        return RowFailure(Status.TIMEOUT, f"the file system did not answer in time: {shown}")
-    kinds: dict[type[Exception], str] = {
-        FileNotFoundError: "no such file",
-        PermissionError: "permission denied",
-        IsADirectoryError: "is a directory",
-        NotADirectoryError: "no such file",
-    }
-    for kind, said in kinds.items():
-        if isinstance(error, kind):
-            return RowFailure(Status.READ_ERROR, f"{said}: {shown}")
-    number = getattr(error, "errno", None)
-    said = os.strerror(number) if isinstance(number, int) else type(error).__name__
-    return RowFailure(Status.READ_ERROR, f"cannot be read ({said}): {shown}")
+def too_long() -> RowFailure:
+    """Return the failure of a row whose string is no address at all; nothing of it is shown."""
+    return RowFailure(
+        Status.READ_ERROR, f"the address has more than {MAX_ADDRESS_CHARACTERS:,} characters"
+    )

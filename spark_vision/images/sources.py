@@ -15,7 +15,7 @@ import torch
 from spark_vision.errors import InputTypeError, RowFailure
 from spark_vision.images.base64_text import decode_base64
 from spark_vision.images.byte_rows import ByteRows, tensor_over
-from spark_vision.images.fetch import Fetcher
+from spark_vision.images.fetch import MAX_ADDRESS_CHARACTERS, Fetcher, too_long
 from spark_vision.operators import ImageLimits, ImageOperator
 from spark_vision.status import Status
 
@@ -164,8 +164,10 @@ class _StringColumn(ImageColumn):
         text = data.numpy().data
         if not bytes(text[:64]).strip() and not bytes(text).strip():
             raise RowFailure(Status.NULL_INPUT, "the text is blank")
-        if self._fetcher is None or bytes(text[:5]).lower() == b"data:":
+        if self._fetcher is None or bytes(text[:64]).lstrip()[:5].lower() == b"data:":
             return tensor_over(decode_base64(text, self._max_bytes))
+        if len(text) > 4 * MAX_ADDRESS_CHARACTERS:  # the most bytes that UTF-8 needs for them
+            raise too_long()
         try:
             address = str(text, "utf-8")
         except UnicodeDecodeError:

@@ -1,70 +1,111 @@
-"""What a string in an image column points to, and how a message may show it."""
+"""What a message may show of an address: only what is known to hold no secret; in doubt `…`.
+
+A string of a column may be no address at all: a connection string, JSON, a key. So a rule says what
+is shown, and not what is hidden.
+"""
 
 import re
-from urllib.parse import unquote
 
-_SCHEME = re.compile(
-    r"([A-Za-z][A-Za-z0-9+.-]*)(?:::[A-Za-z][A-Za-z0-9+.-]*)*:(/?)"  # perhaps a chain, a::b:/
+HIDDEN = "…"
+_LONGEST = 2048
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}):(/*)")
+_HOST = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
+_CONTAINER = re.compile(r"[a-z0-9$-]{1,63}@[a-z0-9]{1,24}\.[\w.-]+")
+_CONTAINER_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")
+# Schemes whose addresses may have no host.
+_HOSTLESS = ("file", "local", "hdfs", "webhdfs", "dbfs", "memory")
+# An image for screens of twice as many pixels, the only `@` that many ordinary names have.
+_SCREENS = re.compile(r"@[1-4]x(?=\.\w{1,5}$)")
+# What is cut with everything after it: queries, fragments, parameters, also in disguise.
+_CUT = re.compile(r"[?#;？＃；]|%3[FfBb]|%23|&(?=[\w.-]+=)")
+_EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
+_FOLDER_OF_A_PARTITION = re.compile(r"[\w-]{1,40}=[\w.:%+ -]{0,40}")
+_SECRET_NAME = re.compile(
+    r"(?i)pass|pwd|secret|token|key|sig|cred|auth|user|login|account|session|bearer|jwt|pin\b"
 )
-_AUTHORITY = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:(?=/))?/{0,2})([^/\\]*)")
-_CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*://|/)")
-_HOST = re.compile(r"[^:@]*(?::\d*)?|\[[0-9A-Fa-f:.]*\](?::\d*)?")
-
-
-def scheme_of(address: str) -> str | None:
-    """Return the scheme in lower case (of a chain `a::b://…` the first), None for a local path.
-
-    A scheme is followed by a slash; `file:` and `data:` are schemes without one too. So a local
-    path may hold colons, `#`, `?` and `%`, all of which then mean themselves.
-    """
-    match = _SCHEME.match(address)
-    if match is None:
-        return None
-    scheme = match[1].lower()
-    return scheme if match[2] or scheme in ("file", "data") else None
-
-
-def path_of_file_url(url: str) -> str:
-    """Return the local path of a `file:` URL, percent-decoded.
-
-    `file:/x`, `file:///x` and `file://localhost/x` are the same. As in Hadoop's paths, `#` and
-    `?` belong to the name: a file has neither fragment nor query.
-
-    Raises:
-        ValueError: The URL names another host.
-    """
-    rest = url.partition(":")[2]
-    if rest.startswith("//"):
-        host, slash, path = rest[2:].partition("/")
-        if host.lower() not in ("", "localhost"):
-            raise ValueError("the file URL names another host")
-        rest = slash + path
-    return unquote(rest)
+_UNUSUAL = re.compile(r"[\"`{}<>|\\^\x00-\x1f\x7f-\x9f]|:.*@")
+_LONG_WORD = re.compile(r"[A-Za-z0-9+=_-]{25,}")
+_DIGEST = re.compile(r"[0-9a-f-]{25,64}")
 
 
 def redact(address: str) -> str:
     """Return what a message may show of an address: scheme, host and path, no more.
 
     User names, passwords, query strings and fragments are cut, also of a local path, as a signed
-    URL may have lost its scheme.
+    URL may have lost its scheme. A path without a scheme is shown where it looks like a file's.
     """
-    if address[:5].lower() == "data:":
-        return "data:…"
-    shown = [_redact_one(part) for part in _CHAIN.split(address)]
-    return "::".join(shown)
+    text = address.strip()
+    if len(text) > _LONGEST:
+        return HIDDEN
+    url = _URL.match(text)
+    if url is not None and (url[2] or url[1].lower() in (*_HOSTLESS, "http", "https", "data")):
+        shown = _redact_url(url[1], url[2], text[url.end() :])
+    else:
+        shown = _redact_path(text)
+    return "".join(character if character.isprintable() else "\ufffd" for character in shown)
 
 
-def _redact_one(address: str) -> str:
-    address = re.split(r"[?#]", address, maxsplit=1)[0]
-    _, prefix, authority, rest = _AUTHORITY.split(address, maxsplit=1)
-    if not prefix.endswith("//") and not ("@" in authority and ":" in authority):
-        if "://" in address:
-            # What stands before it is no scheme, but what comes after it may hold a password.
-            return f"{address.partition('://')[0]}://…"
-        # A local path, such as `photo@2x.jpg`.
-        return address
-    host = authority.rpartition("@")[2]
-    if not _HOST.fullmatch(host):
-        # A password with a slash in it ends up here: the rest of it may be in the path.
-        return f"{prefix}…"
-    return f"{prefix}{host}{rest}"
+def _redact_url(scheme: str, slashes: str, rest: str) -> str:
+    name = scheme.lower()
+    hidden = f"{scheme}://{HIDDEN}" if len(slashes) > 1 else f"{scheme}:{HIDDEN}"
+    if name == "data":
+        return hidden
+    if name in _HOSTLESS and len(slashes) != 2:
+        path = _redact_path(f"/{rest}" if slashes else rest)
+        return f"{scheme}:{slashes[:-1]}{path}" if len(slashes) in (0, 1, 3) else hidden
+    if len(slashes) != 2:
+        return hidden
+    # A password may hold anything, and then no character says where the host begins.
+    authority, path = re.fullmatch(r"([^/?#;]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    users, _, host = authority.rpartition("@")
+    if name in _CONTAINER_SCHEMES and _CONTAINER.fullmatch(authority):
+        users, host = "", authority
+    elif not _HOST.fullmatch(host):
+        return hidden
+    if "@" in _SCREENS.sub("", path) or (":" in authority and "@" in path and not users):
+        return hidden
+    return f"{scheme}://{host}{_redact_segments(path)}"
+
+
+def _redact_path(path: str) -> str:
+    hidden = f"/{HIDDEN}" if path.startswith("/") else HIDDEN
+    if path.startswith("//") or "://" in path or _UNUSUAL.search(path):
+        return HIDDEN
+    path = _CUT.split(path, maxsplit=1)[0]
+    words = _LONG_WORD.findall(path)
+    if not _EXTENSION.search(path):
+        is_absolute = path.startswith(("/", "./", "../"))
+        if not is_absolute or not all(map(_DIGEST.fullmatch, words)):
+            return hidden if path else path
+    return _redact_segments(path) if path.startswith("/") or "=" not in path else HIDDEN
+
+
+def _redact_segments(path: str) -> str:
+    """Cut a path where something that looks like a setting begins."""
+    shown = []
+    for segment in _CUT.split(path, maxsplit=1)[0].split("/"):
+        if "=" in segment and (
+            not _FOLDER_OF_A_PARTITION.fullmatch(segment)
+            or _SECRET_NAME.search(segment.partition("=")[0])
+        ):
+            shown.append(HIDDEN)
+            break
+        shown.append(segment)
+    return "/".join(shown)
+
+
+_USERS_IN_TEXT = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]{0,31}:[/\\]{1,3})([^\s'\"`]{0,500}:[^\s'\"`]{0,500}|[^\s'\"`/]{0,500})@"
+)
+
+
+def redact_text(text: str) -> str:
+    """Return a message without the user names and passwords of the URLs that it holds."""
+
+    def hide(found: re.Match[str]) -> str:
+        scheme = found[1].partition(":")[0].lower()
+        is_container = scheme in _CONTAINER_SCHEMES and re.fullmatch(r"[a-z0-9$-]{1,63}", found[2])
+        return found[0] if is_container else f"{found[1]}{HIDDEN}@"
+
+    return _USERS_IN_TEXT.sub(hide, text)

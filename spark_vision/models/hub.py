@@ -1,9 +1,11 @@
 """Checkpoints of the Hugging Face hub: in the local cache, or downloaded into it once per host.
 
-HF_HOME, HF_ENDPOINT and HF_TOKEN work as `huggingface_hub` reads them. No message holds a token.
+HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are read at each call: one worker serves jobs that
+differ in them, and `huggingface_hub` reads most of them only once. No message holds a token.
 """
 
 import fcntl
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +34,10 @@ def cached_folder(operator: Operator) -> Path | None:
 
     try:
         config = try_to_load_from_cache(
-            operator.checkpoint_name, CONFIG_FILE, revision=operator.revision
+            operator.checkpoint_name,
+            CONFIG_FILE,
+            cache_dir=_cache_folder(),
+            revision=operator.revision,
         )
     except HFValidationError:
         return None  # a path, which no hub has
@@ -52,8 +57,6 @@ def download(operator: Operator, looked_into: str) -> Path:
     Raises:
         CheckpointNotFoundError: With every place looked into, the reason, and what to change.
     """
-    from huggingface_hub import constants
-
     name = operator.checkpoint_name
     try:
         if not _HUB_NAME.fullmatch(name):
@@ -68,13 +71,32 @@ def download(operator: Operator, looked_into: str) -> Path:
         revision = f" at revision {operator.revision!r}" if operator.revision else ""
         raise CheckpointNotFoundError(
             f"no checkpoint {name!r}{revision}; looked into {looked_into}, the local cache "
-            f"{constants.HF_HUB_CACHE} (not there, or not all of it), and the hub "
-            f"{_without_credentials(constants.ENDPOINT)}: {failure}"
+            f"{_cache_folder()} (not there, or not all of it), and the hub "
+            f"{_without_credentials(_endpoint())}: {failure}"
         ) from failure.__cause__
 
 
 class _HubFailure(Exception):  # noqa: N818 - becomes the error's last sentence
     """Why the hub gives no checkpoint, and what to change."""
+
+
+def _cache_folder() -> Path:
+    from huggingface_hub import constants
+
+    home = os.environ.get("HF_HOME")
+    if home is None or {"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"} & os.environ.keys():
+        return Path(constants.HF_HUB_CACHE)
+    return Path(os.path.expandvars(home)).expanduser() / "hub"
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _fetch(operator: Operator) -> Path:
@@ -88,9 +110,16 @@ def _fetch(operator: Operator) -> Path:
 
     name, revision = operator.checkpoint_name, operator.revision
     try:
-        listed = HfApi().model_info(name, revision=revision).siblings or []
-        needed = _needed([file.rfilename for file in listed])
-        folder = snapshot_download(name, revision=revision, allow_patterns=needed)
+        if _is_offline():
+            raise OfflineModeIsEnabled
+        listed = HfApi(endpoint=_endpoint()).model_info(name, revision=revision).siblings or []
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=_cache_folder(),
+            endpoint=_endpoint(),
+            allow_patterns=_needed([file.rfilename for file in listed]),
+        )
     except HFValidationError as error:
         raise _HubFailure("not a name that a hub can have; correct model_name") from error
     except OfflineModeIsEnabled as error:
@@ -144,9 +173,7 @@ def _http_reason(status_code: int, operator: Operator) -> str:
 
 @contextmanager
 def _one_process_at_a_time(name: str) -> Iterator[None]:
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE) / ".locks" / "spark-vision"
+    folder = _cache_folder() / ".locks" / "spark-vision"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / name.replace("/", "--")).open("w")

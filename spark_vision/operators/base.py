@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from spark_vision.operators.places import normalize_root, normalize_schemes
 from spark_vision.operators.reach import normalize_hosts, normalize_networks
 from spark_vision.options import normalize_options, option
 
@@ -22,8 +23,8 @@ class ImageLimits:
     max_pixels: int = option(89_478_485, "Most pixels (width × height) of one image.", minimum=1)
     fetch_seconds: float = option(
         30.0,
-        "Time to fetch one image over http, redirects and retries included; "
-        "other file systems are asked between pieces of it.",
+        "Time to fetch one image, with connecting, redirects and retries; files on local disks "
+        "are asked between pieces of it.",
         exclusive_minimum=0,
     )
     fetch_concurrency: int = option(16, "Images that one task fetches at a time.", minimum=1)
@@ -106,6 +107,10 @@ class ImageOperator(Operator):
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = type(self).__name__
+        schemes = normalize_schemes(f"{owner}.allow_schemes", self.allow_schemes)
+        roots = [normalize_root(f"{owner}.allow_paths", root, schemes) for root in self.allow_paths]
+        object.__setattr__(self, "allow_schemes", schemes)
+        object.__setattr__(self, "allow_paths", tuple(roots))
         hosts = normalize_hosts(owner, self.allow_hosts)
         object.__setattr__(self, "allow_hosts", hosts)
         networks = normalize_networks(owner, self.allow_networks)

@@ -15,7 +15,7 @@ from pyspark.sql.types import (
 )
 
 from spark_vision.errors import TableError
-from spark_vision.tables.location import absolute_path, quote, quoted_path
+from spark_vision.tables.location import absolute_path, check_place, quote, quoted_path
 
 FILE_KEY = "path"
 _GLOB = re.compile(r"[*?\[{]")
@@ -83,6 +83,7 @@ def stream_images(spark: SparkSession, place: str, max_files: int) -> DataFrame:
 
 def _table_at(spark: SparkSession, place: str) -> str | None:
     """Name the table that is meant, as SQL takes it; None for files."""
+    check_place("input", place)
     quoted = quoted_path(place)
     if quoted is not None:
         return f"delta.{quote(quoted)}"

@@ -8,7 +8,8 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
 from spark_vision.errors import TableError
-from spark_vision.images.urls import scheme_of
+from spark_vision.images.urls import redact_text
+from spark_vision.operators.places import scheme_of
 
 _PART = re.compile(r"`[^`]+`|[\w-]+")
 _NAME = re.compile(rf"(?:{_PART.pattern})(?:\.(?:{_PART.pattern})){{0,2}}")
@@ -37,8 +38,10 @@ def locate_table(spark: SparkSession, table: str) -> TableLocation:
             (`[catalog.][schema.]table`).
 
     Raises:
-        TableError: It is neither, or a name in a catalog that forgets it with the session.
+        TableError: It is neither, or a name in a catalog that forgets it with the session; or its
+            path holds what Spark would read in another way, or a password.
     """
+    check_place("table", table)
     quoted = quoted_path(table)
     path = quoted or table.strip()
     if quoted or "/" in path:
@@ -131,8 +134,40 @@ def absolute_path(path: str) -> str:
     return path if scheme_of(path) or path.startswith("/") else str(Path(path).absolute())
 
 
+def check_place(what: str, place: str) -> None:
+    """Refuse a path or name that SQL cannot be given as it is, or that nobody should be shown.
+
+    Args:
+        what: What it is, for messages.
+        place: As the user wrote it.
+
+    Raises:
+        TableError: It has `${…}`, which Spark's SQL replaces by settings and the environment, even
+            within quotes; a backslash, which file systems read in different ways; or a password.
+    """
+    if redact_text(place) != place:
+        raise TableError(
+            f"the {what} {redact_text(place)!r} has a user name or password in it; give them by "
+            "Spark's settings of that file system (spark.hadoop.…)"
+        )
+    for unclear, why in (("${", "replaces in SQL"), ("\\", "reads in several ways")):
+        if unclear in place:
+            raise TableError(
+                f"the {what} {place!r} has {unclear!r} in it, which Spark {why}; choose another "
+                "name, or rename the folder"
+            )
+
+
 def quote(name: str) -> str:
-    """Quote one part of a name for SQL."""
+    """Quote one part of a name for SQL.
+
+    Raises:
+        TableError: It has `${…}`, which Spark would replace, even within the quotes.
+    """
+    if "${" in name:
+        raise TableError(
+            f"the name {name!r} has '${{' in it, which Spark replaces in SQL; rename the column"
+        )
     return "`" + name.replace("`", "``") + "`"
 
 

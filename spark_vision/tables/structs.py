@@ -50,7 +50,16 @@ def column_structs(
     structs = []
     for name, operator in columns.items():
         if isinstance(operator, ImageOperator):
-            reads = (operator.image_src_type, operator.limits, operator.storage_options)
+            # What one operator lets its strings reach, another's must not.
+            reads = (
+                operator.image_src_type,
+                operator.limits,
+                operator.storage_options,
+                operator.allow_paths,
+                operator.allow_hosts,
+                operator.allow_networks,
+                operator.allow_schemes,
+            )
             groups.setdefault(reads, {})[name] = operator
         else:
             udf = operator_udf(operator, with_status=True, statuses=counters[name])

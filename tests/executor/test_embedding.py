@@ -143,7 +143,9 @@ def test_no_rows_and_empty_arrays_give_no_rows(checkpoints):
 
 
 def test_paths_are_fetched_and_missing_ones_fail_alone(checkpoints, files, tmp_path):
-    operator = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"), batch_size=4)
+    operator = ImageViTEmbedding(
+        model_name=str(checkpoints / "dinov2"), batch_size=4, allow_paths=str(tmp_path)
+    )
     paths = []
     for number, file in enumerate(files[:10]):
         (tmp_path / f"{number}.png").write_bytes(file)
@@ -284,4 +286,4 @@ def test_strings_that_are_not_utf8_end_no_task(checkpoints):
     assert [row["status"] for row in array.to_pylist()] == ["ok", "ok"]
     image = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
     (array,) = embed_images([broken], image, TASK, with_status=True)
-    assert [row["status"] for row in array.to_pylist()] == ["read_error", "read_error"]
+    assert [row["status"] for row in array.to_pylist()] == ["blocked", "read_error"]

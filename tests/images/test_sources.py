@@ -30,8 +30,10 @@ IMAGE_STRUCT = pa.struct(
 )
 
 
-def open_array(array, image_src_type="image_url", **limits):
-    operator = ImageViTEmbedding(image_src_type=image_src_type, limits=ImageLimits(**limits))
+def open_array(array, image_src_type="image_url", roots=(), **limits):
+    operator = ImageViTEmbedding(
+        image_src_type=image_src_type, limits=ImageLimits(**limits), allow_paths=roots
+    )
     return open_column(array, operator, Fetcher(operator))
 
 
@@ -203,21 +205,33 @@ def test_url_column_is_fetched(tmp_path):
     path.write_bytes(PNG)
     missing = str(tmp_path / "missing.png")
     inline = "data:image/png;base64," + base64.b64encode(PNG).decode()
-    rows = [str(path), None, "  ", missing, path.as_uri(), inline]
+    rows = [str(path), None, "  ", missing, path.as_uri(), inline, f" \n{inline}", "/etc/passwd"]
     array = pa.array(rows)
-    expected = [PNG, Status.NULL_INPUT, Status.NULL_INPUT, Status.READ_ERROR, PNG, PNG]
-    column = open_array(array)
+    null, read_error, blocked = Status.NULL_INPUT, Status.READ_ERROR, Status.BLOCKED
+    expected = [PNG, null, null, read_error, PNG, PNG, PNG, blocked]
+    column = open_array(array, roots=str(tmp_path))
     assert column.needs_fetch
     assert outcomes(column) == expected
-    assert outcomes(open_array(array.dictionary_encode())) == expected
-    assert outcomes(open_array(array.slice(3, 2))) == expected[3:5]
+    assert outcomes(open_array(array.dictionary_encode(), roots=str(tmp_path))) == expected
+    assert outcomes(open_array(array.slice(3, 2), roots=str(tmp_path))) == expected[3:5]
+
+
+@pytest.mark.parametrize("start", ["http://host/", "/", "s3://b/", "", "图" * 3000, "::" * 5000])
+def test_a_string_too_long_for_an_address_is_not_looked_at(start):
+    # Not even whether it is a text: the last byte is none of UTF-8.
+    text = start.encode() + b"x" * 10_000_000 + b"\xff"
+    column = open_array(pa.array([text], pa.binary()).view(pa.string()), roots="/")
+    with pytest.raises(RowFailure) as caught:
+        column.read(0)
+    assert caught.value.status == Status.READ_ERROR
+    assert caught.value.reason == "the address has more than 8,192 characters"
 
 
 def test_reader_of_a_fetched_row_hears_of_its_bytes_first(tmp_path):
     path = tmp_path / "image"
     path.write_bytes(b"x" * 3_000_000)
     heard = []
-    open_array(pa.array([str(path)])).read(0, heard.append)
+    open_array(pa.array([str(path)]), roots=str(tmp_path)).read(0, heard.append)
     assert sum(heard) == 3_000_000
     assert len(heard) > 1
 

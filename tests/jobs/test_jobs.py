@@ -120,6 +120,35 @@ def test_python_fills_a_table_from_a_table_by_clip(spark, photos, checkpoints, t
 
 
 @pytest.mark.slow
+def test_rows_name_files_below_the_input_and_below_allowed_folders(
+    spark, photos, checkpoints, tmp_path
+):
+    inside = tmp_path / "source" / "images" / "a.jpg"
+    outside = tmp_path / "secret.jpg"
+    files = [*sorted(photos.iterdir()), inside, outside]
+    rows = [(index, str(file)) for index, file in enumerate([*files, "/etc/passwd"])]
+    source = spark.createDataFrame(rows, "id int, url string")
+    source.write.format("delta").save(str(tmp_path / "source"))
+    inside.parent.mkdir()
+    for file in (inside, outside):
+        file.write_bytes((photos / "0.jpg").read_bytes())
+    done = run(
+        *(sys.executable, EMBED_IMAGES, "--input", "./source", "--table", "./vectors"),
+        *("--key", "id", "--image-column", "url", "--model-name", str(checkpoints / "dinov2")),
+        *("--allow-paths", "photos", "--storage-options", '{"key": "hunter2"}'),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    table = spark.read.format("delta").load(str(tmp_path / "vectors"))
+    counted = dict(table.groupBy("embedding_status").count().collect())
+    assert counted == {"ok": 5, "not_an_image": 1, "blocked": 2}
+    errors = [row[0] for row in table.where("id > 5").select("embedding_error").collect()]
+    assert all("allow_paths" in error for error in errors)
+    written = b"".join(file.read_bytes() for file in (tmp_path / "vectors").rglob("*.json"))
+    assert "hunter2" not in done.stdout + done.stderr + written.decode()
+
+
+@pytest.mark.slow
 def test_a_stream_takes_files_in_batches_into_a_table(spark, photos, checkpoints, tmp_path):
     done = run(
         *(sys.executable, EMBED_IMAGES, "--input", str(photos), "--table", "./vectors"),

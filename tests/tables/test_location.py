@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from spark_vision.errors import TableError
-from spark_vision.tables.location import locate_table, read_detail
+from spark_vision.operators import ImageViTEmbedding
+from spark_vision.tables import write_vision_columns
+from spark_vision.tables.inputs import read_images
+from spark_vision.tables.location import literal, locate_table, quote, read_detail
 
 
 @pytest.mark.parametrize(
@@ -40,3 +43,46 @@ def test_a_name_in_a_catalog_that_forgets_is_refused_with_the_path_form(spark, g
 
 def test_where_no_table_is_there_is_no_detail(spark, tmp_path):
     assert read_detail(spark, locate_table(spark, str(tmp_path / "nothing"))) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("/data/${env:HOME}/vectors", "replaces in SQL"),
+        ("delta.`/data/${env:HOME}`", "replaces in SQL"),
+        ("lake.`${env:HOME}`.vectors", "replaces in SQL"),
+        ("${env:HOME}", "replaces in SQL"),
+        ("/data/a\\b", "several ways"),
+        ("delta.`C:\\data`", "several ways"),
+        ("s3a://key:hunter2@bucket/vectors", "a user name or password"),
+        ("s3a://hunter2@bucket/vectors", "a user name or password"),
+        ("delta.`s3a://key:hunter2@bucket/vectors`", "a user name or password"),
+        ("abfss://c:hunter2@account.dfs.core.windows.net/vectors", "a user name or password"),
+    ],
+)
+def test_what_spark_would_read_in_another_way_is_refused(spark, given, said):
+    for read in (locate_table, read_images):
+        with pytest.raises(TableError, match=said) as caught:
+            read(spark, given)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_a_container_of_azure_is_no_user(spark):
+    path = "abfss://container@account.dfs.core.windows.net/vectors"
+    assert locate_table(spark, path).sql == f"delta.`{path}`"
+
+
+def test_a_path_or_column_with_a_variable_reaches_no_sql(spark, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLANTED", "expanded")
+    (shown,) = spark.sql("SELECT '${env:PLANTED}' AS value").head()
+    for name in ("${env:PLANTED}", "a\\b"):
+        source = spark.range(1).selectExpr("id", "binary('x') AS content")
+        with pytest.raises(TableError):
+            write_vision_columns(
+                source, f"{tmp_path}/{name}", ["id"], {"embedding": ImageViTEmbedding()}
+            )
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(TableError, match="rename the column"):
+        quote("a${env:PLANTED}")
+    assert spark.sql(f"SELECT {literal('${env:PLANTED}')} AS v").head().v == "${env:PLANTED}"
+    assert shown in ("expanded", "${env:PLANTED}")

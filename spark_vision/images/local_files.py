@@ -1,0 +1,159 @@
+"""Local files below roots, whatever symbolic links, `..` and races make of a path.
+
+A path that is not written below a root is refused before the file system is asked. What is opened
+then is looked at before it is read: a link may have led out, to a device, or to a pipe. Files of a
+network are read by a thread that is left behind at the deadline; on a disk of this machine no read
+hangs, and a thread would cost more than the reading.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from spark_vision.errors import RowFailure
+from spark_vision.images.mounts import MOUNTS, may_hang
+from spark_vision.images.patience import PatientThreads
+from spark_vision.images.read_failure import read_failure
+from spark_vision.images.refusal import refuse
+from spark_vision.images.transfer import Transfer
+from spark_vision.images.urls import redact
+from spark_vision.operators.places import KERNEL_FOLDERS, is_shared_memory
+from spark_vision.status import Status
+
+_PIECE_BYTES = 2**20
+# A descriptor of this kind opens nothing: no pipe is waited for, no device is touched.
+_PATH_ONLY = getattr(os, "O_PATH", 0)
+_SELF = "/proc/self/fd"
+
+
+class LocalFiles:
+    """Reads files below roots, from any number of threads.
+
+    Args:
+        roots: Absolute folders; where they are links, they are followed now.
+    """
+
+    def __init__(self, roots: Iterable[str]) -> None:
+        written = list(roots)
+        real = [os.path.realpath(root) for root in written]
+        self._written, self._real = _Roots([*written, *real]), _Roots(real)
+        mounts = MOUNTS.read_text(errors="replace") if MOUNTS.exists() else ""
+        self._may_hang = any(may_hang(root, mounts) for root in real)
+        self._threads = PatientThreads()
+        self._can_pin = bool(_PATH_ONLY) and Path(_SELF).is_dir()
+
+    def read(self, path: str, transfer: Transfer) -> None:
+        """Read one file into its transfer.
+
+        Raises:
+            RowFailure: `blocked` for whatever is not below a root, be it there or not;
+                `read_error`, `too_large` or `timeout`.
+        """
+        if not self._is_written_below(path):
+            raise refuse(redact(path))
+        if not self._may_hang:
+            self._read(path, transfer, lambda work, undo=None: work())
+            return
+        with self._threads.take() as thread:
+            self._read(
+                path,
+                transfer,
+                lambda work, undo=None: thread.call(work, transfer.remaining_seconds(), undo),
+            )
+
+    def close(self) -> None:
+        """End the threads that wait."""
+        self._threads.close()
+
+    def _read(self, path: str, transfer: Transfer, call: Callable[..., Any]) -> None:
+        open_file = self._pin if self._can_pin else self._resolve
+        try:
+            descriptor, size = call(lambda: open_file(path), lambda made: os.close(made[0]))
+            try:
+                transfer.expect(size)
+                # One byte more than is allowed shows that there is more.
+                while piece := call(
+                    lambda: os.read(descriptor, min(_PIECE_BYTES, transfer.allowance + 1))
+                ):
+                    transfer.keep(piece)
+            finally:
+                os.close(descriptor)
+        except RowFailure:
+            raise
+        except _LedOutError:
+            raise refuse(redact(path)) from None
+        except _NoFileError:
+            raise RowFailure(Status.READ_ERROR, f"is not a regular file: {redact(path)}") from None
+        except (OSError, ValueError) as error:
+            # What is missing, or closed, outside of the roots must not show.
+            if not isinstance(error, TimeoutError) and not self._leads_below(path, call):
+                raise refuse(redact(path)) from None
+            raise read_failure(error, redact(path)) from None
+
+    def _leads_below(self, path: str, call: Callable[..., Any]) -> bool:
+        try:
+            return self._real.hold(call(lambda: os.path.realpath(path)))
+        except TimeoutError as error:
+            raise read_failure(error, redact(path)) from None
+
+    def _is_written_below(self, path: str) -> bool:
+        if "\0" in path:
+            return False
+        full = path if path.startswith("/") else f"{os.getcwd()}/{path}"  # noqa: PTH109 - speed
+        # Two slashes at the start are kept by normpath.
+        full = "/" + os.path.normpath(full).lstrip("/")
+        return self._written.hold(full)
+
+    def _pin(self, path: str) -> tuple[int, int]:
+        """Hold what a path leads to without opening it, judge that, and open just that."""
+        found = os.open(path, _PATH_ONLY | os.O_CLOEXEC)
+        try:
+            pinned = f"{_SELF}/{found}"
+            if not self._real.hold(os.readlink(pinned)):  # noqa: PTH115 - speed
+                raise _LedOutError
+            size = _size_of_file(os.fstat(found))
+            return os.open(pinned, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), size
+        finally:
+            os.close(found)
+
+    def _resolve(self, path: str) -> tuple[int, int]:
+        """As above, for systems that cannot hold a file without opening it."""
+        real = os.path.realpath(path)
+        if not self._real.hold(real):
+            raise _LedOutError
+        size = _size_of_file(os.lstat(real))
+        return os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), size
+
+
+class _LedOutError(Exception):
+    """A path is written below a root, and leads elsewhere."""
+
+
+class _NoFileError(Exception):
+    """A path leads to a pipe, a socket or a device."""
+
+
+class _Roots:
+    """Folders, compared as texts: this is asked twice for each row."""
+
+    def __init__(self, folders: Iterable[str]) -> None:
+        below = {f"{folder.rstrip('/')}/" for folder in folders}
+        self._below = tuple(below)
+        self._in_memory = tuple(each for each in below if is_shared_memory(each.rstrip("/")))
+        self._kernel = tuple(f"{folder}/" for folder in KERNEL_FOLDERS)
+
+    def hold(self, path: str) -> bool:
+        path = f"{path}/"
+        return path.startswith(self._below) and (
+            not path.startswith(self._kernel) or path.startswith(self._in_memory)
+        )
+
+
+def _size_of_file(about: os.stat_result) -> int:
+    if stat.S_ISDIR(about.st_mode):
+        raise IsADirectoryError
+    if not stat.S_ISREG(about.st_mode):
+        raise _NoFileError
+    return about.st_size

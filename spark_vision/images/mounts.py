@@ -1,0 +1,43 @@
+"""Whether a folder's files lie on disks of this machine, or on a network, where a read may hang."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from spark_vision.operators.places import is_kernel_path
+
+MOUNTS = Path("/proc/self/mountinfo")
+_OF_THIS_MACHINE = re.compile(
+    "bcachefs|btrfs|erofs|exfat|ext[234]|f2fs|iso9660|jfs|ntfs3|overlay|ramfs|rootfs|squashfs|tmpfs"
+    "|ufs|vfat|xfs|zfs"
+)
+
+
+def may_hang(folder: str, mounts: str) -> bool:
+    """Say whether something that is mounted at, above or below a folder is not of this machine.
+
+    Args:
+        folder: Absolute, and no link.
+        mounts: The text of /proc/self/mountinfo; empty where a system has none.
+    """
+    folder = f"{folder.rstrip('/')}/"
+    nearest, nearest_kind = "", "overlay"
+    for point, kind in _read(mounts):
+        if is_kernel_path(point.rstrip("/")):
+            continue
+        if folder.startswith(point):
+            # Of two at one point, the later covers the earlier.
+            if len(point) >= len(nearest):
+                nearest, nearest_kind = point, kind
+        elif point.startswith(folder) and not _OF_THIS_MACHINE.fullmatch(kind):
+            return True
+    return not _OF_THIS_MACHINE.fullmatch(nearest_kind)
+
+
+def _read(mounts: str) -> Iterator[tuple[str, str]]:
+    for line in mounts.splitlines():
+        point, _, described = line.partition(" - ")
+        fields = point.split(" ")
+        if len(fields) > 4 and described:
+            unescaped = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4])
+            yield f"{unescaped.rstrip('/')}/", described.split(" ")[0]

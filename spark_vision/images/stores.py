@@ -1,0 +1,168 @@
+"""Objects of stores by fsspec: the row chooses the object, the operator everything else.
+
+A store is connected from the root below which the row lies, and from `storage_options`. So no row
+chooses a host, an account, a user or a file system around another; fsspec never sees a row's URL.
+Everything that may hang runs on a thread that is left behind at the deadline.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from spark_vision.errors import RowFailure
+from spark_vision.images.patience import PatientThread, PatientThreads
+from spark_vision.images.read_failure import read_failure
+from spark_vision.images.refusal import refuse
+from spark_vision.images.transfer import Transfer
+from spark_vision.images.urls import redact
+from spark_vision.operators.places import STORE_SCHEMES, StorePlace, read_store_place
+from spark_vision.status import Status
+
+# Each piece is a request of its own to most stores.
+_PIECE_BYTES = 8 * 2**20
+_CLOSE_SECONDS = 5.0
+_VERSION = re.compile(r"\?version_?id=", re.IGNORECASE)
+_HADOOP = ("hdfs", "webhdfs")
+
+
+class Stores:
+    """Reads objects below roots, from any number of threads.
+
+    Args:
+        roots: URLs of stores, perhaps with a prefix.
+        allowed_schemes: Schemes beside those that are known.
+        options: For fsspec; by scheme where a value is a mapping under a scheme's name.
+    """
+
+    def __init__(
+        self, roots: Iterable[str], allowed_schemes: Iterable[str], options: Mapping[str, Any]
+    ) -> None:
+        self._allowed_schemes = tuple(allowed_schemes)
+        places = (read_store_place(root, self._allowed_schemes) for root in roots)
+        self._roots = [place for place in places if place is not None]
+        self._options = options
+        self._idle: dict[tuple[str, str], list[Any]] = {}
+        self._threads = PatientThreads()
+        self._lock = threading.Lock()
+
+    def read(self, address: str, transfer: Transfer) -> None:
+        """Read one object into its transfer.
+
+        Raises:
+            RowFailure: `blocked` for whatever is not below a root; `read_error`, `too_large` or
+                `timeout`.
+        """
+        shown = redact(address)
+        place = read_store_place(address, self._allowed_schemes)
+        root = next((root for root in self._roots if place and place.is_below(root)), None)
+        if place is None or root is None:
+            raise refuse(shown)
+        options = self._options_for(place.scheme)
+        if _VERSION.search(place.path) and not options.get("version_aware"):
+            raise RowFailure(
+                Status.READ_ERROR,
+                f"a version is read only with version_aware in storage_options: {shown}",
+            )
+        try:
+            with self._threads.take() as thread:
+                self._read(place, options, thread, transfer)
+        except RowFailure:
+            raise
+        # What a file system's exception says may hold credentials: only its kind is told.
+        except _NoFileSystemError as error:
+            raise RowFailure(Status.READ_ERROR, f"{error}: {shown}") from None
+        except Exception as error:
+            raise read_failure(error, shown) from None
+
+    def close(self) -> None:
+        """End the threads that wait, and forget the connected file systems."""
+        self._threads.close()
+        with self._lock:
+            self._idle.clear()
+
+    def _read(
+        self,
+        place: StorePlace,
+        options: dict[str, Any],
+        thread: PatientThread,
+        transfer: Transfer,
+    ) -> None:
+        def call(work: Callable[[], Any]) -> Any:
+            return thread.call(work, transfer.remaining_seconds())
+
+        key = place.scheme, place.authority
+        with self._lock:
+            idle = self._idle.setdefault(key, [])
+            file_system = idle.pop() if idle else None
+        if file_system is None:
+            file_system = call(lambda: _connect(place.scheme, place.authority, options))
+        if file_system.async_impl:
+            # Made for any number of callers at a time; others are used by one.
+            idle.append(file_system)
+        file = None
+        try:
+            block_size = min(_PIECE_BYTES, transfer.allowance + 1)
+            file = call(lambda: _open(file_system, place, block_size))
+            size = call(lambda: getattr(file, "size", None))
+            if isinstance(size, int):
+                transfer.expect(size)
+            while piece := call(lambda: file.read(min(_PIECE_BYTES, transfer.allowance + 1))):
+                transfer.keep(piece)
+        finally:
+            if file is not None and not thread.is_abandoned:
+                # Nothing was written that closing could lose.
+                with suppress(Exception):
+                    thread.call(file.close, _CLOSE_SECONDS)
+            if not thread.is_abandoned and not file_system.async_impl:
+                idle.append(file_system)
+
+    def _options_for(self, scheme: str) -> dict[str, Any]:
+        names = {*STORE_SCHEMES, *self._allowed_schemes}
+        options = {
+            name: value
+            for name, value in self._options.items()
+            if not (name in names and isinstance(value, Mapping))
+        }
+        for name, value in self._options.items():
+            if STORE_SCHEMES.get(name, name) == scheme and isinstance(value, Mapping):
+                options |= value
+        return options
+
+
+class _NoFileSystemError(Exception):
+    """A scheme has no file system here; the text is ours, or fsspec's own advice."""
+
+
+def _connect(scheme: str, authority: str, options: dict[str, Any]) -> Any:
+    import fsspec
+    from fsspec.archive import AbstractArchiveFileSystem
+    from fsspec.dircache import DirCache
+    from fsspec.implementations.chained import ChainedFileSystem
+
+    try:
+        kind = fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        raise _NoFileSystemError(f"a package is missing ({error})") from None
+    except ValueError:
+        raise _NoFileSystemError("no file system has this scheme") from None
+    if issubclass(kind, ChainedFileSystem | AbstractArchiveFileSystem):
+        raise _NoFileSystemError("a file system around another is not read")
+    chosen = kind._get_kwargs_from_urls(f"{scheme}://{authority}/")
+    # fsspec would keep it, with its credentials, for the worker's next job.
+    file_system = kind(**{**chosen, **options, "skip_instance_cache": True})
+    listings: Any = getattr(file_system, "dircache", None)
+    if isinstance(listings, DirCache):
+        # A list that grows with the folders read, and does not notice what arrives in them.
+        listings.use_listings_cache = False
+    return file_system
+
+
+def _open(file_system: Any, place: StorePlace, block_size: int) -> Any:
+    # In Hadoop everything after the host is the path, `?` and `#` too.
+    is_hadoop = place.scheme in _HADOOP
+    path = place.path if is_hadoop else file_system._strip_protocol(str(place))
+    if place.scheme in STORE_SCHEMES.values():
+        return file_system.open(path, "rb", block_size=block_size, cache_type="none")
+    return file_system.open(path, "rb", block_size=block_size)

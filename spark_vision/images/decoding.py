@@ -10,11 +10,13 @@ file is corrupt.
 """
 
 import re
+from collections.abc import Callable
 
 import torch
 import torchvision.io
 
 from spark_vision.errors import RowFailure
+from spark_vision.images import cost
 from spark_vision.images.completeness import ends_early
 from spark_vision.images.headers import Format, read_header
 from spark_vision.images.orientation import turn_upright
@@ -28,7 +30,12 @@ _RGB = torchvision.io.ImageReadMode.RGB.value
 _CODE_PLACE = re.compile(r"^.*\.cpp:\d+,\s*")
 
 
-def decode(image: EncodedImage | RawImage, limits: ImageLimits) -> torch.Tensor:
+def decode(
+    image: EncodedImage | RawImage,
+    limits: ImageLimits,
+    *,
+    before_pixels: Callable[[int], None] | None = None,
+) -> torch.Tensor:
     """Decode one image.
 
     The tensor is interleaved in memory (channels last) wherever the decoder gives that, and is not
@@ -36,7 +43,10 @@ def decode(image: EncodedImage | RawImage, limits: ImageLimits) -> torch.Tensor:
 
     Args:
         image: What `ImageColumn.read` gives.
-        limits: `max_pixels` is checked before memory for the pixels is taken.
+        limits: `max_pixels` bounds pixels, memory (`cost.most_bytes`) and work (`cost.most_work`),
+            all of them before memory for the pixels is taken.
+        before_pixels: Is told how many bytes decoding will take, before it takes them, and may
+            wait until they are there.
 
     Returns:
         uint8 `[3, height, width]` RGB.
@@ -46,12 +56,17 @@ def decode(image: EncodedImage | RawImage, limits: ImageLimits) -> torch.Tensor:
             `too_large`, `bad_dimensions` or `out_of_memory`.
     """
     if isinstance(image, RawImage):
-        check_size((image.width, image.height), limits)
+        size = image.width, image.height
+        check_size(size, limits)
+        if before_pixels is not None:
+            before_pixels(cost.bytes_of(size, cost.RESULT))
         return decode_raw(image)
     data = image.numpy().data
     header = read_header(data)
-    if header.size is not None:
-        check_size(header.size, limits)
+    check_size(header.size, limits)
+    cost.check_cost(header.format, header.peak_bytes, header.work, limits)
+    if before_pixels is not None:
+        before_pixels(header.peak_bytes)
     if not header.is_plain:
         return decode_by_pillow(data, header.format, lambda size: check_size(size, limits))
     pixels = _decode_by_torchvision(image, header.format)

@@ -1,15 +1,21 @@
 """EXIF orientation: reading it from the metadata, and turning the pixels upright.
 
 Both decoders go by this reading, so that they agree: torchvision overlooks EXIF that stands after
-another metadata segment, and Pillow looks into XMP too.
+another metadata segment. XMP is asked where EXIF says nothing, as Pillow does.
 """
 
-import torch
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    # A decoder's process reads orientations too, and starts in a tenth of a second without torch.
+    import torch
 
 EXIF_PREFIX = b"Exif\x00\x00"
 _ORIENTATION_TAG = 0x0112
 _SHORT = 3
 _LONG = 4
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 def exif_orientation(exif: bytes) -> int:
@@ -21,8 +27,13 @@ def exif_orientation(exif: bytes) -> int:
     Returns:
         1 to 8; 1 (upright) too where it is missing or makes no sense.
     """
+    return stated_orientation(exif) or 1
+
+
+def stated_orientation(exif: bytes) -> int | None:
+    """As `exif_orientation`, but None where there is none, so that XMP may have one."""
     if exif[:2] not in (b"II", b"MM"):
-        return 1
+        return None
     is_little = exif[:2] == b"II"
 
     def number(at: int, size: int) -> int:
@@ -37,10 +48,17 @@ def exif_orientation(exif: bytes) -> int:
             kind = number(at + 2, 2)
             value = number(at + 8, 2 if kind == _SHORT else 4) if kind in (_SHORT, _LONG) else 1
             return value if 1 <= value <= 8 else 1
-    return 1
+    return None
 
 
-def turn_upright(image: torch.Tensor, orientation: int) -> torch.Tensor:
+def xmp_orientation(xmp: bytes) -> int:
+    """Read the orientation from XMP, which is XML; 1 where it has none."""
+    match = _XMP_ORIENTATION.search(xmp)
+    value = int(match[1]) if match else 1
+    return value if 1 <= value <= 8 else 1
+
+
+def turn_upright(image: "torch.Tensor", orientation: int) -> "torch.Tensor":
     """Undo the rotation and mirroring that an EXIF orientation names.
 
     Args:

@@ -17,6 +17,7 @@ import torch
 from spark_vision.errors import RowFailure
 from spark_vision.executor.batching import map_ahead, working_threads
 from spark_vision.executor.byte_budget import ByteBudget
+from spark_vision.executor.decode_watch import DecodeWatch
 from spark_vision.executor.texts import check_texts, read_texts
 from spark_vision.images.decoding import decode
 from spark_vision.images.fetch import Fetcher
@@ -55,6 +56,8 @@ class ImageRows:
         cpu_count: How many images are decoded at a time.
         ahead_count: Rows that shall be ready when a model asks for them.
         portion_row_count: Rows that one thread prepares at a time.
+        attempt_number: How often Spark has tried the task before; None outside of Spark. If an
+            image ended the worker, it is found by decoding each in a process of its own.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class ImageRows:
         cpu_count: int,
         ahead_count: int,
         portion_row_count: int,
+        attempt_number: int | None = None,
     ) -> None:
         self._operator = operator
         self._prepares = tuple(prepares)
@@ -72,6 +76,9 @@ class ImageRows:
         self._portion_row_count = portion_row_count
         self._cpu_count = max(1, cpu_count)
         self._decoding = threading.Semaphore(self._cpu_count)
+        self._isolate = bool(attempt_number)
+        in_spark = attempt_number is not None
+        self._watch = DecodeWatch(operator.limits.decode_seconds if in_spark else None)
         self._fetched = ByteBudget(IN_FLIGHT_BYTES)
         self._fetcher = Fetcher(operator.limits, operator.storage_options)
         self._largest_portion_bytes = 0
@@ -104,7 +111,7 @@ class ImageRows:
             return waiting_count < in_flight_count and waiting_bytes < IN_FLIGHT_BYTES
 
         portions = _portions(itertools.chain([head], columns), row_count)
-        with working_threads(thread_count, "spark-vision-images") as pool:
+        with self._watch, working_threads(thread_count, "spark-vision-images") as pool:
             try:
                 yield from map_ahead(pool, self._prepare_portion, portions, may_add)
             finally:
@@ -147,7 +154,8 @@ class ImageRows:
     ) -> Prepared:
         image = column.read(row, on_bytes)
         with self._decoding:
-            pixels = decode(image, self._operator.limits)
+            with self._watch.decoding():
+                pixels = decode(image, self._operator.limits, isolate=self._isolate)
             return tuple(
                 _or_failure(partial(prepare, pixels, prompt)) for prepare in self._prepares
             )

@@ -33,6 +33,7 @@ class Task:
         load_seconds: A model server that has not loaded its model by then is ended.
         batch_seconds: A model server that has done nothing for so long is ended.
         idle_seconds: A model server that nobody called for so long ends; 0 keeps it.
+        attempt_number: How often Spark has tried it before; None outside of Spark.
     """
 
     gpu_addresses: tuple[str, ...]
@@ -43,6 +44,7 @@ class Task:
     load_seconds: float = 600.0
     batch_seconds: float = 600.0
     idle_seconds: float = 600.0
+    attempt_number: int | None = None
 
 
 def current_task() -> Task:
@@ -68,6 +70,7 @@ def current_task() -> Task:
         load_seconds=_seconds(properties, LOAD_SECONDS),
         batch_seconds=_seconds(properties, BATCH_SECONDS),
         idle_seconds=_seconds(properties, IDLE_SECONDS, zero=True),
+        attempt_number=context.attemptNumber(),
     )
 
 

@@ -4,9 +4,14 @@ Our rules, where decoders differ: EXIF orientation is applied; alpha is composit
 values are scaled; the first frame stands for an animation; CMYK becomes RGB without a profile, and
 colour profiles are not applied.
 
-torchvision decodes JPEG and plain WebP, Pillow the rest. PNG is not left to torchvision although it
-is a little faster there: `decode_png` of 0.29 ends the process with a segmentation fault when the
-file is corrupt.
+torchvision decodes JPEG and plain WebP, Pillow the rest. JPEG, PNG and WebP are decoded in this
+process: libjpeg-turbo and libwebp are what browsers run, and zlib stands behind every PNG. GIF,
+BMP, TIFF and AVIF have decoders that fewer people attack and mend: they run in a process of their
+own, which may hang or die. What dies here all the same takes the worker with it; the next attempt
+of Spark then isolates every image.
+
+PNG is not left to torchvision although it is a little faster there: `decode_png` of 0.29 ends the
+process with a segmentation fault when the file is corrupt.
 """
 
 import re
@@ -19,6 +24,7 @@ from spark_vision.errors import RowFailure
 from spark_vision.images import cost
 from spark_vision.images.completeness import ends_early
 from spark_vision.images.headers import Format, read_header
+from spark_vision.images.isolated_decoding import decode_isolated
 from spark_vision.images.orientation import turn_upright
 from spark_vision.images.pillow_decoding import decode_by_pillow
 from spark_vision.images.raw_pixels import decode_raw
@@ -27,6 +33,7 @@ from spark_vision.operators import ImageLimits
 from spark_vision.status import Status
 
 _RGB = torchvision.io.ImageReadMode.RGB.value
+_ISOLATED = (Format.GIF, Format.BMP, Format.TIFF, Format.AVIF)
 _CODE_PLACE = re.compile(r"^.*\.cpp:\d+,\s*")
 
 
@@ -34,6 +41,7 @@ def decode(
     image: EncodedImage | RawImage,
     limits: ImageLimits,
     *,
+    isolate: bool = False,
     before_pixels: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
     """Decode one image.
@@ -45,6 +53,7 @@ def decode(
         image: What `ImageColumn.read` gives.
         limits: `max_pixels` bounds pixels, memory (`cost.most_bytes`) and work (`cost.most_work`),
             all of them before memory for the pixels is taken.
+        isolate: Decode whatever it is in a process of its own, not only the rarer formats.
         before_pixels: Is told how many bytes decoding will take, before it takes them, and may
             wait until they are there.
 
@@ -53,7 +62,7 @@ def decode(
 
     Raises:
         RowFailure: `not_an_image`, `unsupported_format`, `incomplete`, `decode_error`,
-            `too_large`, `bad_dimensions` or `out_of_memory`.
+            `too_large`, `bad_dimensions`, `timeout` or `out_of_memory`.
     """
     if isinstance(image, RawImage):
         size = image.width, image.height
@@ -67,8 +76,18 @@ def decode(
     cost.check_cost(header.format, header.peak_bytes, header.work, limits)
     if before_pixels is not None:
         before_pixels(header.peak_bytes)
-    if not header.is_plain:
-        return decode_by_pillow(data, header.format, lambda size: check_size(size, limits))
+
+    def check(size: tuple[int, int]) -> None:
+        check_size(size, limits)
+
+    decoded = None
+    if isolate or header.format in _ISOLATED:
+        orientation = header.orientation if header.is_plain else 0
+        decoded = decode_isolated(data, header.format, check, limits, orientation)
+    if decoded is None and not header.is_plain:
+        decoded = decode_by_pillow(data, header.format, check)
+    if decoded is not None:
+        return torch.from_numpy(decoded).permute(2, 0, 1)
     pixels = _decode_by_torchvision(image, header.format)
     return turn_upright(pixels, header.orientation) if header.orientation != 1 else pixels
 

@@ -80,6 +80,7 @@ def turn_upright(image: "torch.Tensor", orientation: int) -> "torch.Tensor":
     for axis in axes:
         other = 3 - axis
         lines = max(1, _TURNED_AT_ONCE // (image.shape[0] * image.shape[axis]))
-        for piece in image.split(lines, dim=other):
+        for start in range(0, image.shape[other], lines):
+            piece = image.narrow(other, start, min(lines, image.shape[other] - start))
             piece.copy_(piece.flip(axis))
     return image

@@ -67,7 +67,7 @@ def read_tiff(data: memoryview) -> TiffHeader:
 
 
 def _read_layout(data: memoryview) -> _Layout:
-    order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
+    order: Literal["little", "big"] = "little" if data[0] == ord("I") else "big"
     is_big = int.from_bytes(data[2:4], order) == 43
     if len(data) < (16 if is_big else 8):
         raise _incomplete()

@@ -25,6 +25,9 @@ class ImageLimits:
         "other file systems are asked between pieces of it.",
         exclusive_minimum=0,
     )
+    decode_seconds: float = option(
+        30.0, "Time to decode one image, where it has a process of its own.", exclusive_minimum=0
+    )
     fetch_concurrency: int = option(16, "Images that one task fetches at a time.", minimum=1)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,8 @@
 """From Arrow arrays of images to what the models take, by threads ahead of them.
 
 What is in flight is bounded twice: by the rows that a model batch and the threads need, and by
-bytes. Decoded images live only until they are resized, one per thread.
+bytes. Decoded images live only until they are resized, one per thread; large ones wait for each
+other, so that all of them together take no more memory than one may.
 """
 
 import itertools
@@ -18,8 +19,10 @@ from spark_vision.errors import RowFailure
 from spark_vision.executor.batching import map_ahead, working_threads
 from spark_vision.executor.byte_budget import ByteBudget
 from spark_vision.executor.decode_watch import DecodeWatch
+from spark_vision.executor.decoding_budget import DecodingBudget
 from spark_vision.executor.texts import check_texts, read_texts
-from spark_vision.images.decoding import decode
+from spark_vision.images.cost import most_bytes
+from spark_vision.images.decoding import decode_judged, judge
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.sources import ImageColumn, open_column
 from spark_vision.operators import ImageOperator
@@ -79,6 +82,7 @@ class ImageRows:
         self._isolate = bool(attempt_number)
         in_spark = attempt_number is not None
         self._watch = DecodeWatch(operator.limits.decode_seconds if in_spark else None)
+        self._pixels = DecodingBudget(most_bytes(operator.limits))
         self._fetched = ByteBudget(IN_FLIGHT_BYTES)
         self._fetcher = Fetcher(operator.limits, operator.storage_options)
         self._largest_portion_bytes = 0
@@ -154,11 +158,13 @@ class ImageRows:
     ) -> Prepared:
         image = column.read(row, on_bytes)
         with self._decoding:
-            with self._watch.decoding():
-                pixels = decode(image, self._operator.limits, isolate=self._isolate)
-            return tuple(
-                _or_failure(partial(prepare, pixels, prompt)) for prepare in self._prepares
-            )
+            judged = judge(image, self._operator.limits)
+            with self._pixels.hold(judged.peak_bytes):
+                with self._watch.decoding():
+                    pixels = decode_judged(judged, self._operator.limits, isolate=self._isolate)
+                return tuple(
+                    _or_failure(partial(prepare, pixels, prompt)) for prepare in self._prepares
+                )
 
 
 def _or_failure(work: Callable[[], Result]) -> Result | RowFailure:

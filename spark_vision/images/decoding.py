@@ -15,7 +15,7 @@ process with a segmentation fault when the file is corrupt.
 """
 
 import re
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torchvision.io
@@ -23,7 +23,7 @@ import torchvision.io
 from spark_vision.errors import RowFailure
 from spark_vision.images import cost
 from spark_vision.images.completeness import ends_early
-from spark_vision.images.headers import Format, read_header
+from spark_vision.images.headers import Format, Header, read_header
 from spark_vision.images.isolated_decoding import decode_isolated
 from spark_vision.images.orientation import turn_upright
 from spark_vision.images.pillow_decoding import decode_by_pillow
@@ -37,12 +37,25 @@ _ISOLATED = (Format.GIF, Format.BMP, Format.TIFF, Format.AVIF)
 _CODE_PLACE = re.compile(r"^.*\.cpp:\d+,\s*")
 
 
+class Judged(NamedTuple):
+    """An image that is worth decoding.
+
+    Attributes:
+        image: The image.
+        header: Of an encoded image.
+        peak_bytes: What decoding takes at its worst moment, the result included.
+    """
+
+    image: EncodedImage | RawImage
+    header: Header | None
+    peak_bytes: int
+
+
 def decode(
     image: EncodedImage | RawImage,
     limits: ImageLimits,
     *,
     isolate: bool = False,
-    before_pixels: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
     """Decode one image.
 
@@ -54,8 +67,6 @@ def decode(
         limits: `max_pixels` bounds pixels, memory (`cost.most_bytes`) and work (`cost.most_work`),
             all of them before memory for the pixels is taken.
         isolate: Decode whatever it is in a process of its own, not only the rarer formats.
-        before_pixels: Is told how many bytes decoding will take, before it takes them, and may
-            wait until they are there.
 
     Returns:
         uint8 `[3, height, width]` RGB.
@@ -64,18 +75,40 @@ def decode(
         RowFailure: `not_an_image`, `unsupported_format`, `incomplete`, `decode_error`,
             `too_large`, `bad_dimensions`, `timeout` or `out_of_memory`.
     """
+    return decode_judged(judge(image, limits), limits, isolate=isolate)
+
+
+def judge(image: EncodedImage | RawImage, limits: ImageLimits) -> Judged:
+    """Read what an image says of itself, and refuse it if it would cost too much.
+
+    Args:
+        image: What `ImageColumn.read` gives.
+        limits: As for `decode`.
+
+    Returns:
+        What `decode_judged` takes.
+
+    Raises:
+        RowFailure: `not_an_image`, `unsupported_format`, `incomplete`, `decode_error`,
+            `too_large` or `bad_dimensions`.
+    """
     if isinstance(image, RawImage):
         size = image.width, image.height
         check_size(size, limits)
-        if before_pixels is not None:
-            before_pixels(cost.bytes_of(size, cost.RESULT))
-        return decode_raw(image)
-    data = image.numpy().data
-    header = read_header(data)
+        return Judged(image, None, cost.bytes_of(size, cost.RESULT))
+    header = read_header(image.numpy().data)
     check_size(header.size, limits)
     cost.check_cost(header.format, header.peak_bytes, header.work, limits)
-    if before_pixels is not None:
-        before_pixels(header.peak_bytes)
+    return Judged(image, header, header.peak_bytes)
+
+
+def decode_judged(judged: Judged, limits: ImageLimits, *, isolate: bool = False) -> torch.Tensor:
+    """As `decode`, of an image whose header is known already."""
+    image, header, _ = judged
+    if isinstance(image, RawImage):
+        return decode_raw(image)
+    assert header is not None
+    data = image.numpy().data
 
     def check(size: tuple[int, int]) -> None:
         check_size(size, limits)

@@ -16,7 +16,7 @@ BYTES_PER_PIXEL = 4
 EXTRA_BYTES = 64 * 2**20
 """One image may take so many bytes for each pixel of `max_pixels`, and so many more."""
 
-WORK_PER_PIXEL = 64
+WORK_PER_PIXEL = 32
 EXTRA_WORK = 2**27
 """One image may be so much work for each pixel of `max_pixels`, and so much more."""
 
@@ -43,7 +43,7 @@ ROW = 32
 """Buffers of single rows, which matter in pictures of few rows: bytes per pixel of one."""
 BMP_RUN_WORK = 512
 """Pillow expands run lengths in Python: per pixel, and per byte of the file."""
-TIFF_WORK = 8
+TIFF_WORK = 4
 """To decompress a sample."""
 TIFF_PIECE_BYTES = 640
 """What Pillow notes of each strip or tile."""
@@ -79,12 +79,13 @@ def check_cost(format: str, peak_bytes: int, work: int, limits: ImageLimits) -> 
     if peak_bytes > most_bytes(limits):
         raise RowFailure(
             Status.TOO_LARGE,
-            f"to decode this kind of {format} would take {peak_bytes:,} bytes of memory, more than "
-            f"the {most_bytes(limits):,} that go with max_pixels={limits.max_pixels:,}",
+            f"a {format} of this size and kind takes {peak_bytes:,} bytes to decode, more than the "
+            f"{most_bytes(limits):,} that go with max_pixels={limits.max_pixels}",
         )
     if work > most_work(limits):
         raise RowFailure(
             Status.TOO_LARGE,
-            f"to decode this {format} is {work // most_work(limits) + 1} times the work that goes "
-            f"with max_pixels={limits.max_pixels:,}: it has too many scans or runs",
+            f"the {format} has so many scans, runs or hidden pixels that it takes "
+            f"{work / most_work(limits):.1f} times the work that goes with "
+            f"max_pixels={limits.max_pixels}",
         )

@@ -34,9 +34,9 @@ class Header(NamedTuple):
     Attributes:
         format: Which decoder it is for.
         size: Width and height in pixels, as stored.
-        orientation: As in EXIF, 1 to 8, where it is read here (JPEG).
-        is_plain: Nothing but opaque 8-bit pixels of one frame: no alpha, animation or metadata
-            that would change them (JPEG, WebP).
+        orientation: As in EXIF, 1 to 8, where it is read here (plain images).
+        is_plain: Nothing but opaque 8-bit pixels of one frame: no alpha and no animation (JPEG,
+            WebP).
         peak_bytes: What decoding to uint8 RGB takes at its worst moment, the result included.
         work: What decoding costs a core beyond what pixels always do; `cost` says in what unit.
     """
@@ -104,7 +104,7 @@ def read_header(data: memoryview) -> Header:
         return _read_gif(data)
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
         webp = read_webp(data)
-        return Header(Format.WEBP, webp.size, 1, webp.is_plain, webp.peak_bytes)
+        return Header(Format.WEBP, webp.size, webp.orientation, webp.is_plain, webp.peak_bytes)
     if start.startswith(b"BM") and len(start) >= 18 and _little(start[14:18]) in range(12, 256):
         return _read_bmp(start, len(data))
     if start.startswith(_TIFF_MAGIC):

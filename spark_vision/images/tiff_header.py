@@ -14,6 +14,8 @@ MOST_ENTRIES = 1024
 MOST_NUMBERS = 2**20
 """Values of one entry that are numbers, each of which becomes a Python object."""
 
+_SHARED_BYTES = 2**16
+"""Small values of several entries may stand at one place."""
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIPS, _TILES = 273, 324
 _ORIENTATION, _CHANNELS, _ROWS_PER_STRIP = 274, 277, 278

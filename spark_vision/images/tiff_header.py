@@ -1,7 +1,8 @@
 """The first directory of a TIFF: size, and what decoding takes, before any decoder opens it.
 
-Directories are bounded in entries, and their values in bytes: no more than the file has, which
-honest ones, that overlap in nothing, cannot exceed. Classic TIFF and BigTIFF differ in widths only.
+Directories are bounded in entries, and their values in bytes: hardly more than the file has, which
+honest ones, that do not overlap, cannot exceed. Classic TIFF and BigTIFF differ only in how wide
+their numbers are.
 """
 
 from typing import Literal, NamedTuple
@@ -16,6 +17,7 @@ MOST_NUMBERS = 2**20
 
 _SHARED_BYTES = 2**16
 """Small values of several entries may stand at one place."""
+
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIPS, _TILES = 273, 324
 _ORIENTATION, _CHANNELS, _ROWS_PER_STRIP = 274, 277, 278
@@ -103,12 +105,11 @@ def _read_directory(
         if size > offset_bytes:
             far_bytes += size
             value_at = number(value_at, offset_bytes)
-        if far_bytes > len(data) + MOST_ENTRIES:
+        if far_bytes > len(data) + _SHARED_BYTES:
             if value_at + size > len(data):
                 raise _incomplete()
-            raise _too_large(
-                f"the {name} directory of the TIFF has more values than the file bytes"
-            )
+            reason = f"the values of the {name} directory of the TIFF have more bytes than the file"
+            raise RowFailure(Status.TOO_LARGE, reason)
         if count > MOST_NUMBERS and unit and kind not in _TEXTS:
             raise _too_large(f"the TIFF has {count:,} values in its entry {tag}")
         if tag in values or kind not in _WHOLE_NUMBERS or not count:

@@ -23,7 +23,7 @@ from hostile_images import (
     webp_with_unflagged_alpha,
 )
 from spark_vision.errors import RowFailure
-from spark_vision.images import headers
+from spark_vision.images import completeness, headers
 from spark_vision.images.decoding import decode
 from spark_vision.images.headers import Format, read_header
 from spark_vision.operators import ImageLimits
@@ -246,6 +246,21 @@ def test_icon_and_cursor_are_called_ones():
 @pytest.mark.parametrize("start", [b"\0\0\1\0", b"\0\0\2\0", b"\0\0\2"])
 def test_small_numbers_are_no_icon(start):
     assert failure_of(start + bytes(100)).status == Status.NOT_AN_IMAGE
+
+
+@pytest.mark.parametrize(
+    ("format", "start", "piece"),
+    [
+        (Format.PNG, b"\x89PNG\r\n\x1a\n", b"\0\0\0\0abcd\0\0\0\0"),
+        (Format.AVIF, b"", b"\0\0\0\x08free"),
+    ],
+)
+def test_question_whether_a_file_ends_early_is_answered_in_bounded_steps(format, start, piece):
+    def ends_early(count):
+        return completeness.ends_early(format, memoryview(start + piece * count))
+
+    assert ends_early(100)
+    assert not ends_early(completeness.MOST_STEPS + 1)
 
 
 def test_long_walks_are_bounded_by_count():

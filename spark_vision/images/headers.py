@@ -153,8 +153,9 @@ def _read_webp(start: bytes) -> Header:
         return Header(Format.WEBP, size, is_plain=not bits >> 28 & 1)
     if kind == b"VP8X":
         size = _little(start[24:27]) + 1, _little(start[27:30]) + 1
-        animation, exif, alpha = 0x02, 0x08, 0x10
-        return Header(Format.WEBP, size, is_plain=not start[20] & (animation | exif | alpha))
+        animation, xmp, exif, alpha = 0x02, 0x04, 0x08, 0x10
+        changes = animation | xmp | exif | alpha
+        return Header(Format.WEBP, size, is_plain=not start[20] & changes)
     raise RowFailure(Status.DECODE_ERROR, "the WebP does not begin with a chunk that is known")
 
 

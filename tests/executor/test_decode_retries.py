@@ -51,8 +51,10 @@ furthest = max(
     for one, other in zip(poisoned, clean)
     if one.status == "ok"
 )
-failed = {row: [each.status, each.error] for row, each in enumerate(poisoned) if each.status != "ok"}
-print(json.dumps([float(furthest), {each.status for each in clean} == {"ok"}, failed]))
+failed = {
+    row: [made.status, made.error] for row, made in enumerate(poisoned) if made.status != "ok"
+}
+print(json.dumps([float(furthest), {made.status for made in clean} == {"ok"}, failed]))
 spark.stop()
 """
 

@@ -1,4 +1,4 @@
-"""What Pillow decides: damage in PNG, profiles, orientations in XMP, samples of TIFF, its chatter."""
+"""What Pillow decides: damaged PNG, profiles, orientation in XMP, samples of TIFF, its chatter."""
 
 import io
 import struct

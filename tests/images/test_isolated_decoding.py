@@ -203,7 +203,7 @@ def test_a_decoder_holds_no_secrets_and_no_descriptors_of_the_worker(monkeypatch
         decode_to_array(gif(20))
         (pid,) = decoder_pids()
         assert b"hf_secret" not in Path(f"/proc/{pid}/environ").read_bytes()
-        held = {number.name: os.readlink(number) for number in Path(f"/proc/{pid}/fd").iterdir()}
+        held = {number.name: str(number.readlink()) for number in Path(f"/proc/{pid}/fd").iterdir()}
     assert {held.pop(number) for number in "012"} == {"/dev/null"}
     (connection,) = held.values()
     assert connection.startswith("socket:")

@@ -14,7 +14,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 class ImageLimits:
     """What one image may cost before it is refused on its row.
 
-    The pixel cap is the size at which Pillow warns of a decompression bomb.
+    The pixel cap is the size at which Pillow warns of a decompression bomb. It also bounds what
+    decoding takes: 4 bytes of memory for each pixel of the cap, and 64 MiB.
     """
 
     max_bytes: int = option(100 * 2**20, "Most encoded bytes of one image.", minimum=1)

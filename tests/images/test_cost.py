@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from spark_vision.errors import RowFailure
 from spark_vision.images import cost, decoding, orientation
 from spark_vision.images.decoding import decode, judge
 from spark_vision.images.headers import read_header
+from spark_vision.images.sources import RawImage
 from spark_vision.operators import ImageLimits
 from spark_vision.status import Status
 
@@ -111,6 +113,7 @@ import json, os, pathlib, resource, sys, torch
 from spark_vision.errors import RowFailure
 from spark_vision.images import isolated_decoding
 from spark_vision.images.decoding import decode
+from spark_vision.images.sources import RawImage
 from spark_vision.operators import ImageLimits
 # What a process of its own would take counts too: it is decoded here.
 isolated_decoding.decode_isolated.__globals__["_is_possible"] = False
@@ -248,3 +251,23 @@ def test_large_image_is_turned_as_a_small_one_is():
                 patch.setattr(orientation, "_TURNED_AT_ONCE", most)
                 got = orientation.turn_upright(pixels.clone(), value)
             assert torch.equal(got, expected), (value, most)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [(0, 1), (16, 3), (24, 4)])
+def test_raw_pixels_take_no_more_memory_than_their_result(mode, channels):
+    height, width = 1500, 2000
+    data = np.random.default_rng(0).integers(0, 256, height * width * channels, dtype=np.uint8)
+    image = RawImage(height, width, channels, mode, torch.from_numpy(data))
+    expected_bytes = judge(image, LIMITS).peak_bytes
+    tracemalloc.start()
+    try:
+        pixels = decode(image, LIMITS)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes <= expected_bytes + CONSTANT_BYTES // 4
+    stored = data.reshape(height, width, channels).astype(float)
+    alpha = stored[..., 3:] / 255 if channels == 4 else 1
+    shown = stored[..., 2::-1] if channels > 1 else stored.repeat(3, axis=2)
+    on_white = shown * alpha + 255 * (1 - alpha)
+    assert np.abs(pixels.permute(1, 2, 0).numpy() - on_white).max() <= 0.51

@@ -17,6 +17,7 @@ FLOORS = {
     "spark_vision.status": 0,
     "spark_vision.java": 0,
     "spark_vision.errors": 0,
+    "spark_vision.child_process": 0,
     "spark_vision.options": 0,
     "spark_vision.operators": 0,
     "spark_vision.images": 1,

@@ -86,6 +86,7 @@ def compute_images(
         cpu_count=task.cpus,
         ahead_count=max(operator.batch_size for operator in operators),
         portion_row_count=min(work.portion_row_count for work in works),
+        attempt_number=task.attempt_number,
     )
     prepared = itertools.tee(rows.prepare(map(_with_prompts, batches)), len(works))
     outcomes = [

@@ -1,7 +1,8 @@
 """From Arrow arrays of images to what the models take, by threads ahead of them.
 
 What is in flight is bounded twice: by the rows that a model batch and the threads need, and by
-bytes. Decoded images live only until they are resized, one per thread.
+bytes. Decoded images live only until they are resized, one per thread; large ones wait for each
+other, so that all of them together take no more memory than one may.
 """
 
 import itertools
@@ -17,9 +18,12 @@ import torch
 from spark_vision.errors import RowFailure
 from spark_vision.executor.batching import map_ahead, working_threads
 from spark_vision.executor.byte_budget import ByteBudget
+from spark_vision.executor.decode_watch import DecodeWatch
+from spark_vision.executor.decoding_budget import DecodingBudget
 from spark_vision.executor.fetched_once import FetchedOnce, KeptBytes
 from spark_vision.executor.texts import check_texts, read_texts
-from spark_vision.images.decoding import decode
+from spark_vision.images.cost import most_bytes
+from spark_vision.images.decoding import decode_judged, judge
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.sources import ImageColumn, open_column
 from spark_vision.operators import ImageOperator
@@ -58,6 +62,8 @@ class ImageRows:
         cpu_count: How many images are decoded at a time.
         ahead_count: Rows that shall be ready when a model asks for them.
         portion_row_count: Rows that one thread prepares at a time.
+        attempt_number: How often Spark has tried the task before; None outside of Spark. If an
+            image ended the worker, it is found by decoding each in a process of its own.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class ImageRows:
         cpu_count: int,
         ahead_count: int,
         portion_row_count: int,
+        attempt_number: int | None = None,
     ) -> None:
         self._operator = operator
         self._prepares = tuple(prepares)
@@ -75,6 +82,10 @@ class ImageRows:
         self._portion_row_count = portion_row_count
         self._cpu_count = max(1, cpu_count)
         self._decoding = threading.Semaphore(self._cpu_count)
+        self._isolate = bool(attempt_number)
+        in_spark = attempt_number is not None
+        self._watch = DecodeWatch(operator.limits.decode_seconds if in_spark else None)
+        self._pixels = DecodingBudget(most_bytes(operator.limits))
         self._fetched = ByteBudget(IN_FLIGHT_BYTES)
         self._kept = KeptBytes(KEPT_BYTES)
         self._fetcher = Fetcher(operator)
@@ -108,7 +119,7 @@ class ImageRows:
             return waiting_count < in_flight_count and waiting_bytes < IN_FLIGHT_BYTES
 
         portions = _portions(itertools.chain([head], columns), row_count)
-        with working_threads(thread_count, "spark-vision-images") as pool:
+        with self._watch, working_threads(thread_count, "spark-vision-images") as pool:
             try:
                 yield from map_ahead(pool, self._prepare_portion, portions, may_add)
             finally:
@@ -153,10 +164,13 @@ class ImageRows:
     ) -> Prepared:
         image = column.read(row, on_bytes)
         with self._decoding:
-            pixels = decode(image, self._operator.limits)
-            return tuple(
-                _or_failure(partial(prepare, pixels, prompt)) for prepare in self._prepares
-            )
+            judged = judge(image, self._operator.limits)
+            with self._pixels.hold(judged.peak_bytes):
+                with self._watch.decoding():
+                    pixels = decode_judged(judged, self._operator.limits, isolate=self._isolate)
+                return tuple(
+                    _or_failure(partial(prepare, pixels, prompt)) for prepare in self._prepares
+                )
 
 
 def _or_failure(work: Callable[[], Result]) -> Result | RowFailure:

@@ -10,8 +10,8 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+from spark_vision.child_process import import_path, module_command
 from spark_vision.executor.environment import TOKEN_VARIABLES
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.server_lock import ServerLock
@@ -68,7 +68,7 @@ def start_server(order: ServerOrder, place: ServerPlace, lock: ServerLock) -> No
         OSError: A full disk, a folder that takes no socket, no right to start a process.
     """
     lock.write({"starts": lock.read().get("starts", 0) + 1})
-    command = [sys.executable, "-P", "-m", "spark_vision.executor.model_server"]
+    command = module_command("spark_vision.executor.model_server")
     with place.listen() as listener, place.log.open("ab") as log:
         descriptors = (lock.descriptor, listener.fileno())
         arguments = [order.to_json(), str(place.folder), place.name, *map(str, descriptors)]
@@ -95,16 +95,15 @@ def start_server(order: ServerOrder, place: ServerPlace, lock: ServerLock) -> No
 
 
 def _environment(order: ServerOrder) -> dict[str, str]:
-    """The worker's own, its import path made absolute: one of --py-files is `./package.zip`.
+    """The worker's own, with what it can import and the threads that the server may use.
 
     A server loads from a folder, and lives longer than a job: it gets no token of the hub.
     """
-    path = [str(Path(entry).absolute()) for entry in sys.path if entry]
     threads = str(order.thread_count)
     kept = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}
     return {
         **kept,
-        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONPATH": import_path(),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         # Threads that spin while they wait take the cores from those that decode.

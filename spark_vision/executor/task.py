@@ -35,6 +35,7 @@ class Task:
         batch_seconds: A model server that has done nothing for so long is ended.
         idle_seconds: A model server that nobody called for so long ends; 0 keeps it.
         hub: The job's settings of the Hugging Face hub, for while a checkpoint is looked for.
+        attempt_number: How often Spark has tried it before; None outside of Spark.
     """
 
     gpu_addresses: tuple[str, ...]
@@ -46,6 +47,7 @@ class Task:
     batch_seconds: float = 600.0
     idle_seconds: float = 600.0
     hub: HubEnvironment = HubEnvironment()
+    attempt_number: int | None = None
 
 
 def current_task(hub: HubEnvironment | None = None) -> Task:
@@ -76,6 +78,7 @@ def current_task(hub: HubEnvironment | None = None) -> Task:
         batch_seconds=_seconds(properties, BATCH_SECONDS),
         idle_seconds=_seconds(properties, IDLE_SECONDS, zero=True),
         hub=hub,
+        attempt_number=context.attemptNumber(),
     )
 
 

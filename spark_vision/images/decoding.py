@@ -4,19 +4,27 @@ Our rules, where decoders differ: EXIF orientation is applied; alpha is composit
 values are scaled; the first frame stands for an animation; CMYK becomes RGB without a profile, and
 colour profiles are not applied.
 
-torchvision decodes JPEG and plain WebP, Pillow the rest. PNG is not left to torchvision although it
-is a little faster there: `decode_png` of 0.29 ends the process with a segmentation fault when the
-file is corrupt.
+torchvision decodes JPEG and plain WebP, Pillow the rest. JPEG, PNG and WebP are decoded in this
+process: libjpeg-turbo and libwebp are what browsers run, and zlib stands behind every PNG. GIF,
+BMP, TIFF and AVIF have decoders that fewer people attack and mend: they run in a process of their
+own, which may hang or die. What dies here all the same takes the worker with it; the next attempt
+of Spark then isolates every image.
+
+PNG is not left to torchvision although it is a little faster there: `decode_png` of 0.29 ends the
+process with a segmentation fault when the file is corrupt.
 """
 
 import re
+from typing import NamedTuple
 
 import torch
 import torchvision.io
 
 from spark_vision.errors import RowFailure
+from spark_vision.images import cost
 from spark_vision.images.completeness import ends_early
-from spark_vision.images.headers import Format, read_header
+from spark_vision.images.headers import Format, Header, read_header
+from spark_vision.images.isolated_decoding import decode_isolated
 from spark_vision.images.orientation import turn_upright
 from spark_vision.images.pillow_decoding import decode_by_pillow
 from spark_vision.images.raw_pixels import decode_raw
@@ -25,10 +33,30 @@ from spark_vision.operators import ImageLimits
 from spark_vision.status import Status
 
 _RGB = torchvision.io.ImageReadMode.RGB.value
+_ISOLATED = (Format.GIF, Format.BMP, Format.TIFF, Format.AVIF)
 _CODE_PLACE = re.compile(r"^.*\.cpp:\d+,\s*")
 
 
-def decode(image: EncodedImage | RawImage, limits: ImageLimits) -> torch.Tensor:
+class Judged(NamedTuple):
+    """An image that is worth decoding.
+
+    Attributes:
+        image: The image.
+        header: Of an encoded image.
+        peak_bytes: What decoding takes at its worst moment, the result included.
+    """
+
+    image: EncodedImage | RawImage
+    header: Header | None
+    peak_bytes: int
+
+
+def decode(
+    image: EncodedImage | RawImage,
+    limits: ImageLimits,
+    *,
+    isolate: bool = False,
+) -> torch.Tensor:
     """Decode one image.
 
     The tensor is interleaved in memory (channels last) wherever the decoder gives that, and is not
@@ -36,24 +64,63 @@ def decode(image: EncodedImage | RawImage, limits: ImageLimits) -> torch.Tensor:
 
     Args:
         image: What `ImageColumn.read` gives.
-        limits: `max_pixels` is checked before memory for the pixels is taken.
+        limits: `max_pixels` bounds pixels, memory (`cost.most_bytes`) and work (`cost.most_work`),
+            all of them before memory for the pixels is taken.
+        isolate: Decode whatever it is in a process of its own, not only the rarer formats.
 
     Returns:
         uint8 `[3, height, width]` RGB.
 
     Raises:
         RowFailure: `not_an_image`, `unsupported_format`, `incomplete`, `decode_error`,
-            `too_large`, `bad_dimensions` or `out_of_memory`.
+            `too_large`, `bad_dimensions`, `timeout` or `out_of_memory`.
+    """
+    return decode_judged(judge(image, limits), limits, isolate=isolate)
+
+
+def judge(image: EncodedImage | RawImage, limits: ImageLimits) -> Judged:
+    """Read what an image says of itself, and refuse it if it would cost too much.
+
+    Args:
+        image: What `ImageColumn.read` gives.
+        limits: As for `decode`.
+
+    Returns:
+        What `decode_judged` takes.
+
+    Raises:
+        RowFailure: `not_an_image`, `unsupported_format`, `incomplete`, `decode_error`,
+            `too_large` or `bad_dimensions`.
     """
     if isinstance(image, RawImage):
-        check_size((image.width, image.height), limits)
+        size = image.width, image.height
+        check_size(size, limits)
+        return Judged(image, None, cost.bytes_of(size, cost.RESULT))
+    header = read_header(image.numpy().data)
+    check_size(header.size, limits)
+    cost.check_cost(header.format, header.peak_bytes, header.work, limits)
+    return Judged(image, header, header.peak_bytes)
+
+
+def decode_judged(judged: Judged, limits: ImageLimits, *, isolate: bool = False) -> torch.Tensor:
+    """As `decode`, of an image whose header is known already."""
+    image, header, _ = judged
+    if isinstance(image, RawImage):
         return decode_raw(image)
+    assert header is not None
     data = image.numpy().data
-    header = read_header(data)
-    if header.size is not None:
-        check_size(header.size, limits)
-    if not header.is_plain:
-        return decode_by_pillow(data, header.format, lambda size: check_size(size, limits))
+
+    def check(size: tuple[int, int]) -> None:
+        check_size(size, limits)
+
+    decoded = None
+    if isolate or header.format in _ISOLATED:
+        orientation = header.orientation if header.is_plain else 0
+        decoded = decode_isolated(data, header.format, check, limits, orientation)
+    if decoded is None and not header.is_plain:
+        decoded = decode_by_pillow(data, header.format, check)
+    if decoded is not None:
+        return torch.from_numpy(decoded).permute(2, 0, 1)
     pixels = _decode_by_torchvision(image, header.format)
     return turn_upright(pixels, header.orientation) if header.orientation != 1 else pixels
 

@@ -1,14 +1,18 @@
 """What the first bytes of a file say of an image: format, width, height; before any pixel is made.
 
-Reading them here costs microseconds, and keeps a small file that claims to be huge away from every
-decoder. TIFF and AVIF are recognised here, and measured by Pillow, which opens them lazily.
+Reading them here costs microseconds, and keeps a small file that claims to be huge, or asks for
+hours of work, away from every decoder.
 """
 
 from enum import StrEnum
 from typing import NamedTuple
 
 from spark_vision.errors import RowFailure
-from spark_vision.images.orientation import EXIF_PREFIX, exif_orientation
+from spark_vision.images import cost
+from spark_vision.images.avif_header import read_avif
+from spark_vision.images.jpeg_header import read_jpeg
+from spark_vision.images.tiff_header import read_tiff
+from spark_vision.images.webp_header import read_webp
 from spark_vision.status import Status
 
 
@@ -29,21 +33,23 @@ class Header(NamedTuple):
 
     Attributes:
         format: Which decoder it is for.
-        size: Width and height in pixels, None where only the decoder can tell.
-        orientation: EXIF orientation, 1 to 8, where it is read here (JPEG).
-        is_plain: Nothing but opaque 8-bit pixels of one frame: no alpha, animation or metadata
-            that would change them (JPEG, WebP).
+        size: Width and height in pixels, as stored.
+        orientation: As in EXIF, 1 to 8, where it is read here (plain images).
+        is_plain: Nothing but opaque 8-bit pixels of one frame: no alpha and no animation (JPEG,
+            WebP).
+        peak_bytes: What decoding to uint8 RGB takes at its worst moment, the result included.
+        work: What decoding costs a core beyond what pixels always do; `cost` says in what unit.
     """
 
     format: Format
-    size: tuple[int, int] | None
+    size: tuple[int, int]
     orientation: int = 1
     is_plain: bool = False
+    peak_bytes: int = 0
+    work: int = 0
 
 
 _UNSUPPORTED_MAGIC: tuple[tuple[bytes, str], ...] = (
-    (b"\x00\x00\x01\x00", "ICO"),
-    (b"\x00\x00\x02\x00", "CUR"),
     (b"8BPS", "PSD"),
     (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
@@ -66,6 +72,14 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 _TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _NETPBM_MAGIC = tuple(b"P%d" % number for number in range(1, 8))
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_PNG_ONE_CHANNEL = (0, 3)
+_GIF_EXTENSION, _GIF_FRAME, _GIF_END, _GIF_COMMENT = 0x21, 0x2C, 0x3B, 0xFE
+_BMP_RUNS = (1, 2)
+_TARGA_START = (b"\0\0\2", b"\0\0\3", b"\0\0\x0a", b"\0\0\x0b", b"\0\1\1", b"\0\1\x09")
+"""No name, with or without a palette, and the kind of pixels."""
+_TARGA_BITS = (b"\x08", b"\x0f", b"\x10", b"\x18", b"\x20")
+MOST_GIF_BLOCKS = 2**16
+_ICON_ENTRY_BYTES = 16
 _START_BYTES = 64
 _TEXT_START_BYTES = 1024
 
@@ -82,96 +96,103 @@ def read_header(data: memoryview) -> Header:
     """
     start = bytes(data[:_START_BYTES])
     if start.startswith(b"\xff\xd8\xff"):
-        return _read_jpeg(data)
+        jpeg = read_jpeg(data)
+        return Header(Format.JPEG, jpeg.size, jpeg.orientation, True, jpeg.peak_bytes, jpeg.work)
     if start.startswith(_PNG_MAGIC):
         return _read_png(start)
     if start.startswith((b"GIF87a", b"GIF89a")):
-        _need(start, 10)
-        return Header(Format.GIF, (_little(start[6:8]), _little(start[8:10])))
+        return _read_gif(data)
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
-        return _read_webp(start)
+        webp = read_webp(data)
+        return Header(Format.WEBP, webp.size, webp.orientation, webp.is_plain, webp.peak_bytes)
     if start.startswith(b"BM") and len(start) >= 18 and _little(start[14:18]) in range(12, 256):
-        return _read_bmp(start)
+        return _read_bmp(start, len(data))
     if start.startswith(_TIFF_MAGIC):
-        return Header(Format.TIFF, None)
+        tiff = read_tiff(data)
+        return Header(Format.TIFF, tiff.size, peak_bytes=tiff.peak_bytes, work=tiff.work)
     if start[4:8] == b"ftyp":
         brands = start[8 : max(12, int.from_bytes(start[:4], "big"))]
         if any(brand in brands for brand in _AVIF_BRANDS):
-            return Header(Format.AVIF, None)
+            avif = read_avif(data)
+            return Header(Format.AVIF, avif.size, peak_bytes=avif.peak_bytes)
         if start[8:12] in _HEIF_BRANDS:
             raise _unsupported("HEIC")
     raise _refuse(data, start)
 
 
-def _read_jpeg(data: memoryview) -> Header:
-    """Walk the segments up to the frame header, picking up the EXIF orientation."""
-    orientation = 0
-    at, end = 2, len(data)
-    while at + 4 <= end:
-        if data[at] != 0xFF:
-            # Decoders skip stray bytes between segments.
-            at += max(1, bytes(data[at:]).find(b"\xff"))
-            continue
-        marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-            continue
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8 or marker == 0:
-            at += 2
-            continue
-        if marker in (0xD9, 0xDA):
-            raise RowFailure(Status.DECODE_ERROR, "the JPEG has no frame header")
-        length = data[at + 2] << 8 | data[at + 3]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            _need(data, at + 9)
-            height = data[at + 5] << 8 | data[at + 6]
-            width = data[at + 7] << 8 | data[at + 8]
-            return Header(Format.JPEG, (width, height), orientation or 1, True)
-        if marker == 0xE1 and not orientation and bytes(data[at + 4 : at + 10]) == EXIF_PREFIX:
-            orientation = exif_orientation(bytes(data[at + 10 : at + 2 + length]))
-        at += 2 + length
-    raise RowFailure(Status.INCOMPLETE, "the JPEG ends within its header")
-
-
 def _read_png(start: bytes) -> Header:
-    _need(start, 24)
+    _need(start, 26)
     if start[12:16] != b"IHDR":
         raise RowFailure(Status.DECODE_ERROR, "the PNG does not begin with its header")
     size = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
-    return Header(Format.PNG, size)
+    bits, color_type = start[24], start[25]
+    if color_type in _PNG_ONE_CHANNEL:
+        image = cost.ONE_CHANNEL.get(bits, cost.COLOR)
+    else:
+        # Of 16 bits there are two images, of the upper bytes and of the lower ones.
+        image = cost.COLOR * (2 if bits == 16 else 1)
+    return Header(Format.PNG, size, peak_bytes=cost.bytes_of(size, image + cost.RESULT))
 
 
-def _read_webp(start: bytes) -> Header:
-    kind = start[12:16]
-    _need(start, 25 if kind == b"VP8L" else 30)
-    if kind == b"VP8 ":
-        size = _little(start[26:28]) & 0x3FFF, _little(start[28:30]) & 0x3FFF
-        return Header(Format.WEBP, size, is_plain=True)
-    if kind == b"VP8L":
-        bits = _little(start[21:25])
-        size = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-        return Header(Format.WEBP, size, is_plain=not bits >> 28 & 1)
-    if kind == b"VP8X":
-        size = _little(start[24:27]) + 1, _little(start[27:30]) + 1
-        animation, exif, alpha = 0x02, 0x08, 0x10
-        return Header(Format.WEBP, size, is_plain=not start[20] & (animation | exif | alpha))
-    raise RowFailure(Status.DECODE_ERROR, "the WebP does not begin with a chunk that is known")
+def _read_gif(data: memoryview) -> Header:
+    """Pass over what stands before the first frame, which may be larger than the screen."""
+    _need(data, 13)
+    width, height = _little(data[6:8]), _little(data[8:10])
+    if not width or not height:
+        return Header(Format.GIF, (width, height))
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    is_in_extension = False
+    for _ in range(MOST_GIF_BLOCKS):
+        if at >= len(data):
+            raise RowFailure(Status.INCOMPLETE, "the GIF ends before its first frame")
+        if is_in_extension:
+            is_in_extension = data[at] != 0
+            at += 1 + data[at]
+        elif data[at] == _GIF_EXTENSION:
+            _need(data, at + 3)
+            # Pillow does not end an extension at its first block, but for a comment.
+            is_in_extension = data[at + 1] != _GIF_COMMENT or data[at + 2] != 0
+            at += 3 + data[at + 2]
+        elif data[at] == _GIF_FRAME:
+            _need(data, at + 9)
+            left, top, across, down = (_little(data[at + i : at + i + 2]) for i in (1, 3, 5, 7))
+            size = max(width, left + across), max(height, top + down)
+            return Header(Format.GIF, size, peak_bytes=cost.bytes_of(size, cost.GIF + cost.RESULT))
+        elif data[at] == _GIF_END:
+            raise RowFailure(Status.DECODE_ERROR, "the GIF has no frame")
+        else:
+            at += 1
+    raise RowFailure(
+        Status.TOO_LARGE, f"the GIF has more than {MOST_GIF_BLOCKS:,} blocks before its first frame"
+    )
 
 
-def _read_bmp(start: bytes) -> Header:
+def _read_bmp(start: bytes, length: int) -> Header:
     if _little(start[14:18]) == 12:
-        _need(start, 22)
-        return Header(Format.BMP, (_little(start[18:20]), _little(start[20:22])))
-    _need(start, 26)
-    width = int.from_bytes(start[18:22], "little", signed=True)
-    # A negative height means that the rows run from the top.
-    height = abs(int.from_bytes(start[22:26], "little", signed=True))
-    return Header(Format.BMP, (width, height))
+        _need(start, 26)
+        size = _little(start[18:20]), _little(start[20:22])
+        bits, compression = _little(start[24:26]), 0
+    else:
+        _need(start, 34)
+        # A negative height means that the rows run from the top.
+        height = abs(int.from_bytes(start[22:26], "little", signed=True))
+        size = int.from_bytes(start[18:22], "little", signed=True), height
+        bits, compression = _little(start[28:30]), _little(start[30:34])
+    beside = cost.ONE_CHANNEL.get(bits, cost.COLOR)
+    work = 0
+    if compression in _BMP_RUNS:
+        beside += cost.BMP_RUNS
+        work = cost.BMP_RUN_WORK * (size[0] * size[1] + length)
+    return Header(Format.BMP, size, peak_bytes=cost.bytes_of(size, beside + cost.RESULT), work=work)
 
 
 def _refuse(data: memoryview, start: bytes) -> RowFailure:
     if not start:
         return RowFailure(Status.NOT_AN_IMAGE, "the value has no bytes")
+    if icon := _name_icon(start, len(data)):
+        return _unsupported(icon)
+    if start[:3] in _TARGA_START and start[16:17] in _TARGA_BITS and any(start[12:16]):
+        return _unsupported("TGA")
     for magic, name in _UNSUPPORTED_MAGIC:
         if start.startswith(magic):
             return _unsupported(name)
@@ -187,6 +208,14 @@ def _refuse(data: memoryview, start: bytes) -> RowFailure:
     return RowFailure(Status.NOT_AN_IMAGE, "the bytes begin like no image format that is known")
 
 
+def _name_icon(start: bytes, length: int) -> str | None:
+    """Tell an icon or a cursor from what only begins with as small numbers."""
+    count, at = _little(start[4:6]), _little(start[18:22])
+    if not count or not 6 + _ICON_ENTRY_BYTES * count <= at < length:
+        return None
+    return {b"\0\0\1\0": "ICO", b"\0\0\2\0": "CUR"}.get(start[:4])
+
+
 def _unsupported(name: str) -> RowFailure:
     return RowFailure(
         Status.UNSUPPORTED_FORMAT, f"{name} is not read; the formats are {', '.join(Format)}"
@@ -198,5 +227,5 @@ def _need(data: bytes | memoryview, size: int) -> None:
         raise RowFailure(Status.INCOMPLETE, "the image ends within its header")
 
 
-def _little(data: bytes) -> int:
+def _little(data: bytes | memoryview) -> int:
     return int.from_bytes(data, "little")

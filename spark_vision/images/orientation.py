@@ -1,15 +1,23 @@
 """EXIF orientation: reading it from the metadata, and turning the pixels upright.
 
 Both decoders go by this reading, so that they agree: torchvision overlooks EXIF that stands after
-another metadata segment, and Pillow looks into XMP too.
+another metadata segment. XMP is asked where EXIF says nothing, as Pillow does.
 """
 
-import torch
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    # A decoder's process reads orientations too, and starts in a tenth of a second without torch.
+    import torch
 
 EXIF_PREFIX = b"Exif\x00\x00"
 _ORIENTATION_TAG = 0x0112
 _SHORT = 3
 _LONG = 4
+_TURNED_AT_ONCE = 2**22
+"""Bytes."""
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 def exif_orientation(exif: bytes) -> int:
@@ -21,8 +29,13 @@ def exif_orientation(exif: bytes) -> int:
     Returns:
         1 to 8; 1 (upright) too where it is missing or makes no sense.
     """
+    return stated_orientation(exif) or 1
+
+
+def stated_orientation(exif: bytes) -> int | None:
+    """As `exif_orientation`, but None where there is none, so that XMP may have one."""
     if exif[:2] not in (b"II", b"MM"):
-        return 1
+        return None
     is_little = exif[:2] == b"II"
 
     def number(at: int, size: int) -> int:
@@ -37,14 +50,23 @@ def exif_orientation(exif: bytes) -> int:
             kind = number(at + 2, 2)
             value = number(at + 8, 2 if kind == _SHORT else 4) if kind in (_SHORT, _LONG) else 1
             return value if 1 <= value <= 8 else 1
-    return 1
+    return None
 
 
-def turn_upright(image: torch.Tensor, orientation: int) -> torch.Tensor:
+def xmp_orientation(xmp: bytes) -> int:
+    """Read the orientation from XMP, which is XML; 1 where it has none."""
+    match = _XMP_ORIENTATION.search(xmp)
+    value = int(match[1]) if match else 1
+    return value if 1 <= value <= 8 else 1
+
+
+def turn_upright(image: "torch.Tensor", orientation: int) -> "torch.Tensor":
     """Undo the rotation and mirroring that an EXIF orientation names.
 
+    A large image is turned in place, so that no second one takes memory beside it.
+
     Args:
-        image: `[channels, height, width]`.
+        image: `[channels, height, width]`; what it holds afterwards is not defined.
         orientation: 1 to 8.
 
     Returns:
@@ -52,5 +74,13 @@ def turn_upright(image: torch.Tensor, orientation: int) -> torch.Tensor:
     """
     if orientation >= 5:
         image = image.transpose(1, 2)
-    flipped = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation)
-    return image if flipped is None else image.flip(flipped)
+    axes = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())
+    if axes and image.numel() <= _TURNED_AT_ONCE:
+        return image.flip(axes)
+    for axis in axes:
+        other = 3 - axis
+        lines = max(1, _TURNED_AT_ONCE // (image.shape[0] * image.shape[axis]))
+        for start in range(0, image.shape[other], lines):
+            piece = image.narrow(other, start, min(lines, image.shape[other] - start))
+            piece.copy_(piece.flip(axis))
+    return image

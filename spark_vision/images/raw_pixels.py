@@ -1,11 +1,16 @@
 """The pixels of Spark's image struct as an RGB tensor."""
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from spark_vision.errors import RowFailure
 from spark_vision.images.sources import RawImage
 from spark_vision.status import Status
 
+_BAND_PIXELS = 2**18
 _CHANNELS_OF_MODE = {0: 1, 16: 3, 24: 4}
 """OpenCV's CV_8UC1 (gray), CV_8UC3 (BGR) and CV_8UC4 (BGRA): all that Spark itself writes."""
 
@@ -41,10 +46,21 @@ def decode_raw(image: RawImage) -> torch.Tensor:
             f"the image struct has {len(image.data):,} of {expected:,} bytes of pixels",
         )
     pixels = image.data.numpy().reshape(image.height, image.width, channels)
-    if channels == 4:
-        alpha = pixels[..., 3:].astype("uint16")
-        # Adding 127 before the division by 255 rounds to the nearest.
-        blended = (pixels[..., :3] * alpha + (255 - alpha) * 255 + 127) // 255
-        pixels = blended.astype("uint8")
-    rgb = pixels[..., [2, 1, 0]] if channels >= 3 else pixels.repeat(3, axis=2)
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    row_count = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, row_count):
+        rgb[top : top + row_count] = _to_rgb(pixels[top : top + row_count])
     return torch.from_numpy(rgb).permute(2, 0, 1)
+
+
+def _to_rgb(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    """Convert a band of rows, `[rows, width, 1, 3 or 4]`; what stands beside it stays small."""
+    channels = pixels.shape[2]
+    if channels == 4:
+        alpha = pixels[..., 3:].astype(np.uint16)
+        # Adding 127 before the division by 255 rounds to the nearest.
+        blended: npt.NDArray[np.uint16] = (
+            pixels[..., :3] * alpha + (255 - alpha) * 255 + 127
+        ) // 255
+        return blended[..., ::-1]
+    return pixels[..., ::-1] if channels == 3 else pixels

@@ -16,7 +16,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 class ImageLimits:
     """What one image may cost before it is refused on its row.
 
-    The pixel cap is the size at which Pillow warns of a decompression bomb.
+    The pixel cap is the size at which Pillow warns of a decompression bomb. It also bounds what
+    decoding takes: 4 bytes of memory for each pixel of the cap, and 64 MiB.
     """
 
     max_bytes: int = option(100 * 2**20, "Most encoded bytes of one image.", minimum=1)
@@ -26,6 +27,9 @@ class ImageLimits:
         "Time to fetch one image, with connecting, redirects and retries; files on local disks "
         "are asked between pieces of it.",
         exclusive_minimum=0,
+    )
+    decode_seconds: float = option(
+        30.0, "Time to decode one image, where it has a process of its own.", exclusive_minimum=0
     )
     fetch_concurrency: int = option(16, "Images that one task fetches at a time.", minimum=1)
     host_concurrency: int = option(

@@ -1,0 +1,81 @@
+"""What the boxes of an AVIF say of its size, without walking the tree that they form.
+
+A box can stand in many places, but reads the same in each. So they are searched for by name in all
+that is not pixels, which takes one pass, and the largest size counts: that of the whole picture,
+not of its tiles or thumbnail.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from spark_vision.errors import RowFailure
+from spark_vision.images import cost
+from spark_vision.status import Status
+
+MOST_BOXES = 2**14
+MOST_PARTS = 256
+
+_BOX = re.compile(
+    # Of a picture; of a track of pictures, in two versions; and the bit depth of either.
+    rb"ispe....(....)(....)|tkhd(?:\0.{75}|\1.{87})(..)..(..)..|av1C..(.)",
+    re.DOTALL,
+)
+_HIGH_BIT_DEPTH = 0x40
+_PIXELS = b"mdat"
+
+
+class AvifHeader(NamedTuple):
+    """What an AVIF says of itself.
+
+    Attributes:
+        size: Width and height in pixels of the largest picture in it.
+        peak_bytes: What decoding takes.
+    """
+
+    size: tuple[int, int]
+    peak_bytes: int
+
+
+def read_avif(data: memoryview) -> AvifHeader:
+    """Look at the boxes that name a size, and at those that name the bit depth.
+
+    Raises:
+        RowFailure: `incomplete` where there is no size, or `too_large` for more boxes than any
+            encoder writes.
+    """
+    sizes: list[tuple[int, int]] = []
+    is_deep = False
+    boxes = (box for part in _all_but_pixels(data) for box in _BOX.finditer(data, *part))
+    for index, box in enumerate(boxes):
+        if index == MOST_BOXES:
+            raise RowFailure(
+                Status.TOO_LARGE, f"the AVIF has more than {MOST_BOXES:,} boxes of sizes"
+            )
+        *lengths, depth = box.groups()
+        if depth:
+            is_deep |= bool(depth[0] & _HIGH_BIT_DEPTH)
+        else:
+            width, height = (int.from_bytes(each, "big") for each in lengths if each is not None)
+            sizes.append((width, height))
+    if not sizes:
+        raise RowFailure(Status.INCOMPLETE, "the AVIF ends before it says how large it is")
+    size = max(sizes, key=lambda each: each[0] * each[1])
+    factor = cost.AVIF_HIGH_BIT_DEPTH if is_deep else cost.AVIF
+    return AvifHeader(size, cost.bytes_of(size, factor))
+
+
+def _all_but_pixels(data: memoryview) -> Iterator[tuple[int, int]]:
+    """Give where the parts of the file begin and end, up to one that makes no sense."""
+    at = 0
+    for _ in range(MOST_PARTS):
+        size, header_bytes = int.from_bytes(data[at : at + 4], "big"), 8
+        if size == 1:
+            size, header_bytes = int.from_bytes(data[at + 8 : at + 16], "big"), 16
+        end = at + size if size >= header_bytes else len(data)
+        if data[at + 4 : at + 8] != _PIXELS:
+            yield at, min(end, len(data))
+        at = end
+        if at >= len(data):
+            return
+    yield at, len(data)

@@ -1,0 +1,127 @@
+"""The segments of a JPEG up to its first scan: size, orientation, and what its scans will cost.
+
+A walk of one step per segment, bounded in steps and bytes, whatever the bytes are. Only a JPEG in
+several scans (progressive, or one scan per channel) is searched further, for the number of them.
+"""
+
+import re
+from itertools import islice
+from struct import Struct
+from typing import NamedTuple
+
+from spark_vision.errors import RowFailure
+from spark_vision.images import cost
+from spark_vision.images.orientation import EXIF_PREFIX, stated_orientation, xmp_orientation
+from spark_vision.status import Status
+
+MOST_HEADER_BYTES = 16 * 2**20
+MOST_SEGMENTS = 4096
+MOST_SCANS = 1000
+
+_MARKER_AND_LENGTH = Struct(">HH")
+# Decoders skip stray bytes, fill bytes and marks without a length that stand between segments.
+_NEXT_SEGMENT = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
+_SCAN = re.compile(rb"\xff\xda")
+_START_OF_SCAN = 0xFFDA
+_END_OF_IMAGE = 0xFFD9
+_APP1 = 0xFFE1
+_FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
+_PROGRESSIVE = frozenset((0xFFC2, 0xFFC6, 0xFFCA, 0xFFCE))
+_SKIPPED = frozenset((0xFFC4, 0xFFC8, 0xFFCC, *range(0xFFDB, 0xFFE1), *range(0xFFE2, 0xFFFF)))
+_XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
+
+
+class JpegHeader(NamedTuple):
+    """What a JPEG says of itself.
+
+    Attributes:
+        size: Width and height in pixels.
+        orientation: As in EXIF, 1 to 8.
+        peak_bytes: What decoding takes.
+        work: Samples that the scans pass over, 0 where there is one scan.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+    peak_bytes: int
+    work: int
+
+
+def read_jpeg(data: memoryview) -> JpegHeader:
+    """Read everything that stands before the pixels.
+
+    Raises:
+        RowFailure: `incomplete`, `decode_error`, or `too_large` for a header of more bytes or
+            segments, or an image of more scans, than any encoder writes.
+    """
+    exif: bytes | None = None
+    xmp = b""
+    frame_at = 0
+    at, end = 2, min(len(data), MOST_HEADER_BYTES)
+    for _ in range(MOST_SEGMENTS):
+        if at + 4 > end:
+            if end < len(data):
+                break
+            if frame_at:
+                # The decoder will find no pixels; that there are too many comes first.
+                return _measure(data, frame_at, end, exif, xmp)
+            raise RowFailure(Status.INCOMPLETE, "the JPEG ends within its header")
+        marker, length = _MARKER_AND_LENGTH.unpack_from(data, at)
+        if marker in _SKIPPED:
+            pass
+        elif marker == _APP1:
+            payload = data[at + 4 : at + 2 + length]
+            if exif is None and payload[: len(EXIF_PREFIX)] == EXIF_PREFIX:
+                exif = bytes(payload[len(EXIF_PREFIX) :])
+            elif payload[: len(_XMP_PREFIX)] == _XMP_PREFIX:
+                xmp = bytes(payload[len(_XMP_PREFIX) :])
+        elif marker in _FRAMES:
+            frame_at = frame_at or at
+        elif marker == _START_OF_SCAN and frame_at:
+            return _measure(data, frame_at, at, exif, xmp)
+        elif marker in (_START_OF_SCAN, _END_OF_IMAGE):
+            raise RowFailure(Status.DECODE_ERROR, "the JPEG has no frame header")
+        elif not _NEXT_SEGMENT.match(data, at):
+            found = _NEXT_SEGMENT.search(data, at, end)
+            at = found.start() if found else end
+            continue
+        at += 2 + length
+    raise RowFailure(
+        Status.TOO_LARGE,
+        f"the JPEG has a header of over {MOST_HEADER_BYTES:,} bytes or {MOST_SEGMENTS:,} segments",
+    )
+
+
+def _measure(
+    data: memoryview, frame_at: int, scan_at: int, exif: bytes | None, xmp: bytes
+) -> JpegHeader:
+    frame = bytes(data[frame_at : frame_at + 10])
+    if len(frame) < 10:
+        raise RowFailure(Status.INCOMPLETE, "the JPEG ends within its header")
+    size = width, height = frame[7] << 8 | frame[8], frame[5] << 8 | frame[6]
+    channel_count = frame[9]
+    orientation = stated_orientation(exif) if exif is not None else None
+    if orientation is None:
+        orientation = xmp_orientation(xmp) if xmp else 1
+    peak_bytes = width * height * cost.RESULT + width * cost.ROW
+    is_progressive = frame[0] << 8 | frame[1] in _PROGRESSIVE
+    if not is_progressive and data[scan_at + 4 : scan_at + 5] == frame[9:10]:
+        return JpegHeader(size, orientation, peak_bytes, 0)
+    samples = _count_samples(size, bytes(data[frame_at + 10 : frame_at + 10 + 3 * channel_count]))
+    scans = islice(_SCAN.finditer(data, scan_at), MOST_SCANS + 1)
+    scan_count = sum(1 for _ in scans)
+    if scan_count > MOST_SCANS:
+        raise RowFailure(Status.TOO_LARGE, f"the JPEG has more than {MOST_SCANS:,} scans")
+    peak_bytes += cost.JPEG_COEFFICIENT * samples
+    return JpegHeader(size, orientation, peak_bytes, scan_count * samples)
+
+
+def _count_samples(size: tuple[int, int], channels: bytes) -> int:
+    """Count the samples of all channels, of which some have fewer than there are pixels."""
+    factors = [(max(1, each >> 4), max(1, each & 15)) for each in channels[1::3]]
+    most_across = max((across for across, _ in factors), default=1)
+    most_down = max((down for _, down in factors), default=1)
+    # Whole blocks of 8 × 8, as many as the largest channel needs for a whole unit.
+    units_across = -(-size[0] // (8 * most_across))
+    units_down = -(-size[1] // (8 * most_down))
+    return sum(64 * units_across * across * units_down * down for across, down in factors)

@@ -79,24 +79,10 @@ def test_ordinary_sql_is_split_as_by_a_token_at_a_time():
 @pytest.mark.parametrize(
     "piece",
     [
-        "x",
-        " ",
-        ";",
-        "'",
-        "\"'",
-        "\\",
-        "'\\",
-        "`",
-        "-",
-        "--",
-        "--\\\n",
-        "/*",
-        "/*+",
-        "*/",
-        "/**/",
-        "$",
-    ]
-    + ["$$", "$a$", "$a", "r'", "r\"'", "x;", "'';", "/*;", "--x\n"],
+        *"x ;'`-$\\",
+        *("\"'", "'\\", "--", "--\\\n", "/*", "/*+", "*/", "/**/", "$$", "$a$", "$a"),
+        *("r'", "r\"'", "x;", "'';", "/*;", "--x\n"),
+    ],
 )
 def test_the_time_of_a_megabyte_is_that_of_its_length(piece):
     # A token at a time took minutes for most of these; this takes a fraction of a second.

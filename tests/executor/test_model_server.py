@@ -210,6 +210,7 @@ def test_a_client_cannot_take_memory_away_or_call_twice_at_once(lasting_host, pi
     packet = b'{"method": "embed_images", "arguments": {}, "tensors": {}}'
     socket.send_fds(intruder._connection, [packet], [descriptor])
     assert intruder.wait(10)
+    assert "not sealed" in intruder.receive()[0]["error"]["message"]
     assert intruder.receive() is None
     os.close(descriptor)
     place = lasting_host.place_of(pid)

@@ -163,7 +163,7 @@ class QwenVLInputs:
     def _encode(self, prompt: str, image_token_count: int) -> list[int]:
         if image_token_count >= self._context_length:
             raise self._too_long(Status.BAD_DIMENSIONS, "image", image_token_count)
-        # By characters first: the tokens of a long text take seconds, and a hundred times its memory.
+        # By characters first: the tokens of a long text take seconds, and much memory.
         if len(prompt) > MAX_PROMPT_CHARACTERS:
             raise RowFailure(
                 Status.BAD_PROMPT,

@@ -49,6 +49,10 @@ class ModelServerError(SparkVisionError, ConnectionError):
     """The process that holds an executor's model does not answer, or ended again and again."""
 
 
+class FailureRateError(SparkVisionError, RuntimeError):
+    """More rows failed than `max_failure_rate` allows: most likely the whole source is wrong."""
+
+
 class SessionError(SparkVisionError, RuntimeError):
     """The Spark session lacks something, such as Delta's JARs."""
 
@@ -67,12 +71,15 @@ class RowFailure(SparkVisionError, ValueError):  # noqa: N818 - it is data first
     Attributes:
         status: The outcome for the row's `status` column.
         reason: One short sentence for its `error` column, in at most 200 printable characters.
+        row: What the row is called; None where nobody asks.
     """
 
-    def __init__(self, status: Status, reason: str) -> None:
+    def __init__(self, status: Status, reason: str, row: str | None = None) -> None:
         self.status = status
         self.reason = in_one_line(reason)
-        super().__init__(f"{status.value}: {self.reason}")
+        self.row = row
+        place = "" if row is None else f"{row}: "
+        super().__init__(f"{place}{status.value}: {self.reason}")
 
-    def __reduce__(self) -> tuple[type["RowFailure"], tuple[Status, str]]:
-        return type(self), (self.status, self.reason)
+    def __reduce__(self) -> tuple[type["RowFailure"], tuple[Status, str, str | None]]:
+        return type(self), (self.status, self.reason, self.row)

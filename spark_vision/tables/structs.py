@@ -3,7 +3,7 @@
 Operators that read an image alike share a function, which fetches and decodes it once for them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,16 @@ def column_structs(
             reads = (operator.image_src_type, operator.limits, operator.storage_options)
             groups.setdefault(reads, {})[name] = operator
         else:
-            udf = operator_udf(operator, with_status=True, statuses=counters[name])
-            value = udf(*_columns(chosen.text))
+            keys = _keys(chosen, [operator])
+            udf = operator_udf(
+                operator, with_status=True, statuses=counters[name], keyed=bool(keys)
+            )
+            value = udf(*_columns(chosen.text), *keys)
             structs.append(ColumnStruct((name,), F.struct(value.alias(name))))
     for operators in groups.values():
-        made = images_udf(operators, counters)(*_columns(chosen.image, chosen.prompt))
+        keys = _keys(chosen, operators.values())
+        udf = images_udf(operators, counters, keyed=bool(keys))
+        made = udf(*_columns(chosen.image, chosen.prompt), *keys)
         structs.append(ColumnStruct(tuple(operators), made))
     return structs
 
@@ -96,6 +101,14 @@ def compute_rows(
     return computed.select(
         *copied, F.col(SOURCE_HASH), *fields, F.current_timestamp().alias(UPDATED_AT)
     )
+
+
+def _keys(chosen: SourceColumns, operators: Iterable[Operator]) -> list[Column]:
+    """The keys as one column, for those that name a failed row, which costs the others nothing."""
+    if not any(operator.on_error == "raise" for operator in operators):
+        return []
+    texts = [F.col(quote(name)).cast("string").alias(name) for name in chosen.key_names]
+    return [F.struct(*texts)]
 
 
 def _columns(*fields: StructField | None) -> list[Column]:

@@ -17,6 +17,7 @@ import torch
 from spark_vision.errors import RowFailure
 from spark_vision.executor.batching import map_ahead, working_threads
 from spark_vision.executor.byte_budget import ByteBudget
+from spark_vision.executor.inference import is_out_of_memory
 from spark_vision.executor.texts import check_texts, read_texts
 from spark_vision.images.decoding import decode
 from spark_vision.images.fetch import Fetcher
@@ -158,9 +159,9 @@ def _or_failure(work: Callable[[], Result]) -> Result | RowFailure:
         return work()
     except RowFailure as failure:
         return failure
-    except MemoryError:
-        return RowFailure(Status.OUT_OF_MEMORY, "no memory to decode and resize this image")
     except Exception as error:
+        if is_out_of_memory(error):
+            return RowFailure(Status.OUT_OF_MEMORY, "no memory to decode and resize this image")
         # Whatever one image can provoke in a codec or a processor is that row's affair.
         return RowFailure(Status.MODEL_ERROR, f"preparing: {type(error).__name__}: {error}")
 

@@ -55,9 +55,7 @@ def embed(folders, tmp_path):
         reach = {"allow_hosts": ("127.0.0.1",), "allow_paths": (str(tmp_path),)}
         operator = ImageViTEmbedding(model_name=str(folders / model), **reach, **options)
         array = image if isinstance(image, pa.Array) else pa.array([image])
-        return one(
-            columns[0] for columns in compute_images([array], [operator], TASK, with_status=True)
-        )
+        return one(compute_images([array], [operator], TASK, with_status=True))
 
     return compute
 
@@ -71,9 +69,7 @@ def caption(folders):
             model_name=str(folders / "qwen"), dtype="float32", max_caption_length=2, **options
         )
         batch = (pa.array([image]), pa.array([asked], pa.string()))
-        return one(
-            columns[0] for columns in compute_images([batch], [operator], TASK, with_status=True)
-        )
+        return one(compute_images([batch], [operator], TASK, with_status=True))
 
     return compute
 

@@ -101,7 +101,7 @@ def embed_texts(
     task: Task,
     *,
     with_status: bool = False,
-    keyed: bool = False,
+    keys: Sequence[str] = (),
     count: Callable[[dict[str, int]], None] | None = None,
 ) -> Iterator[pa.Array]:
     """Compute a vector per text; equal texts of an Arrow array are computed once.
@@ -111,7 +111,7 @@ def embed_texts(
         operator: What to compute.
         task: What it may use.
         with_status: Give structs of embedding, status and error instead of bare vectors.
-        keyed: Whether the texts come in pairs with their rows' keys, as for `compute_images`.
+        keys: As for `compute_images`.
         count: Called with the number of rows by status, once per array given back.
 
     Yields:
@@ -121,7 +121,7 @@ def embed_texts(
         SparkVisionError: The operator cannot run here; with `on_error="raise"`, a row failed; more
             failed than `max_failure_rate` allows.
     """
-    names = RowNames([operator], keyed=keyed)
+    names = RowNames([operator], keys)
     policy = FailurePolicy(operator, names)
     opened = open_texts(names.watch(arrays), operator, task)
     done = 0

@@ -29,11 +29,12 @@ class RowNames:
 
     Args:
         operators: What is computed of them.
-        keyed: Whether the last array of each batch holds their keys: a struct of strings.
+        keys: What the values are called that the last array of each batch lists for each row; with
+            none, batches have no such array.
     """
 
-    def __init__(self, operators: Sequence[Operator], *, keyed: bool) -> None:
-        self._keyed = keyed
+    def __init__(self, operators: Sequence[Operator], keys: Sequence[str] = ()) -> None:
+        self._keys = tuple(keys)
         self._are_asked_for = any(each.on_error == "raise" for each in operators)
         first = operators[0]
         self._are_addresses = (
@@ -47,13 +48,12 @@ class RowNames:
         """Give batches on, without their keys."""
         for batch in batches:
             arrays = batch if isinstance(batch, tuple) else (batch,)
-            keys = arrays[-1] if self._keyed else None
-            arrays = arrays[:-1] if self._keyed else arrays
+            named = arrays[-1] if self._keys else self._addresses(arrays[0])
             if self._are_asked_for:
-                named = keys if keys is not None else self._addresses(arrays[0])
                 self._held.append((self._read_count, len(arrays[0]), named))
                 self._read_count += len(arrays[0])
-            yield arrays if len(arrays) > 1 else arrays[0]
+            read = arrays[:-1] if self._keys else arrays
+            yield read if len(read) > 1 else read[0]
 
     def forget(self, end: int) -> None:
         """Forget the rows before one."""
@@ -67,19 +67,18 @@ class RowNames:
         if named is None:
             return place
         here = named.slice(row - start, 1)
-        if isinstance(here, pa.StructArray):
-            values = {field.name: here.field(field.name) for field in here.type}
-            return in_one_line(", ".join(f"{key}={_show(each)}" for key, each in values.items()))
-        return in_one_line(f"{place} ({_show(here)})")
+        if not self._keys:
+            return in_one_line(f"{place} ({_show(here)[0]})")
+        values = zip(self._keys, _show(here.flatten()), strict=True)
+        return in_one_line(", ".join(f"{key}={value}" for key, value in values))
 
     def _addresses(self, images: pa.Array) -> pa.Array | None:
         is_text = pa.types.is_string(images.type) or pa.types.is_large_string(images.type)
         return images if is_text and self._are_addresses else None
 
 
-def _show(value: pa.Array) -> str:
-    (text,) = read_texts(value)
-    return "null" if text is None else redact(text)
+def _show(texts: pa.Array) -> list[str]:
+    return ["null" if text is None else redact(text) for text in read_texts(texts)]
 
 
 class FailurePolicy:

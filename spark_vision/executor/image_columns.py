@@ -59,7 +59,7 @@ def compute_images(
     task: Task,
     *,
     with_status: bool = False,
-    keyed: bool = False,
+    keys: Sequence[str] = (),
     counts: Sequence[CountStatuses] = (),
     look: Callable[[ImageWork], ImageWork] = lambda work: work,
 ) -> Iterator[list[pa.Array]]:
@@ -71,8 +71,8 @@ def compute_images(
         operators: What to compute; they read an image alike.
         task: What they may use.
         with_status: Give structs of the value, status and error instead of bare values.
-        keyed: Whether the last array of each batch holds the rows' keys (a struct of strings), by
-            which an error names a row.
+        keys: By which an error names a row: what the values are called that one more array of each
+            batch, of lists of strings, has for it.
         counts: One for each operator, called with the number of rows by status.
         look: Changes what is made of an operator's outcomes.
 
@@ -84,7 +84,7 @@ def compute_images(
         SparkVisionError: An operator cannot run here; with `on_error="raise"`, a row failed; more
             failed than `max_failure_rate` allows.
     """
-    names = RowNames(operators, keyed=keyed)
+    names = RowNames(operators, keys)
     policies = [FailurePolicy(operator, names) for operator in operators]
     works = [look(_open_work(operator, task)) for operator in operators]
     rows = ImageRows(

@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from spark_vision.errors import UnsupportedCheckpointError
-from spark_vision.models.settings_files import read_json, read_settings
+from spark_vision.models.settings_files import (
+    MAX_VOCABULARY_BYTES,
+    check_size,
+    read_json,
+    read_settings,
+)
 from spark_vision.operators import (
     ClipTextEmbedding,
     ImageOperator,
@@ -73,10 +78,13 @@ def open_folder(folder: Path) -> Checkpoint:
 
     Raises:
         UnsupportedCheckpointError: config.json is not a configuration with a model_type, or has
-            sizes that no model has.
+            sizes that no model has; or another file is too large to be what it is called.
     """
     path = folder / CONFIG_FILE
     config = read_settings(path)
+    for name in (*PROCESSOR_FILES, *TOKENIZER_FILES, *CHAT_FILES):
+        if (folder / name).is_file():
+            check_size(folder / name, MAX_VOCABULARY_BYTES)
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise UnsupportedCheckpointError(

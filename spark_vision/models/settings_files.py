@@ -13,7 +13,9 @@ from typing import Any
 from spark_vision.errors import UnsupportedCheckpointError, in_one_line
 
 # Published files are far below: the largest list 21,000 labels, or the shards of many layers.
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 16 * 2**20
+# Of the files that hold a vocabulary, which libraries read in full.
+MAX_VOCABULARY_BYTES = 256 * 2**20
 MAX_DEPTH = 32
 
 _LAYERS, _WIDTH, _COUNT, _PIXELS = 10_000, 2**20, 2**24, 2**40
@@ -27,7 +29,8 @@ _MOST: Mapping[str, int] = {
             *("num_attention_heads", "num_key_value_heads", "num_heads"),
             *("num_channels", "in_channels", "num_register_tokens", "num_labels"),
             *("image_size", "patch_size", "temporal_patch_size", "spatial_patch_size"),
-            *("merge_size", "spatial_merge_size", "window_size", "height", "width"),
+            *("merge_size", "spatial_merge_size", "window_size"),
+            *("size", "crop_size", "height", "width"),
         ),
         _WIDTH,
     ),
@@ -45,18 +48,27 @@ def read_json(path: Path) -> Any:
     Raises:
         UnsupportedCheckpointError: It is no JSON, or larger or deeper than any such file.
     """
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise UnsupportedCheckpointError(
-            f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} that are read of such a file; "
-            "is it another file under its name?"
-        )
+    check_size(path, MAX_BYTES)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise _too_deep(path) from None
     except ValueError as error:
         raise UnsupportedCheckpointError(f"{path} is not JSON: {error}") from error
+
+
+def check_size(path: Path, most: int) -> None:
+    """Refuse a file before it is read.
+
+    Raises:
+        UnsupportedCheckpointError: It is larger than any such file.
+    """
+    size = path.stat().st_size
+    if size > most:
+        raise UnsupportedCheckpointError(
+            f"{path} has {size:,} bytes, more than the {most:,} that are read of such a file; is "
+            "it another file under its name?"
+        )
 
 
 def read_settings(path: Path) -> dict[str, Any]:

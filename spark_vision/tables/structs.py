@@ -53,16 +53,14 @@ def column_structs(
             reads = (operator.image_src_type, operator.limits, operator.storage_options)
             groups.setdefault(reads, {})[name] = operator
         else:
-            keys = _keys(chosen, [operator])
-            udf = operator_udf(
-                operator, with_status=True, statuses=counters[name], keyed=bool(keys)
-            )
-            value = udf(*_columns(chosen.text), *keys)
+            keys = _naming_keys(chosen, [operator])
+            udf = operator_udf(operator, with_status=True, statuses=counters[name], keys=keys)
+            value = udf(*_columns(chosen.text), *_key_column(keys))
             structs.append(ColumnStruct((name,), F.struct(value.alias(name))))
     for operators in groups.values():
-        keys = _keys(chosen, operators.values())
-        udf = images_udf(operators, counters, keyed=bool(keys))
-        made = udf(*_columns(chosen.image, chosen.prompt), *keys)
+        keys = _naming_keys(chosen, operators.values())
+        udf = images_udf(operators, counters, keys=keys)
+        made = udf(*_columns(chosen.image, chosen.prompt), *_key_column(keys))
         structs.append(ColumnStruct(tuple(operators), made))
     return structs
 
@@ -103,12 +101,15 @@ def compute_rows(
     )
 
 
-def _keys(chosen: SourceColumns, operators: Iterable[Operator]) -> list[Column]:
-    """The keys as one column, for those that name a failed row, which costs the others nothing."""
-    if not any(operator.on_error == "raise" for operator in operators):
-        return []
-    texts = [F.col(quote(name)).cast("string").alias(name) for name in chosen.key_names]
-    return [F.struct(*texts)]
+def _naming_keys(chosen: SourceColumns, operators: Iterable[Operator]) -> tuple[str, ...]:
+    """The keys for functions that may have to name a row; to others they would be a cost."""
+    is_asked = any(operator.on_error == "raise" for operator in operators)
+    return chosen.key_names if is_asked else ()
+
+
+def _key_column(keys: tuple[str, ...]) -> list[Column]:
+    """Their values as texts in one column, where there are keys."""
+    return [F.array(*(F.col(quote(key)).cast("string") for key in keys))] if keys else []
 
 
 def _columns(*fields: StructField | None) -> list[Column]:

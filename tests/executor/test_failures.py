@@ -40,8 +40,11 @@ def compute(batches, operator, **options):
     return [row for (part,) in compute_images(batches, [operator], TASK, **options) for row in part]
 
 
+KEYS = ("id", "url")
+
+
 def keys_of(*rows):
-    return pa.array(rows, pa.struct({"id": pa.string(), "url": pa.string()}))
+    return pa.array([[row["id"], row["url"]] for row in rows], pa.list_(pa.string()))
 
 
 def message(batches, operator, **options):
@@ -82,13 +85,13 @@ def test_the_first_bad_row_is_named_by_the_key_that_comes_with_it(vit, file):
             {"id": "图3\n\u202e", "url": "https://u:secret@h/3.jpg?s=secret"},
         ),
     )
-    said = message([good, bad], vit(on_error="raise"), keyed=True)
+    said = message([good, bad], vit(on_error="raise"), keys=KEYS)
     assert said.startswith("id=图3 \\u202e, url=https://h/3.jpg: not_an_image: ")
 
 
 def test_a_huge_key_is_cut(vit):
     batch = (pa.array([b"text"]), keys_of({"id": "x" * 10_000_000, "url": ""}))
-    said = message([batch], vit(on_error="raise"), keyed=True)
+    said = message([batch], vit(on_error="raise"), keys=KEYS)
     assert said.startswith("id=xxx")
     assert len(said) < 2 * 200 + 30
 
@@ -96,7 +99,7 @@ def test_a_huge_key_is_cut(vit):
 def test_keys_are_read_past_and_change_no_value(vit, file):
     batch = pa.array([file, b"text"])
     keys = keys_of(*[{"id": "1", "url": ""}] * 2)
-    assert compute([(batch, keys)], vit(), keyed=True) == compute([batch], vit())
+    assert compute([(batch, keys)], vit(), keys=KEYS) == compute([batch], vit())
 
 
 def test_a_row_of_a_caption_is_named_beside_its_prompt(checkpoints, file):
@@ -109,7 +112,7 @@ def test_a_row_of_a_caption_is_named_beside_its_prompt(checkpoints, file):
     batch = (pa.array([file, b"text"]), pa.array(["x", "y"]))
     keyed = (*batch, keys_of(*[{"id": str(number), "url": ""} for number in range(2)]))
     assert message([batch], operator).startswith("row 2 of its task: not_an_image")
-    assert message([keyed], operator, keyed=True).startswith("id=1, url=: not_an_image")
+    assert message([keyed], operator, keys=KEYS).startswith("id=1, url=: not_an_image")
 
 
 def test_a_row_of_texts_is_named(checkpoints):
@@ -118,7 +121,7 @@ def test_a_row_of_texts_is_named(checkpoints):
         list(embed_texts([pa.array(["red", None])], operator, TASK))
     keyed = (pa.array(["red", None]), keys_of(*[{"id": "7", "url": "x"}] * 2))
     with pytest.raises(RowFailure, match=r"^id=7, url=x: null_input"):
-        list(embed_texts([keyed], operator, TASK, keyed=True))
+        list(embed_texts([keyed], operator, TASK, keys=KEYS))
 
 
 def test_a_placement_needs_no_good_row(vit, file):
@@ -128,7 +131,7 @@ def test_a_placement_needs_no_good_row(vit, file):
 
 
 def test_names_of_rows_that_are_done_are_not_kept(vit):
-    names = RowNames([vit(on_error="raise")], keyed=False)
+    names = RowNames([vit(on_error="raise")])
     batches = list(names.watch([pa.array(["a", "b"]), pa.array(["c"]), pa.array(["d"])]))
     assert [len(each) for each in batches] == [2, 1, 1]
     names.forget(1)
@@ -136,7 +139,7 @@ def test_names_of_rows_that_are_done_are_not_kept(vit):
     names.forget(3)
     assert len(names._held) == 1
     assert names.name(3) == "row 4 of its task (d)"
-    silent = RowNames([vit()], keyed=False)
+    silent = RowNames([vit()])
     list(silent.watch(batches))
     assert not silent._held
 

@@ -97,7 +97,14 @@ open_folder(pathlib.Path({str(folder)!r}))
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert "UnsupportedCheckpointError" in done.stderr
-    assert "config.json has 1,073,741,824 bytes, more than the 67,108,864" in done.stderr
+    assert "config.json has 1,073,741,824 bytes, more than the 16,777,216" in done.stderr
+
+
+def test_a_huge_vocabulary_is_refused_before_a_library_reads_it(folder):
+    with (folder / "tokenizer.json").open("wb") as file:
+        file.truncate(2**30)
+    with pytest.raises(UnsupportedCheckpointError, match=r"tokenizer\.json has 1,073,741,824"):
+        open_folder(folder)
 
 
 def test_what_a_json_bomb_grows_to_is_bounded_by_its_bytes(folder, monkeypatch):

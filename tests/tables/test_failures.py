@@ -3,10 +3,13 @@
 import dataclasses
 
 import pytest
+from pyspark.sql import functions as F
 
 from spark_vision import write_vision_columns
 from spark_vision.errors import FailureRateError
 from spark_vision.job import say_in_one_line
+from spark_vision.tables.source import choose_columns
+from spark_vision.tables.structs import column_structs
 
 ROW_COUNT = 150
 
@@ -27,6 +30,25 @@ def test_the_key_of_the_first_bad_row_is_named(spark, read_photos, photos, dino,
         write_vision_columns(read_photos(), table, ["path", "length"], {"embedding": strict})
     said = say_in_one_line(raised.value)
     assert said.startswith(f"path=file:{photos}/text.jpg, length=12: not_an_image: ")
+
+
+@pytest.mark.parametrize("shell", ["arrow", "pandas"])
+def test_keys_of_any_type_and_name_reach_the_error(spark, dino, monkeypatch, shell):
+    if shell == "pandas":
+        monkeypatch.delattr(F, "arrow_udf", raising=False)
+    source = (
+        texts(spark, 1)
+        .limit(1)
+        .selectExpr("DATE '2024-02-29' AS data", "name AS mode", "id", "content")
+    )
+    strict = {"embedding": dataclasses.replace(dino, on_error="raise")}
+    chosen = choose_columns(source, ["data", "mode", "id"], strict, "content", "text", None, (), ())
+    (struct,) = column_structs(strict, chosen, {"embedding": None})
+    with pytest.raises(Exception, match="not_an_image") as raised:
+        source.select(struct.column).collect()
+    assert say_in_one_line(raised.value).startswith(
+        "data=2024-02-29, mode=k0, id=0: not_an_image: "
+    )
 
 
 def test_a_write_ends_where_too_many_rows_of_its_waves_failed(spark, dino, table, tmp_path):

@@ -138,25 +138,6 @@ def test_a_header_of_640_bytes_is_no_pickle(folder):
     assert set(load_file(path)) == {"x"}
 
 
-class Runs:
-    """Writes a file where it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return exec, (f"open({str(self.path)!r}, 'w')",)
-
-
-def test_pickled_weights_that_run_code_are_refused_and_nothing_runs(folder, tmp_path):
-    (folder / "model.safetensors").unlink()
-    torch.save({"x": Runs(tmp_path / "ran")}, folder / "pytorch_model.bin")
-    with pytest.raises(UnsupportedCheckpointError, match="hold more than tensors") as raised:
-        load_model(open_folder(folder), "float32", CPU)
-    assert "weights_only" not in str(raised.value)
-    assert not (tmp_path / "ran").exists()
-
-
 def test_the_sizes_of_every_family_are_allowed(tmp_path):
     writers = [checkpoints.write_vit, checkpoints.write_dinov2, checkpoints.write_clip]
     writers += [checkpoints.write_chinese_clip, checkpoints.write_siglip]

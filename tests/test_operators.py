@@ -132,6 +132,18 @@ def test_a_caption_option_that_is_not_allowed_says_what_is(options, field, said)
         ({"allow_hosts": 5}, "allow_hosts", "a list of texts"),
         ({"allow_hosts": ["a", " "]}, "allow_hosts", "a list of texts"),
         ({"allow_hosts": {"a": 1}}, "allow_hosts", "a list of texts"),
+        ({"allow_hosts": "http://a.example"}, "allow_hosts", "without scheme, port, path"),
+        ({"allow_hosts": "a.example:80"}, "allow_hosts", "without scheme, port, path"),
+        ({"allow_hosts": "a.example/x"}, "allow_hosts", "without scheme, port, path"),
+        ({"allow_hosts": "*.example"}, "allow_hosts", "wildcard"),
+        ({"allow_hosts": ["a.example", "a..b"]}, "allow_hosts", "'a..b'"),
+        ({"allow_hosts": "10.0.0.0/8"}, "allow_hosts", "without scheme, port, path"),
+        ({"allow_hosts": "ｌocal"}, "allow_hosts", "exact host names"),
+        ({"allow_networks": "10.0.0.1/8"}, "allow_networks", "host bits set"),
+        ({"allow_networks": ["10.0.0.0/8", "corp"]}, "allow_networks", "'corp'"),
+        ({"allow_networks": "10.0.0.0/33"}, "allow_networks", "CIDR"),
+        ({"allow_networks": "::ffff:10.0.0.0/104"}, "allow_networks", "that IPv4 network"),
+        ({"allow_networks": "64:ff9b::/96"}, "allow_networks", "that IPv4 network"),
     ],
 )
 def test_a_value_that_is_not_allowed_names_field_value_and_what_is(options, field, said):
@@ -149,11 +161,24 @@ def test_a_value_that_is_not_allowed_names_field_value_and_what_is(options, fiel
         {"fetch_seconds": 0},
         {"fetch_seconds": float("inf")},
         {"fetch_concurrency": 0},
+        {"host_concurrency": 0},
     ],
 )
 def test_limits_are_validated(options):
     with pytest.raises(InvalidOptionError, match=f"ImageLimits.{next(iter(options))}"):
         ImageLimits(**options)
+
+
+def test_hosts_and_networks_are_kept_in_one_spelling():
+    operator = ImageViTEmbedding(
+        allow_hosts=["Photos.Example.", "bücher.example", "[FD12:0::1]", "10.0.0.5", "cdn_1"],
+        allow_networks=["10.0.0.0/8", "192.168.0.7", "FD12:3456::/32", "::/0"],
+    )
+    assert operator.allow_hosts == (
+        "photos.example", "xn--bcher-kva.example", "fd12::1", "10.0.0.5", "cdn_1",
+    )  # fmt: skip
+    assert operator.allow_networks == ("10.0.0.0/8", "192.168.0.7/32", "fd12:3456::/32", "::/0")
+    assert pickle.loads(pickle.dumps(operator)) == operator
 
 
 def test_storage_options_are_in_no_repr_and_no_error():

@@ -17,6 +17,7 @@ import torch
 from spark_vision.errors import RowFailure
 from spark_vision.executor.batching import map_ahead, working_threads
 from spark_vision.executor.byte_budget import ByteBudget
+from spark_vision.executor.fetched_once import FetchedOnce, KeptBytes
 from spark_vision.executor.inference import is_out_of_memory
 from spark_vision.executor.texts import check_texts, read_texts
 from spark_vision.images.decoding import decode
@@ -26,6 +27,8 @@ from spark_vision.operators import ImageOperator
 from spark_vision.status import Status
 
 IN_FLIGHT_BYTES = 256 * 2**20
+# Beside them: what was fetched for rows to come that have the same address.
+KEPT_BYTES = 64 * 2**20
 
 # What each operator takes of one row, or why it takes nothing.
 Prepared = tuple[Any, ...]
@@ -74,7 +77,8 @@ class ImageRows:
         self._cpu_count = max(1, cpu_count)
         self._decoding = threading.Semaphore(self._cpu_count)
         self._fetched = ByteBudget(IN_FLIGHT_BYTES)
-        self._fetcher = Fetcher(operator.limits, operator.storage_options)
+        self._kept = KeptBytes(KEPT_BYTES)
+        self._fetcher = Fetcher(operator)
         self._largest_portion_bytes = 0
 
     def prepare(
@@ -115,6 +119,8 @@ class ImageRows:
     def _open(self, batch: tuple[pa.Array, pa.Array | None]) -> _Column:
         images, prompts = batch
         column = open_column(images, self._operator, self._fetcher)
+        if column.needs_fetch:
+            column = FetchedOnce(column, images, self._kept)
         if prompts is None:
             return column, None
         return column, read_texts(check_texts(prompts, "caption_image"))

@@ -2,8 +2,8 @@
 
 httpx limits each read, not their sum, so a server that sends a byte now and then would hold a
 thread for ever. Here the thread's own transfer limits each step to the seconds that it has left.
-Whoever restricts the addresses that may be dialled does it in `Dialer.connect_tcp`, between the
-resolution of a name and the connection to exactly the address that it gave.
+Between the resolution of a name and the connection to exactly the address that it gave, the rules
+judge it; a connection that is kept serves only the host for which it was judged.
 """
 
 import queue
@@ -16,9 +16,16 @@ from typing import Any
 
 import httpcore
 
+from spark_vision.images.addresses import AddressRules, address_in
 from spark_vision.images.transfer import Transfer
 
+# A resolver may hang for ever, in a thread that nobody can end.
+MAX_RESOLVER_THREADS = 32
+CONNECT_SHARE = 1 / 3
+"""How much of the time that is left one connection may take, so that there is time for others."""
+
 _current = threading.local()
+_resolver_threads = threading.BoundedSemaphore(MAX_RESOLVER_THREADS)
 
 
 @contextmanager
@@ -37,9 +44,10 @@ def _seconds_left() -> float:
 
 
 class Dialer(httpcore.NetworkBackend):
-    """Connects within the time that is left to the thread's transfer."""
+    """Connects to what the rules allow, within the time that is left to the thread's transfer."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: AddressRules) -> None:
+        self._rules = rules
         self._sockets = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -50,12 +58,18 @@ class Dialer(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        """Resolve a name and connect to the first of its addresses that answers."""
-        addresses = _resolve(host, port)
+        """Resolve a name and connect to the first of its allowed addresses that answers.
+
+        Raises:
+            AddressRefusedError: None of its addresses may be reached.
+        """
+        self._rules.check_name(host)
+        literal = address_in(host)
+        answers = _resolve(host, port) if literal is None else [str(literal)]
+        addresses = self._rules.choose(host, answers)
         for tried, address in enumerate(addresses, start=1):
             is_last = tried == len(addresses)
-            # One silent address must not use up the time of the others.
-            seconds = _seconds_left() / (1 if is_last else 2)
+            seconds = _seconds_left() * CONNECT_SHARE
             try:
                 stream = self._sockets.connect_tcp(
                     address, port, seconds, local_address, socket_options
@@ -65,7 +79,7 @@ class Dialer(httpcore.NetworkBackend):
                     raise
             else:
                 return _DeadlineStream(stream)
-        raise httpcore.ConnectError("the name has no address")
+        raise AssertionError("the rules choose one address at least")
 
 
 class _DeadlineStream(httpcore.NetworkStream):
@@ -75,7 +89,10 @@ class _DeadlineStream(httpcore.NetworkStream):
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _seconds_left())
+        transfer: Transfer = _current.transfer
+        data = self._stream.read(max_bytes, transfer.remaining_seconds())
+        transfer.count_received(len(data))
+        return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._stream.write(buffer, _seconds_left())
@@ -97,6 +114,10 @@ class _DeadlineStream(httpcore.NetworkStream):
         return self._stream.get_extra_info(info)
 
 
+class NameNotResolvedError(httpcore.ConnectError):
+    """A name has no address, or the resolver failed."""
+
+
 def _resolve(host: str, port: int) -> list[str]:
     """Look a name up, in a thread of its own, as the system's resolver takes no deadline."""
     answers: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
@@ -107,12 +128,20 @@ def _resolve(host: str, port: int) -> list[str]:
             answers.put(list(dict.fromkeys(str(entry[4][0]) for entry in found)))
         except (OSError, UnicodeError) as error:
             answers.put(error)
+        finally:
+            _resolver_threads.release()
 
-    threading.Thread(target=ask, name="resolve", daemon=True).start()
+    if not _resolver_threads.acquire(timeout=_seconds_left()):
+        raise httpcore.ConnectTimeout("no thread is left to resolve the name")
+    try:
+        threading.Thread(target=ask, name="resolve", daemon=True).start()
+    except RuntimeError:
+        _resolver_threads.release()
+        raise httpcore.ConnectError("no thread can be started to resolve the name") from None
     try:
         answer = answers.get(timeout=_seconds_left())
     except queue.Empty:
         raise httpcore.ConnectTimeout("the name was not resolved in time") from None
-    if isinstance(answer, Exception):
-        raise httpcore.ConnectError("the name cannot be resolved") from answer
+    if isinstance(answer, Exception) or not answer:
+        raise NameNotResolvedError("the name cannot be resolved") from None
     return answer

@@ -3,14 +3,15 @@
 import os
 import stat
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from spark_vision.errors import RowFailure
+from spark_vision.images.addresses import AddressRules
 from spark_vision.images.http_client import HttpClient
 from spark_vision.images.transfer import Transfer
 from spark_vision.images.urls import path_of_file_url, redact, scheme_of
-from spark_vision.operators import ImageLimits
+from spark_vision.operators import ImageOperator
 from spark_vision.options import FrozenMapping
 from spark_vision.status import Status
 
@@ -21,19 +22,16 @@ class Fetcher:
     """Fetches images, from any number of threads.
 
     Args:
-        limits: Seconds and bytes of one image; connections kept for all of them.
-        storage_options: For fsspec file systems, such as credentials. Not for http(s), whose
-            credentials stand in the URL.
+        operator: Says what may be reached, and what one image may cost. Its `storage_options` are
+            for fsspec file systems; credentials for http(s) stand in the URL.
     """
 
-    def __init__(
-        self, limits: ImageLimits, storage_options: Mapping[str, Any] | None = None
-    ) -> None:
-        self._limits = limits
+    def __init__(self, operator: ImageOperator) -> None:
+        self._limits = operator.limits
+        self._rules = AddressRules(operator.allow_hosts, operator.allow_networks)
+        options = operator.storage_options
         self._storage_options: dict[str, Any] = (
-            storage_options.thaw()
-            if isinstance(storage_options, FrozenMapping)
-            else dict(storage_options or {})
+            options.thaw() if isinstance(options, FrozenMapping) else {}
         )
         self._http: HttpClient | None = None
         self._lock = threading.Lock()
@@ -48,8 +46,8 @@ class Fetcher:
                 does not count against `limits.fetch_seconds`.
 
         Raises:
-            RowFailure: `read_error`, `http_error`, `timeout`, `too_large` or `incomplete`. Its
-                reason shows of the URL the host and the path only.
+            RowFailure: `blocked`, `read_error`, `http_error`, `timeout`, `too_large` or
+                `incomplete`. Its reason shows of the URL the host and the path only.
         """
         address = url.strip()
         transfer = Transfer(self._limits, on_bytes)
@@ -82,7 +80,7 @@ class Fetcher:
             if self._is_closed:
                 raise RowFailure(Status.READ_ERROR, "the task has ended")
             if self._http is None:
-                self._http = HttpClient(self._limits.fetch_concurrency)
+                self._http = HttpClient(self._limits, self._rules)
             return self._http
 
     def _read_file_url(self, url: str, transfer: Transfer) -> None:

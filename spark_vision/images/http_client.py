@@ -1,30 +1,39 @@
-"""Images over http and https: redirects, retries and bodies, all within one transfer's limits."""
+"""Images over http and https: redirects, retries and bodies, all within one transfer's limits.
 
-import logging
+No client of httpx is used, only its URLs: so there are no cookies, no proxies or passwords from the
+environment, and no redirect but the ones followed here.
+"""
+
+import base64
 import random
 import ssl
 import time
-import zlib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from functools import partial
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 import httpcore
 import httpx
 
 from spark_vision.errors import RowFailure
-from spark_vision.images.dialing import Dialer, bounded_by
+from spark_vision.images.addresses import AddressRefusedError, AddressRules, address_in
+from spark_vision.images.dialing import Dialer, NameNotResolvedError, bounded_by
+from spark_vision.images.host_turns import HostTurns
+from spark_vision.images.http_body import read_body
+from spark_vision.images.refusal import refuse
 from spark_vision.images.transfer import Transfer
 from spark_vision.images.urls import redact
+from spark_vision.operators import ImageLimits
 from spark_vision.status import Status
 
 MAX_REDIRECTS = 5
 MAX_RETRIES = 2
 _FIRST_PAUSE_SECONDS = 0.2
-_INFLATED_PIECE_BYTES = 2**16
-_EITHER_ZLIB_OR_GZIP = zlib.MAX_WBITS | 32
+_MAX_PORT = 65_535
+_REDIRECTS = (301, 302, 303, 307, 308)
 _HEADERS = {
     "User-Agent": "spark-vision",
     "Accept": "*/*",
@@ -32,79 +41,96 @@ _HEADERS = {
     "Accept-Encoding": "identity",
 }
 
-# httpx logs whole URLs, query strings included, for each request at INFO.
-logging.getLogger("httpx").setLevel(logging.WARNING)
-
 
 class HttpClient:
     """A pool of connections, shared by all threads of a task.
 
     Args:
-        connections: The most that are open at a time; further fetches wait for one.
+        limits: Their `fetch_concurrency` is the most connections that are open at a time, and their
+            `host_concurrency` the most fetches from one host.
+        rules: Say which addresses may be dialled.
     """
 
-    def __init__(self, connections: int) -> None:
-        self._client = httpx.Client(
-            transport=_DialingTransport(connections),
-            headers=_HEADERS,
-            # One row's cookies are no business of another's.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+    def __init__(self, limits: ImageLimits, rules: AddressRules) -> None:
+        self._turns = HostTurns(limits.host_concurrency)
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=httpx.create_ssl_context(),
+            max_connections=limits.fetch_concurrency,
+            max_keepalive_connections=limits.fetch_concurrency,
+            keepalive_expiry=5.0,
+            network_backend=Dialer(rules),
         )
 
     def close(self) -> None:
         """Close all connections."""
-        self._client.close()
+        self._pool.close()
 
     def fetch(self, url: str, transfer: Transfer) -> None:
         """Fetch one image into its transfer.
 
         Raises:
-            RowFailure: `http_error`, `timeout`, `too_large` or `incomplete`.
+            RowFailure: `blocked`, `http_error`, `timeout`, `too_large` or `incomplete`. Its reason
+                shows the row's own address, never what it redirects to.
         """
         shown = redact(url)
         try:
-            request = self._client.build_request("GET", url)
             with bounded_by(transfer):
-                self._follow(request, transfer)
+                self._follow(_parse(url), transfer, shown)
         except RowFailure:
             raise
-        # No cause is kept: httpx's exceptions hold the request, with its URL and credentials.
+        except AddressRefusedError:
+            raise refuse(shown) from None
+        # No cause is kept: httpcore's exceptions may tell of the request and its credentials.
         except httpcore.TimeoutException:
             raise RowFailure(Status.TIMEOUT, f"no answer in time: {shown}") from None
         except httpcore.NetworkError as error:
             raise RowFailure(
                 Status.HTTP_ERROR, f"cannot connect ({_cause(error)}): {shown}"
             ) from None
-        except (httpx.InvalidURL, httpcore.UnsupportedProtocol, ValueError, OverflowError):
+        except (httpx.InvalidURL, httpcore.LocalProtocolError):
             raise RowFailure(Status.HTTP_ERROR, f"is not a valid URL: {shown}") from None
-        except (httpcore.ProtocolError, httpx.HTTPError):
+        except httpcore.ProtocolError:
             raise RowFailure(Status.HTTP_ERROR, f"the answer is not valid HTTP: {shown}") from None
 
-    def _follow(self, request: httpx.Request, transfer: Transfer) -> None:
-        """Send the request, again or to where it is redirected, until it has an answer."""
+    def _follow(self, url: httpx.URL, transfer: Transfer, shown: str) -> None:
+        """Ask again, or where an answer redirects to, until there is an image."""
+        # Only the row's own URL has a password: what a redirect names is never sent.
+        headers = _HEADERS | _authorization(url)
         retries = redirects = 0
         while True:
-            shown = redact(str(request.url))
             pause = _FIRST_PAUSE_SECONDS * 2**retries * random.uniform(1, 1.5)
-            # Waiting for a free connection is part of the time, too.
-            request.extensions["timeout"] = {"pool": transfer.remaining_seconds()}
             try:
-                response = self._client.send(request, stream=True, follow_redirects=False)
-            except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
+                with self._answer(url, headers, transfer) as answer:
+                    code, said = answer.status, httpx.Headers(answer.headers)
+                    if 200 <= code < 300:
+                        lent = partial(self._turns.lent, _host(url))
+                        read_body(answer, said, transfer, shown, while_waiting=lent)
+                        return
+            except (
+                httpcore.ConnectTimeout,
+                httpcore.NetworkError,
+                httpcore.RemoteProtocolError,
+            ) as error:
                 if retries == MAX_RETRIES or _is_permanent(error):
+                    if redirects and isinstance(error, NameNotResolvedError):
+                        # Which names a network knows is not to be learnt by redirects.
+                        raise AddressRefusedError from None
                     raise
             else:
-                with closing(response):
-                    if response.is_success:
-                        _read_body(response, transfer, shown)
-                        return
-                    if response.next_request is not None:
-                        redirects += 1
-                        request = _check_redirect(response.next_request, redirects, shown)
-                        continue
-                    pause = _asked_pause(response) or pause
-                    code = response.status_code
-                    is_worth_a_retry = code == 429 or code >= 500
+                if code in _REDIRECTS and "Location" in said:
+                    redirects += 1
+                    if redirects > MAX_REDIRECTS:
+                        raise RowFailure(
+                            Status.HTTP_ERROR, f"more than {MAX_REDIRECTS} redirects: {shown}"
+                        )
+                    target = _redirected(url, said["Location"], shown)
+                    if _origin(target) != _origin(url):
+                        # Not even where a later hop leads back.
+                        headers = _HEADERS
+                    url = target
+                    continue
+                pause = _asked_pause(said) or pause
+                is_worth_a_retry = code == 429 or code >= 500
                 if (
                     not is_worth_a_retry
                     or retries == MAX_RETRIES
@@ -114,111 +140,110 @@ class HttpClient:
             retries += 1
             time.sleep(min(pause, transfer.remaining_seconds()))
 
-
-class _DialingTransport(httpx.BaseTransport):
-    """httpx over connections that `Dialer` makes."""
-
-    def __init__(self, connections: int) -> None:
-        self._pool = httpcore.ConnectionPool(
-            ssl_context=httpx.create_ssl_context(),
-            max_connections=connections,
-            max_keepalive_connections=connections,
-            keepalive_expiry=5.0,
-            network_backend=Dialer(),
-        )
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        response = self._pool.handle_request(
-            httpcore.Request(
-                method=request.method,
-                url=httpcore.URL(
-                    scheme=request.url.raw_scheme,
-                    host=request.url.raw_host,
-                    port=request.url.port,
-                    target=request.url.raw_path,
+    @contextmanager
+    def _answer(
+        self, url: httpx.URL, headers: dict[str, str], transfer: Transfer
+    ) -> Iterator[httpcore.Response]:
+        """Send one request when the host's turn comes, and keep its answer open for the block."""
+        host = _host(url)
+        with transfer.uncounted():
+            self._turns.begin(host)
+        try:
+            request = httpcore.Request(
+                "GET",
+                httpcore.URL(
+                    scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
                 ),
-                headers=request.headers.raw,
-                content=request.stream,
-                extensions=request.extensions,
+                headers=[(b"Host", url.netloc), *_encode(headers)],
+                # Waiting for a free connection is part of the time, too.
+                extensions={"timeout": {"pool": transfer.remaining_seconds()}},
             )
-        )
-        return httpx.Response(
-            response.status,
-            headers=response.headers,
-            stream=_Body(response),
-            extensions=response.extensions,
-        )
-
-    def close(self) -> None:
-        self._pool.close()
+            with closing(self._pool.handle_request(request)) as answer:
+                yield answer
+        finally:
+            self._turns.end(host)
 
 
-class _Body(httpx.SyncByteStream):
-    def __init__(self, response: httpcore.Response) -> None:
-        self._response = response
+def _parse(text: str) -> httpx.URL:
+    """Read a URL of a row or of a redirect.
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self._response.iter_stream()
-
-    def close(self) -> None:
-        self._response.close()
-
-
-def _check_redirect(request: httpx.Request, redirects: int, shown: str) -> httpx.Request:
-    if redirects > MAX_REDIRECTS:
-        raise RowFailure(Status.HTTP_ERROR, f"more than {MAX_REDIRECTS} redirects: {shown}")
-    if request.url.scheme not in ("http", "https"):
-        raise RowFailure(
-            Status.HTTP_ERROR, f"redirected to the scheme {request.url.scheme!r}: {shown}"
-        )
-    return request
-
-
-def _read_body(response: httpx.Response, transfer: Transfer, shown: str) -> None:
-    announced = response.headers.get("Content-Length", "")
-    if announced.isdecimal():
-        transfer.expect(int(announced))
+    Raises:
+        httpx.InvalidURL: It is none, or not one of http and https.
+        AddressRefusedError: Its host is an address in a spelling that is not for a URL.
+    """
     try:
-        for piece in _inflate(response, shown):
-            transfer.keep(piece)
-    except (httpcore.RemoteProtocolError, httpcore.ReadError):
-        raise RowFailure(Status.INCOMPLETE, f"the answer broke off: {shown}") from None
-    except zlib.error:
-        raise RowFailure(Status.HTTP_ERROR, f"the compression is corrupt: {shown}") from None
+        url = httpx.URL(text)
+        host = _host(url)
+    except (httpx.InvalidURL, UnicodeError) as error:
+        if _is_address_spelt_oddly(text):
+            raise AddressRefusedError from None
+        raise httpx.InvalidURL(str(error)) from None
+    if not host or (url.port is not None and not 0 <= url.port <= _MAX_PORT):
+        raise httpx.InvalidURL("no host, or a port that is none")
+    return url
 
 
-def _inflate(response: httpx.Response, shown: str) -> Iterator[bytes]:
-    """Yield the body in small pieces, even where a server compresses it unasked."""
-    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding in ("identity", ""):
-        yield from response.iter_raw()
-        return
-    if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise RowFailure(Status.HTTP_ERROR, f"the answer has an encoding not asked for: {shown}")
-    inflater = zlib.decompressobj(_EITHER_ZLIB_OR_GZIP)
-    for piece in response.iter_raw():
-        waiting = piece
-        while waiting:
-            inflated = inflater.decompress(waiting, _INFLATED_PIECE_BYTES)
-            waiting = inflater.unconsumed_tail
-            if inflated:
-                yield inflated
-    if not inflater.eof:
-        raise RowFailure(Status.INCOMPLETE, f"the compressed answer broke off: {shown}")
+def _host(url: httpx.URL) -> str:
+    # As it is sent; httpx's own property decodes names, and fails where they are no IDNA.
+    return url.raw_host.decode("ascii")
 
 
-def _asked_pause(response: httpx.Response) -> float | None:
+def _is_address_spelt_oddly(text: str) -> bool:
+    """Say whether what is wrong with a URL is the spelling of an address, as in `0127.0.0.1`."""
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018 - it raises where the port is what is wrong
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    try:
+        _host(httpx.URL(scheme="http", host=host))
+    except (httpx.InvalidURL, UnicodeError):
+        return address_in(host) is not None
+    return False
+
+
+def _redirected(url: httpx.URL, location: str, shown: str) -> httpx.URL:
+    try:
+        target = _parse(urljoin(str(url), location))
+    except (httpx.InvalidURL, ValueError):
+        raise RowFailure(Status.HTTP_ERROR, f"redirected to an invalid URL: {shown}") from None
+    if target.scheme not in ("http", "https"):
+        raise RowFailure(Status.HTTP_ERROR, f"redirected to the scheme {target.scheme!r}: {shown}")
+    return target
+
+
+def _authorization(url: httpx.URL) -> dict[str, str]:
+    """Make the header for the user and password of a row's own URL; a redirect's have none."""
+    if not url.userinfo:
+        return {}
+    user, _, password = url.userinfo.partition(b":")
+    pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+    return {"Authorization": f"Basic {base64.b64encode(pair).decode('ascii')}"}
+
+
+def _encode(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+
+
+def _origin(url: httpx.URL) -> tuple[str, bytes, int | None]:
+    # httpx leaves out the port that a scheme has anyway.
+    return url.scheme, url.raw_host, url.port
+
+
+def _asked_pause(headers: httpx.Headers) -> float | None:
     """Return the seconds that the server asks to wait for, None where it asks for nothing."""
-    asked = response.headers.get("Retry-After", "").strip()
+    asked = headers.get("Retry-After", "").strip()
     if asked.isdecimal():
         return float(asked)
     try:
         moment = parsedate_to_datetime(asked)
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError, TypeError):
+        # No date, or one beyond those that Python has.
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
 def _is_permanent(error: Exception) -> bool:
@@ -227,4 +252,6 @@ def _is_permanent(error: Exception) -> bool:
 
 
 def _cause(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    # What follows is the name that a certificate lacks, perhaps a redirect's.
+    said = str(error).partition(" for '")[0]
+    return " ".join(said.split()) or type(error).__name__

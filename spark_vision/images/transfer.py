@@ -1,11 +1,17 @@
 """One image on its way into memory: the seconds and bytes that it may still take."""
 
+import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 from spark_vision.errors import RowFailure
 from spark_vision.operators import ImageLimits
 from spark_vision.status import Status
+
+# Headers, redirects and the framing of chunks, beside an image of the greatest size.
+_EXTRA_RECEIVED_BYTES = 2**20
 
 
 class Transfer:
@@ -22,8 +28,10 @@ class Transfer:
         self._max_bytes = limits.max_bytes
         self._on_bytes = on_bytes
         self._deadline = time.monotonic() + limits.fetch_seconds
-        self._pieces: list[bytes] = []
+        # Not a list of pieces: a server may send single bytes.
+        self._kept = io.BytesIO()
         self._size = 0
+        self._received_bytes = 0
 
     @property
     def allowance(self) -> int:
@@ -48,31 +56,55 @@ class Transfer:
         return time.monotonic() + seconds < self._deadline
 
     def expect(self, size: int) -> None:
-        """Refuse an announced size, before anything is read.
+        """Refuse a size of the whole image, before it is read.
 
         Raises:
             RowFailure: `too_large`.
         """
-        if size > self.allowance:
+        if size > self._max_bytes:
             raise RowFailure(
                 Status.TOO_LARGE, f"the image has more than the {self._max_bytes:,} bytes allowed"
             )
 
-    def keep(self, piece: bytes) -> None:
+    def count_received(self, size: int) -> None:
+        """Count what a server sends, of whatever meaning.
+
+        Raises:
+            RowFailure: `too_large`: much more than an image may have.
+        """
+        self._received_bytes += size
+        if self._received_bytes > 2 * self._max_bytes + _EXTRA_RECEIVED_BYTES:
+            raise RowFailure(
+                Status.TOO_LARGE, f"far more than the {self._max_bytes:,} bytes allowed were sent"
+            )
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Let the time of the block not count: what it waits for is not the server."""
+        before = time.monotonic()
+        try:
+            yield
+        finally:
+            self._deadline += time.monotonic() - before
+
+    def keep(self, piece: bytes, while_waiting: AbstractContextManager[Any] | None = None) -> None:
         """Add the next bytes.
+
+        Args:
+            piece: The bytes.
+            while_waiting: Entered while `on_bytes` may block.
 
         Raises:
             RowFailure: `too_large` or `timeout`.
         """
-        self.expect(len(piece))
+        self.expect(self._size + len(piece))
         if self._on_bytes is not None:
-            before = time.monotonic()
-            self._on_bytes(len(piece))
-            self._deadline += time.monotonic() - before
+            with while_waiting or nullcontext(), self.uncounted():
+                self._on_bytes(len(piece))
         self.remaining_seconds()
-        self._pieces.append(piece)
+        self._kept.write(piece)
         self._size += len(piece)
 
     def data(self) -> bytes:
         """Return what was kept."""
-        return b"".join(self._pieces)
+        return self._kept.getvalue()

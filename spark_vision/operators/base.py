@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spark_vision.errors import InvalidOptionError
+from spark_vision.operators.reach import normalize_hosts, normalize_networks
 from spark_vision.options import normalize_options, option
 
 IMAGE_SOURCE_TYPES = ("image_url", "image_base64", "image_binary")
@@ -27,6 +28,9 @@ class ImageLimits:
         exclusive_minimum=0,
     )
     fetch_concurrency: int = option(16, "Images that one task fetches at a time.", minimum=1)
+    host_concurrency: int = option(
+        16, "Images that one task fetches from one host at a time.", minimum=1
+    )
 
     def __post_init__(self) -> None:
         normalize_options(self)
@@ -110,3 +114,11 @@ class ImageOperator(Operator):
     storage_options: Mapping[str, Any] | None = option(
         None, "Options for fsspec, such as credentials; never shown or logged.", secret=True
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner = type(self).__name__
+        hosts = normalize_hosts(owner, self.allow_hosts)
+        object.__setattr__(self, "allow_hosts", hosts)
+        networks = normalize_networks(owner, self.allow_networks)
+        object.__setattr__(self, "allow_networks", networks)

@@ -19,7 +19,12 @@ from spark_vision.images.fetch import Fetcher
 from spark_vision.operators import ImageLimits, ImageViTEmbedding
 from spark_vision.status import Status
 
-FETCHER = Fetcher(ImageLimits(max_bytes=5_000_000))
+
+def fetcher_of(storage_options=None, **limits):
+    return Fetcher(ImageViTEmbedding(limits=ImageLimits(**limits), storage_options=storage_options))
+
+
+FETCHER = fetcher_of(max_bytes=5_000_000)
 
 
 def failure_of(url, fetcher=FETCHER):
@@ -61,9 +66,9 @@ def test_file_over_the_limit_is_too_large_and_not_read(tmp_path):
         file.truncate(10**12)
     assert failure_of(str(path)).status == Status.TOO_LARGE
     path.write_bytes(b"x" * 1001)
-    assert failure_of(str(path), Fetcher(ImageLimits(max_bytes=1000))).status == Status.TOO_LARGE
+    assert failure_of(str(path), fetcher_of(max_bytes=1000)).status == Status.TOO_LARGE
     path.write_bytes(b"x" * 1000)
-    assert len(Fetcher(ImageLimits(max_bytes=1000)).fetch(str(path))) == 1000
+    assert len(fetcher_of(max_bytes=1000).fetch(str(path))) == 1000
 
 
 @pytest.mark.parametrize(
@@ -93,11 +98,11 @@ def test_file_without_permission_says_so(tmp_path):
     program = """
 import os, sys
 from spark_vision.images.fetch import Fetcher
-from spark_vision.operators import ImageLimits
+from spark_vision.operators import ImageViTEmbedding
 if os.getuid() == 0:
     os.setuid(65534)
 try:
-    Fetcher(ImageLimits()).fetch(sys.argv[1])
+    Fetcher(ImageViTEmbedding()).fetch(sys.argv[1])
 except ValueError as failure:
     print(failure.status.value, failure.reason)
 """
@@ -156,8 +161,8 @@ def test_fsspec_file_is_read(memory):
 
 def test_fsspec_file_over_the_limit_is_too_large(memory):
     memory.pipe("/a", b"x" * 1001)
-    assert failure_of("memory://a", Fetcher(ImageLimits(max_bytes=1000))).status == Status.TOO_LARGE
-    assert len(Fetcher(ImageLimits(max_bytes=1001)).fetch("memory://a")) == 1001
+    assert failure_of("memory://a", fetcher_of(max_bytes=1000)).status == Status.TOO_LARGE
+    assert len(fetcher_of(max_bytes=1001).fetch("memory://a")) == 1001
 
 
 def test_fsspec_chain_is_read(memory, tmp_path):
@@ -198,17 +203,17 @@ def vault(memory):
 @pytest.mark.usefixtures("vault")
 def test_storage_options_reach_the_file_system():
     operator = ImageViTEmbedding(storage_options={"key": "topsecret"})
-    fetcher = Fetcher(operator.limits, operator.storage_options)
+    fetcher = Fetcher(operator)
     assert fetcher.fetch("vault://a") == b"image"
-    assert Fetcher(operator.limits, {"key": "topsecret"}).fetch("vault://a") == b"image"
+    assert fetcher_of(storage_options={"key": "topsecret"}).fetch("vault://a") == b"image"
     assert failure_of("vault://a").status == Status.READ_ERROR
 
 
 @pytest.mark.usefixtures("vault")
 def test_what_a_file_system_says_is_not_shown():
-    wrong = failure_of("vault://a?sig=hidden", Fetcher(ImageLimits(), {"key": "wrong-hunter2"}))
+    wrong = failure_of("vault://a?sig=hidden", fetcher_of(storage_options={"key": "wrong-hunter2"}))
     assert "permission denied" in wrong.reason
-    broken = failure_of("vault://broken", Fetcher(ImageLimits(), {"key": "topsecret"}))
+    broken = failure_of("vault://broken", fetcher_of(storage_options={"key": "topsecret"}))
     assert broken.status == Status.READ_ERROR
     for failure in (wrong, broken):
         assert failure.__cause__ is None
@@ -243,7 +248,7 @@ def test_missing_package_of_a_file_system_is_named(monkeypatch):
 def test_slow_file_system_ends_at_the_deadline(memory, monkeypatch):
     memory.pipe("/a", b"x" * 3_000_000)
     monkeypatch.setattr("spark_vision.images.fetch._PIECE_BYTES", 100_000)
-    fetcher = Fetcher(ImageLimits(fetch_seconds=0.3))
+    fetcher = fetcher_of(fetch_seconds=0.3)
     original = MemoryFileSystem._open
 
     def open_slowly(self, path, mode="rb", **options):
@@ -282,5 +287,5 @@ def test_fetching_in_many_threads(tmp_path):
 
 
 def test_storage_options_stay_out_of_representations():
-    fetcher = Fetcher(ImageLimits(), {"key": "topsecret"})
+    fetcher = fetcher_of(storage_options={"key": "topsecret"})
     assert "topsecret" not in repr(fetcher)

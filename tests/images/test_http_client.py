@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import random
 import resource
 import shutil
 import socket
@@ -10,7 +11,9 @@ import subprocess
 import threading
 import time
 import zlib
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -19,7 +22,7 @@ import pytest
 from local_http_server import serve, status_answer
 from spark_vision.errors import RowFailure
 from spark_vision.images.fetch import Fetcher
-from spark_vision.operators import ImageLimits
+from spark_vision.operators import ImageLimits, ImageViTEmbedding
 from spark_vision.status import Status
 
 SECRETS = "alice:hunter2@"
@@ -37,8 +40,13 @@ def make_fetcher(monkeypatch):
     monkeypatch.setattr("spark_vision.images.http_client._FIRST_PAUSE_SECONDS", 0.02)
     made = []
 
-    def make(**limits):
-        made.append(Fetcher(ImageLimits(**{"fetch_seconds": 5.0, **limits})))
+    def make(allow_hosts=("127.0.0.1",), allow_networks=(), **limits):
+        operator = ImageViTEmbedding(
+            allow_hosts=allow_hosts,
+            allow_networks=allow_networks,
+            limits=ImageLimits(**{"fetch_seconds": 5.0, **limits}),
+        )
+        made.append(Fetcher(operator))
         return made[-1]
 
     yield make
@@ -150,10 +158,34 @@ def test_retry_after_beyond_the_deadline_is_not_waited_for(server, fetcher):
     assert time.monotonic() - start < 1
 
 
-def test_nonsense_in_retry_after_is_ignored(server, fetcher):
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "soon",
+        "",
+        "-5",
+        "1e400",
+        "Wed, 21 Oct 2015 07:28:00 GMT",
+        "Wed, 21 Oct 99999 07:28:00 GMT",
+        "Wed, 21 Oct 2015 99999999999999999999:28:00 GMT",
+        "Wed, 21 Oct 99999999999999999999 07:28:00 GMT",
+        "Wed, 21 Oct 2015 07:28:00 +99999999999999999999",
+        "Mon, 01 Jan 0001 00:00:00 +2359",
+        "Wed, 21 Oct " + "9" * 5000 + " 07:28:00 GMT",
+    ],
+)
+def test_retry_after_that_says_no_time_to_come_is_ignored(server, fetcher, asked):
     server.give("/good", b"image")
-    server.give_in_turn("/a", status_answer(503, Retry_After="soon"), server.answers["/good"])
+    server.give_in_turn("/a", status_answer(503, Retry_After=asked), server.answers["/good"])
     assert fetcher.fetch(server.url("/a")) == b"image"
+
+
+@pytest.mark.parametrize("asked", ["9" * 400, "Fri, 31 Dec 9999 23:59:59 -2359"])
+def test_retry_after_beyond_all_times_is_not_waited_for(server, fetcher, asked):
+    server.answers["/a"] = status_answer(503, Retry_After=asked)
+    failure = failure_of(fetcher, server.url("/a"))
+    assert "503" in failure.reason
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
@@ -172,6 +204,47 @@ def test_redirect_to_another_host_does_not_get_the_password(server, fetcher):
         assert "Authorization" not in other.headers
 
 
+def test_password_does_not_come_back_with_a_later_hop(server, fetcher):
+    with serve() as other:
+        server.give("/c", b"image")
+        server.answers["/a"] = status_answer(302, Location=other.url("/b"))
+        other.answers["/b"] = status_answer(302, Location=server.url("/c"))
+        assert fetcher.fetch(server.url("/a", SECRETS)) == b"image"
+        assert "Authorization" not in other.headers
+        assert "Authorization" not in server.headers
+
+
+@pytest.mark.parametrize("target", ["/b", "b", "?b", "{same}/b"])
+def test_password_stays_with_a_redirect_to_the_same_server(server, fetcher, target):
+    server.give("/b", b"image")
+    location = target.format(same=server.url("").rstrip("/"))
+    server.give_in_turn("/a", status_answer(302, Location=location), server.answers["/b"])
+    assert fetcher.fetch(server.url("/a", "alice:p%40ss:word@")) == b"image"
+    assert server.headers["Authorization"] == f"Basic {b64encode(b'alice:p@ss:word').decode()}"
+
+
+@pytest.mark.parametrize("own", ["", SECRETS])
+def test_password_of_a_redirect_is_never_sent(server, fetcher, own):
+    with serve() as other:
+        other.give("/b", b"image")
+        server.give("/c", b"image")
+        server.answers["/a"] = status_answer(302, Location=other.url("/b", "mallory:planted@"))
+        server.answers["/same"] = status_answer(302, Location=server.url("/c", "mallory:planted@"))
+        assert fetcher.fetch(server.url("/a", own)) == b"image"
+        assert "Authorization" not in other.headers
+        assert fetcher.fetch(server.url("/same", own)) == b"image"
+        planted = b64encode(b"mallory:planted").decode()
+        assert planted not in server.headers.get("Authorization", "")
+
+
+def test_netrc_is_not_read(server, fetcher, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login alice password hunter2\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server.give("/a", b"image")
+    fetcher.fetch(server.url("/a"))
+    assert "Authorization" not in server.headers
+
+
 def test_redirect_loop_ends(server, fetcher):
     server.answers["/a"] = status_answer(302, Location="/b?token=topsecret")
     server.answers["/b"] = status_answer(302, Location="/a")
@@ -182,11 +255,30 @@ def test_redirect_loop_ends(server, fetcher):
 
 
 @pytest.mark.parametrize(
-    "target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "http://"]
+    "target",
+    [
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/x",
+        "data:,x",
+        "http://",
+        "http://[",
+        "http://127.0.0.1:99999/",
+        "http://127.0.0.1:x/",
+        "http://127.0.0.1/" + "x" * 70_000,
+    ],
 )
 def test_redirect_to_another_scheme_is_refused(server, fetcher, target):
     server.answers["/a"] = status_answer(302, Location=target)
     assert failure_of(fetcher, server.url("/a" + QUERY)).status == Status.HTTP_ERROR
+
+
+def test_redirect_cannot_write_into_the_next_request(server, fetcher):
+    server.give("/b", b"image")
+    location = "/b?x=%0d%0aX-Planted:%201%0d%0a%0d%0aGET%20/other"
+    server.answers["/a"] = status_answer(302, Location=location)
+    assert fetcher.fetch(server.url("/a")) == b"image"
+    assert server.requests == ["/a", location]
+    assert "X-Planted" not in server.headers
 
 
 def test_redirect_without_a_target_is_its_code(server, fetcher):
@@ -214,7 +306,22 @@ def say_nothing(request):
     request.pause(60)
 
 
-@pytest.mark.parametrize("answer", [drip, drip_headers, say_nothing])
+def continue_slowly(request):
+    while True:
+        request.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.pause(0.05)
+
+
+def drip_trailers(request):
+    request.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
+    for number in range(1000):
+        request.wfile.write(b"X-%d: y\r\n" % number)
+        request.pause(0.05)
+
+
+@pytest.mark.parametrize(
+    "answer", [drip, drip_headers, say_nothing, continue_slowly, drip_trailers]
+)
 def test_slow_answer_ends_at_the_deadline(server, make_fetcher, answer):
     server.answers["/a"] = answer
     start = time.monotonic()
@@ -328,6 +435,61 @@ def test_compressed_body_that_breaks_off_is_incomplete(server, fetcher, cut):
     assert failure_of(fetcher, server.url("/a")).status == Status.INCOMPLETE
 
 
+def test_all_members_of_gzip_are_read(server, make_fetcher):
+    members = [gzip.compress(b"first" * 1000), gzip.compress(b""), gzip.compress(b"second")]
+    whole = b"first" * 1000 + b"second"
+    server.give("/a", b"".join(members), headers={"Content-Encoding": "gzip"})
+    assert make_fetcher().fetch(server.url("/a")) == whole
+    assert len(make_fetcher(max_bytes=len(whole)).fetch(server.url("/a"))) == len(whole)
+    failure = failure_of(make_fetcher(max_bytes=len(whole) - 1), server.url("/a"))
+    assert failure.status == Status.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", gzip.compress(b"image") + b"garbage"),
+        ("gzip", gzip.compress(b"image") + b"\0" * 100),
+        ("gzip", gzip.compress(b"image") + zlib.compress(b"more")),
+        ("deflate", zlib.compress(b"image") + b"garbage"),
+        ("deflate", zlib.compress(b"image") + zlib.compress(b"more")),
+        ("deflate", zlib.compress(b"image") + gzip.compress(b"more")),
+    ],
+)
+def test_what_follows_the_end_of_a_compression_is_refused(server, fetcher, encoding, body):
+    server.give("/a", body, headers={"Content-Encoding": encoding})
+    failure = failure_of(fetcher, server.url("/a"))
+    assert failure.status == Status.HTTP_ERROR
+    assert "compression is corrupt" in failure.reason
+
+
+def test_second_member_that_breaks_off_is_incomplete(server, fetcher):
+    body = gzip.compress(b"image") + gzip.compress(b"more" * 100)[:-9]
+    server.give("/a", body, headers={"Content-Encoding": "gzip"})
+    assert failure_of(fetcher, server.url("/a")).status == Status.INCOMPLETE
+
+
+def test_members_that_hold_nothing_count_as_they_come(server, make_fetcher):
+    def answer(request):
+        request.close_connection = True
+        request.send_response(200)
+        request.send_header("Content-Encoding", "gzip")
+        request.end_headers()
+        request.wfile.write(gzip.compress(b"") * 10_000)
+
+    server.answers["/a"] = answer
+    assert make_fetcher(max_bytes=200_000).fetch(server.url("/a")) == b""
+    failure = failure_of(make_fetcher(max_bytes=199_999), server.url("/a"))
+    assert failure.status == Status.TOO_LARGE
+
+
+def test_image_that_hardly_compresses_may_have_the_greatest_size(server, make_fetcher):
+    body = random.Random(5).randbytes(100_000)
+    packed = gzip.compress(body)
+    server.give("/a", packed, headers={"Content-Encoding": "gzip"})
+    assert make_fetcher(max_bytes=len(packed)).fetch(server.url("/a")) == body
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "br"])
 def test_body_that_is_not_what_its_encoding_says(server, fetcher, encoding):
     server.give("/a", b"not compressed", headers={"Content-Encoding": encoding})
@@ -356,6 +518,68 @@ def test_body_shorter_than_announced_is_incomplete(server, fetcher, answer):
     failure = failure_of(fetcher, server.url("/a" + QUERY, SECRETS))
     assert failure.status == Status.INCOMPLETE
     assert "127.0.0.1" in failure.reason
+
+
+def continue_for_ever(request):
+    while True:
+        request.wfile.write(b"HTTP/1.1 102 Processing\r\n\r\n" * 1000)
+
+
+def pad_chunks_for_ever(request):
+    request.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while True:
+        request.wfile.write(b"1;" + b"x" * 10_000 + b"\r\nx\r\n")
+
+
+@pytest.mark.parametrize("answer", [continue_for_ever, pad_chunks_for_ever])
+def test_what_stands_around_a_body_is_bounded(server, make_fetcher, answer):
+    server.answers["/a"] = answer
+    failure = failure_of(make_fetcher(max_bytes=1000), server.url("/a"))
+    assert failure.status == Status.TOO_LARGE
+
+
+def send_endless_header(request):
+    request.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+    while True:
+        request.wfile.write(b"x" * 10_000)
+
+
+def send_headers_for_ever(request):
+    request.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        request.wfile.write(b"X: y\r\n" * 1000)
+
+
+def announce(value):
+    def answer(request):
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: " + value + b"\r\n\r\nimage")
+        request.close_connection = True
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        send_endless_header,
+        send_headers_for_ever,
+        announce(b"9" * 5000),
+        announce(b"-5"),
+        announce(b"5\r\nContent-Length: 6"),
+    ],
+)
+def test_headers_beyond_measure_are_refused(server, fetcher, answer):
+    server.answers["/a"] = answer
+    assert failure_of(fetcher, server.url("/a")).status == Status.HTTP_ERROR
+
+
+def test_trailers_are_no_part_of_the_image(server, fetcher):
+    def answer(request):
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        request.wfile.write(b"5\r\nimage\r\n0\r\nContent-Encoding: gzip\r\nX: y\r\n\r\n")
+
+    server.answers["/a"] = answer
+    assert fetcher.fetch(server.url("/a")) == b"image"
 
 
 def hang_up(request):
@@ -412,7 +636,7 @@ def test_slow_name_resolution_ends_at_the_deadline(make_fetcher, monkeypatch):
     assert time.monotonic() - start < 3
 
 
-def test_second_address_is_tried_when_the_first_refuses(server, fetcher, monkeypatch):
+def test_second_address_is_tried_when_the_first_refuses(server, make_fetcher, monkeypatch):
     server.give("/a", b"image")
     resolve = socket.getaddrinfo
 
@@ -421,6 +645,7 @@ def test_second_address_is_tried_when_the_first_refuses(server, fetcher, monkeyp
         return [entry for each in hosts for entry in resolve(each, *rest, **options)]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve_to_two)
+    fetcher = make_fetcher(allow_networks=["127.0.0.0/8"])
     assert fetcher.fetch(f"http://two.invalid:{server.port}/a") == b"image"
 
 
@@ -436,6 +661,7 @@ def test_second_address_is_tried_when_the_first_refuses(server, fetcher, monkeyp
         "http://" + "a" * 70 + "/",
         "http://exa mple/a",
         "http://127.0.0.1\x00/a",
+        "http://127.0.0.1:-1/a",
     ],
 )
 def test_url_that_is_none_fails_only_its_row(fetcher, url):
@@ -469,6 +695,29 @@ def test_untrusted_certificate_is_refused(certificate, fetcher):
         assert failure.status == Status.HTTP_ERROR
         assert "certificate" in failure.reason.lower()
         assert not server.requests
+
+
+def test_handshake_that_drips_ends_at_the_deadline(make_fetcher):
+    ended = threading.Event()
+
+    def drip_bytes(listener):
+        connection = listener.accept()[0]
+        with connection:
+            # A record of 16 KiB is announced, of which a byte comes now and then.
+            connection.sendall(b"\x16\x03\x03\x40\x00")
+            while not ended.wait(0.05):
+                connection.sendall(b"\x02")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        done = pool.submit(drip_bytes, listener)
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/a"
+        start = time.monotonic()
+        failure = failure_of(make_fetcher(fetch_seconds=0.6), url)
+        ended.set()
+        assert failure.status == Status.TIMEOUT
+        assert time.monotonic() - start < 3
+        with suppress(ConnectionError):
+            done.result(20)
 
 
 def test_trusted_certificate_is_accepted(certificate, fetcher, monkeypatch):
@@ -509,3 +758,70 @@ def test_no_log_shows_a_query_string(server, fetcher, caplog):
         fetcher.fetch(server.url("/a" + QUERY, SECRETS))
     assert "topsecret" not in caplog.text
     assert "hunter2" not in caplog.text
+
+
+def count_at_a_time(server, paths):
+    """Let each of the paths take a moment; returns where the most at a time is noted."""
+    lock, active, most = threading.Lock(), [0], [0]
+
+    def answer(request):
+        with lock:
+            active[0] += 1
+            most[0] = max(most[0], active[0])
+        request.pause(0.03)
+        with lock:
+            active[0] -= 1
+        status_answer(200)(request)
+
+    server.answers.update(dict.fromkeys(paths, answer))
+    return most
+
+
+def test_one_host_is_asked_for_so_many_images_at_a_time(server, make_fetcher):
+    paths = [f"/{number}" for number in range(24)]
+    most = count_at_a_time(server, paths)
+    fetcher = make_fetcher(
+        allow_hosts=["127.0.0.1", "localhost"], fetch_concurrency=12, host_concurrency=3
+    )
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda path: fetcher.fetch(server.url(path)), paths))
+        assert most[0] == 3
+        most[0] = 0
+        urls = [
+            f"http://{host}:{server.port}{path}"
+            for path in paths
+            for host in ("127.0.0.1", "localhost")
+        ]
+        list(pool.map(fetcher.fetch, urls))
+    assert 3 < most[0] <= 6
+
+
+def test_fetch_that_waits_for_memory_keeps_no_turn_from_the_row_it_waits_for(server, make_fetcher):
+    server.give("/younger", b"x" * 1000)
+    server.give("/older", b"image")
+    fetcher = make_fetcher(host_concurrency=1)
+    is_waiting, memory_is_free = threading.Event(), threading.Event()
+
+    def wait_for_memory(size):
+        is_waiting.set()
+        assert memory_is_free.wait(20)
+
+    with ThreadPoolExecutor(1) as pool:
+        younger = pool.submit(fetcher.fetch, server.url("/younger"), wait_for_memory)
+        assert is_waiting.wait(20)
+        assert fetcher.fetch(server.url("/older")) == b"image"
+        memory_is_free.set()
+        assert len(younger.result(20)) == 1000
+
+
+def test_waiting_for_a_turn_is_not_the_time_of_the_server(server, make_fetcher):
+    def answer(request):
+        request.pause(0.3)
+        status_answer(200)(request)
+
+    paths = [f"/{number}" for number in range(4)]
+    server.answers.update(dict.fromkeys(paths, answer))
+    fetcher = make_fetcher(host_concurrency=1, fetch_seconds=0.9)
+    with ThreadPoolExecutor(4) as pool:
+        bodies = pool.map(lambda path: fetcher.fetch(server.url(path)), paths)
+        assert list(bodies) == [b""] * 4

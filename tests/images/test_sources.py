@@ -32,7 +32,7 @@ IMAGE_STRUCT = pa.struct(
 
 def open_array(array, image_src_type="image_url", **limits):
     operator = ImageViTEmbedding(image_src_type=image_src_type, limits=ImageLimits(**limits))
-    return open_column(array, operator, Fetcher(operator.limits))
+    return open_column(array, operator, Fetcher(operator))
 
 
 def outcome(column, row):

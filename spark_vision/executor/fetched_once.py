@@ -1,0 +1,133 @@
+"""Rows of one Arrow array that have the same address share one fetch, and one failure.
+
+The first of them fetches. The others wait for it, so a row only ever waits for an older one. What
+is kept for rows still to come is bounded; where it is too much, they fetch again.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import numpy as np
+import pyarrow as pa
+
+from spark_vision.errors import RowFailure
+from spark_vision.images.sources import EncodedImage, ImageColumn, RawImage
+
+
+class KeptBytes:
+    """A count of what is kept for later rows, of all arrays of one task.
+
+    Args:
+        capacity_bytes: The most that is kept.
+    """
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._capacity_bytes = capacity_bytes
+        self._lock = threading.Lock()
+        self._kept_bytes = 0
+
+    def take(self, count: int) -> bool:
+        """Take so many bytes, or say that there is no room for them."""
+        with self._lock:
+            if self._kept_bytes + count > self._capacity_bytes:
+                return False
+            self._kept_bytes += count
+            return True
+
+    def give_back(self, count: int) -> None:
+        """Give bytes back."""
+        with self._lock:
+            self._kept_bytes -= count
+
+
+class FetchedOnce(ImageColumn):
+    """A column of addresses, each of which is fetched once though several rows have it.
+
+    Rows must be begun in their order, as a row waits for the first one with its address.
+
+    Args:
+        column: Fetches a row.
+        array: The strings of that column.
+        kept: Counts what is kept for later rows.
+    """
+
+    needs_fetch = True
+
+    def __init__(self, column: ImageColumn, array: pa.Array, kept: KeptBytes) -> None:
+        self._column = column
+        self._kept = kept
+        self._lock = threading.Lock()
+        self._firsts = _first_rows(array)
+        # Rows that still need what the first of them fetches, by that first row.
+        self._due_counts = {
+            row: count - 1 for row, count in Counter(self._firsts).items() if count > 1
+        }
+        self._fetches: dict[int, Future[EncodedImage | RawImage]] = {
+            row: Future() for row in self._due_counts
+        }
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def read(
+        self, row: int, on_bytes: Callable[[int], None] | None = None
+    ) -> EncodedImage | RawImage:
+        """Return one row's image, fetched for it or for an older row."""
+        first = self._firsts[row]
+        with self._lock:
+            fetch = self._fetches.get(first)
+        if fetch is None:
+            return self._column.read(row, on_bytes)
+        if row == first:
+            return self._fetch_for_all(row, fetch, on_bytes)
+        try:
+            image = fetch.result()
+        except RowFailure as failure:
+            # Each thread has an exception of its own: raising one adds to its traceback.
+            raise RowFailure(failure.status, failure.reason) from None
+        finally:
+            self._count_down(first)
+        if on_bytes is not None:
+            on_bytes(_size_of(image))
+        return image
+
+    def _fetch_for_all(
+        self,
+        row: int,
+        fetch: Future[EncodedImage | RawImage],
+        on_bytes: Callable[[int], None] | None,
+    ) -> EncodedImage | RawImage:
+        try:
+            image = self._column.read(row, on_bytes)
+        except BaseException as error:
+            fetch.set_exception(error)
+            raise
+        with self._lock:
+            # Those that wait already have the fetch; those to come find none, and fetch.
+            if not self._kept.take(_size_of(image)):
+                del self._fetches[row]
+        fetch.set_result(image)
+        return image
+
+    def _count_down(self, first: int) -> None:
+        with self._lock:
+            self._due_counts[first] -= 1
+            if self._due_counts[first] or first not in self._fetches:
+                return
+            fetch = self._fetches.pop(first)
+        if fetch.exception() is None:
+            self._kept.give_back(_size_of(fetch.result()))
+
+
+def _first_rows(array: pa.Array) -> list[int]:
+    """Return for each row the first row that has the same text."""
+    codes = array.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    _, firsts, which = np.unique(codes, return_index=True, return_inverse=True)
+    rows: list[int] = firsts[which].tolist()
+    return rows
+
+
+def _size_of(image: EncodedImage | RawImage) -> int:
+    return image.data.nbytes if isinstance(image, RawImage) else image.nbytes

@@ -53,7 +53,7 @@ def embed(folders, tmp_path):
 
     def compute(image, model="dinov2", **options):
         reach = {"allow_hosts": ("127.0.0.1",), "allow_paths": (str(tmp_path),)}
-        operator = ImageViTEmbedding(model_name=str(folders / model), **reach, **options)
+        operator = ImageViTEmbedding(model_name=str(folders / model), **{**reach, **options})
         array = image if isinstance(image, pa.Array) else pa.array([image])
         return one(compute_images([array], [operator], TASK, with_status=True))
 
@@ -149,7 +149,14 @@ def test_timeout(embed, server):
     expect(embed(server.url("/slow.jpg"), limits=limits), Status.TIMEOUT)
 
 
-def test_blocked(embed, tmp_path_factory):
+def test_blocked(embed, server):
+    server.give("/photo.jpg", PHOTO)
+    expect(embed(server.url("/photo.jpg")), Status.OK)
+    expect(embed(server.url("/photo.jpg"), allow_hosts=()), Status.BLOCKED)
+    assert server.requests == ["/photo.jpg"]
+
+
+def test_blocked_is_a_path_outside_of_those_that_are_allowed(embed, tmp_path_factory):
     outside = tmp_path_factory.mktemp("outside") / "photo.jpg"
     outside.write_bytes(PHOTO)
     expect(embed(str(outside)), Status.BLOCKED)

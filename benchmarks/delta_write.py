@@ -104,7 +104,7 @@ def start_session() -> SparkSession:
     return configure(builder).getOrCreate()
 
 
-def random_vectors(operators, counters):
+def random_vectors(operators, counters, *, keys=()):
     """Take the place of the function that runs the models: it reads the images, and no more."""
     import pyspark.cloudpickle as cloudpickle
     from pyspark.sql.types import StructField, StructType

@@ -3,6 +3,22 @@
 from spark_vision.status import Status
 
 MAX_ROW_ERROR_CHARACTERS = 200
+# An address may be megabytes long: no more of a text is looked at than can be shown.
+_READ_CHARACTERS = 2000
+
+
+def in_one_line(text: str) -> str:
+    """Say a text in one line of at most 200 printable characters.
+
+    Control characters, marks that turn the direction of writing, and halves of surrogate pairs are
+    written as escapes: a text from a stranger says nothing to a terminal, and UTF-8 can encode it.
+    """
+    line = " ".join(text[:_READ_CHARACTERS].split())
+    if not line.isprintable():
+        line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
+    if len(line) > MAX_ROW_ERROR_CHARACTERS or len(text) > _READ_CHARACTERS:
+        line = line[: MAX_ROW_ERROR_CHARACTERS - 1] + "…"
+    return line
 
 
 class SparkVisionError(Exception):
@@ -33,6 +49,10 @@ class ModelServerError(SparkVisionError, ConnectionError):
     """The process that holds an executor's model does not answer, or ended again and again."""
 
 
+class FailureRateError(SparkVisionError, RuntimeError):
+    """More rows failed than `max_failure_rate` allows: most likely the whole source is wrong."""
+
+
 class SessionError(SparkVisionError, RuntimeError):
     """The Spark session lacks something, such as Delta's JARs."""
 
@@ -50,16 +70,16 @@ class RowFailure(SparkVisionError, ValueError):  # noqa: N818 - it is data first
 
     Attributes:
         status: The outcome for the row's `status` column.
-        reason: One short sentence for its `error` column, at most 200 characters.
+        reason: One short sentence for its `error` column, in at most 200 printable characters.
+        row: What the row is called; None where nobody asks.
     """
 
-    def __init__(self, status: Status, reason: str) -> None:
-        one_line = " ".join(reason.split())
-        if len(one_line) > MAX_ROW_ERROR_CHARACTERS:
-            one_line = one_line[: MAX_ROW_ERROR_CHARACTERS - 1] + "…"
-        super().__init__(f"{status.value}: {one_line}")
+    def __init__(self, status: Status, reason: str, row: str | None = None) -> None:
         self.status = status
-        self.reason = one_line
+        self.reason = in_one_line(reason)
+        self.row = row
+        place = "" if row is None else f"{row}: "
+        super().__init__(f"{place}{status.value}: {self.reason}")
 
-    def __reduce__(self) -> tuple[type["RowFailure"], tuple[Status, str]]:
-        return type(self), (self.status, self.reason)
+    def __reduce__(self) -> tuple[type["RowFailure"], tuple[Status, str, str | None]]:
+        return type(self), (self.status, self.reason, self.row)

@@ -1,32 +1,70 @@
-"""Cuts a SQL text into statements at the semicolons that end them."""
+"""Cuts a SQL text into statements at the semicolons that end them, as Spark's own lexer sees them.
+
+A text of any kind takes time in proportion to its length: each part of it is looked at once.
+"""
 
 import re
 
-# What a semicolon does not end: quoted text and names, and comments.
+# What a semicolon does not end: quoted text and names, and comments. What is never closed goes to
+# the text's end, and Spark says so.
 _TOKEN = re.compile(
-    r"""'(?:\\.|[^'\\])*' | "(?:\\.|[^"\\])*" | `[^`]*` | --[^\n]* | /\*.*?\*/ | ; | .""",
+    r"""
+    ;
+    | --(?:\\\n|[^\r\n])*+
+    | /\*
+    | (?<!\w)[rR](?:'[^']*+'?|"[^"]*+"?)
+    | '(?:\\.|[^'\\])*+(?:'|\\?\Z)
+    | "(?:\\.|[^"\\])*+(?:"|\\?\Z)
+    | `[^`]*+`?
+    | \$(?P<tag>[A-Za-z]*+)\$
+    """,
     re.DOTALL | re.VERBOSE,
 )
+_COMMENT_BORDER = re.compile(r"/\*|\*/")
 
 
 def split_statements(text: str) -> list[str]:
     """Split SQL at semicolons; those in quotes and comments do not count.
 
     Args:
-        text: One or more statements of Spark SQL.
+        text: One or more statements of Spark SQL. Bracketed comments may be nested, text may stand
+            in single, double or dollar quotes, or be raw (`r'…'`).
 
     Returns:
         The statements without their semicolons; none that is empty or only a comment.
     """
-    statements: list[str] = []
-    statement = code = ""
-    for token in [*_TOKEN.findall(text), ";"]:
+    statements = []
+    start = position = 0
+    has_code = False
+    while found := _TOKEN.search(text, position):
+        token, end = found[0], found.end()
+        has_code = has_code or not _is_blank(text, position, found.start())
         if token == ";":
-            if code.strip():
-                statements.append(statement.strip())
-            statement = code = ""
-        else:
-            # Comments stay: a hint is one.
-            statement += token
-            code += "" if token.startswith(("--", "/*")) else token
+            if has_code:
+                statements.append(text[start : found.start()].strip())
+            start, has_code = end, False
+        elif token == "/*":
+            end = _end_of_comment(text, end)
+        elif not token.startswith("--"):
+            has_code = True
+            if found["tag"] is not None:
+                close = text.find(token, end)
+                end = len(text) if close < 0 else close + len(token)
+        position = end
+    if has_code or not _is_blank(text, position, len(text)):
+        # Comments stay: a hint is one.
+        statements.append(text[start:].strip())
     return statements
+
+
+def _is_blank(text: str, start: int, end: int) -> bool:
+    return not text[start:end].strip()
+
+
+def _end_of_comment(text: str, position: int) -> int:
+    depth = 1
+    for border in _COMMENT_BORDER.finditer(text, position):
+        depth += 1 if border[0] == "/*" else -1
+        if not depth:
+            return border.end()
+    return len(text)

@@ -103,7 +103,8 @@ def add_table_arguments(parser: argparse.ArgumentParser, column: str, what: str)
     parser.add_argument(
         "--stage-folder",
         metavar="FOLDER",
-        help="where rows wait between model and table (default: in the table's own folder)",
+        help="where rows wait between model and table; who can write there can write to the table "
+        "(default: in the table's own folder)",
     )
     add_stream_arguments(parser)
     parser.add_argument(

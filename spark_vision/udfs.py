@@ -59,6 +59,7 @@ class ImagesBody:
         with_status: Give structs of value, status and error as the values.
         environment: The driver's settings of the Hugging Face hub.
         statuses: A counter for each operator, or none.
+        keys: What one more column lists for each row, by which an error names it.
     """
 
     operators: tuple[ImageOperator, ...]
@@ -66,6 +67,7 @@ class ImagesBody:
     with_status: bool
     environment: HubEnvironment
     statuses: tuple["Accumulator[dict[str, int]]", ...]
+    keys: tuple[str, ...] = ()
 
     def __call__(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
         """Give what the operators make of the images, in order."""
@@ -73,10 +75,13 @@ class ImagesBody:
         from spark_vision.executor.task import current_task
 
         for arrays in compute_images(
-            _check_arguments(batches, _function_name(self.operators), self.operators),
+            _check_arguments(
+                batches, _function_name(self.operators), self.operators, is_keyed=bool(self.keys)
+            ),
             self.operators,
             current_task(self.environment),
             with_status=self.with_status,
+            keys=self.keys,
             counts=[counter.add for counter in self.statuses],
         ):
             if self.names is None:
@@ -93,6 +98,7 @@ class TextsBody:
     with_status: bool
     environment: HubEnvironment
     statuses: "Accumulator[dict[str, int]] | None"
+    keys: tuple[str, ...] = ()
 
     def __call__(self, arrays: Iterator[Batch]) -> Iterator[pa.Array]:
         """Give the embeddings of the texts, in order."""
@@ -100,10 +106,11 @@ class TextsBody:
         from spark_vision.executor.task import current_task
 
         yield from embed_texts(
-            _check_arguments(arrays, "embed_text", [self.operator]),
+            _check_arguments(arrays, "embed_text", [self.operator], is_keyed=bool(self.keys)),
             self.operator,
             current_task(self.environment),
             with_status=self.with_status,
+            keys=self.keys,
             count=self.statuses.add if self.statuses is not None else None,
         )
 
@@ -136,14 +143,18 @@ def placement_udf(operator: Operator) -> Any:
 
 
 def _check_arguments(
-    batches: Iterator[Batch], function: str, operators: Sequence[Operator]
+    batches: Iterator[Batch],
+    function: str,
+    operators: Sequence[Operator],
+    *,
+    is_keyed: bool = False,
 ) -> Iterator[Batch]:
     """Refuse a call with more or fewer columns than its operators read; SQL does not check it."""
     takes = ["images" if isinstance(operators[0], ImageOperator) else "texts"]
     if any(isinstance(operator, QwenVLImageUnderstanding) for operator in operators):
         takes.append("prompts")
     for batch in batches:
-        given = len(batch) if isinstance(batch, tuple) else 1
+        given = (len(batch) if isinstance(batch, tuple) else 1) - is_keyed
         if not 1 <= given <= len(takes):
             raise InputTypeError(
                 f"a function of {function} got {given} columns; allowed: {takes[0]}"
@@ -158,6 +169,7 @@ def operator_udf(
     with_status: bool = False,
     deterministic: bool = False,
     statuses: "Accumulator[dict[str, int]] | None" = None,
+    keys: Sequence[str] = (),
 ) -> Any:
     """Make the UDF that computes one operator.
 
@@ -167,6 +179,8 @@ def operator_udf(
         deterministic: Let Spark move, repeat or merge calls as it does with pure functions. Without
             it each row is computed once, and Spark refuses the function in some places.
         statuses: Collects the number of rows by status as tasks end (classic sessions).
+        keys: Give a function of one more column, of arrays of strings: values of these names, by
+            which an error names a row.
 
     Returns:
         A user-defined function of one column; for captions, of one or of two: images and prompts.
@@ -179,9 +193,9 @@ def operator_udf(
     body: ArrowBody
     if isinstance(operator, ImageOperator):
         counters = () if statuses is None else (statuses,)
-        body = ImagesBody((operator,), None, with_status, environment, counters)
+        body = ImagesBody((operator,), None, with_status, environment, counters, tuple(keys))
     else:
-        body = TextsBody(_as_texts(operator), with_status, environment, statuses)
+        body = TextsBody(_as_texts(operator), with_status, environment, statuses, tuple(keys))
     made = vectorized_udf(body, _return_type(operator, with_status), _function_name([operator]))
     return made if deterministic else made.asNondeterministic()
 
@@ -189,19 +203,27 @@ def operator_udf(
 def images_udf(
     operators: Mapping[str, ImageOperator],
     statuses: "Mapping[str, Accumulator[dict[str, int]] | None]",
+    *,
+    keys: Sequence[str] = (),
 ) -> Any:
     """Make the UDF that computes several operators of each image, which is decoded once.
 
     Args:
         operators: What to compute, by the name of its field; they read an image alike.
         statuses: Collect the number of rows by status, for each name; None where there is none.
+        keys: As for `operator_udf`.
 
     Returns:
         A user-defined function of images, or of images and prompts: a struct of structs.
     """
     counters = tuple(each for name in operators if (each := statuses[name]) is not None)
     body = ImagesBody(
-        tuple(operators.values()), tuple(operators), True, HubEnvironment.capture(), counters
+        tuple(operators.values()),
+        tuple(operators),
+        True,
+        HubEnvironment.capture(),
+        counters,
+        tuple(keys),
     )
     fields = [StructField(name, value_type(operator)) for name, operator in operators.items()]
     made = vectorized_udf(body, StructType(fields), _function_name([*operators.values()]))

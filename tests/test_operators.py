@@ -292,3 +292,8 @@ def test_secrets_are_read_from_a_file(tmp_path):
     assert option.parse("ImageViTEmbedding", f"@{path}")["key"] == "hunter2"
     with pytest.raises(InvalidOptionError):
         option.parse("ImageViTEmbedding", "@/no/such/file.json")
+
+
+def test_a_prompt_that_no_row_could_have_is_refused_on_the_driver():
+    with pytest.raises(InvalidOptionError, match="131,073 characters; allowed: 131,072 or fewer"):
+        QwenVLImageUnderstanding(prompt="x" * 131_073)

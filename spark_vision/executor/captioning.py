@@ -15,7 +15,7 @@ from spark_vision.executor.opening import (
     open_checkpoint,
     prepare_device,
 )
-from spark_vision.executor.outcomes import add_statuses, raise_failure
+from spark_vision.executor.outcomes import add_statuses
 from spark_vision.executor.task import Task
 from spark_vision.models.protocols import CaptionInput, GenerationSettings, ImageCaptioner
 from spark_vision.operators import QwenVLImageUnderstanding
@@ -86,12 +86,7 @@ class Captions:
         )
 
     def build(self, outcomes: Sequence[Caption | RowFailure], with_status: bool) -> pa.Array:
-        """Make Arrow's strings, or structs of caption, status, error and truncated.
-
-        Raises:
-            RowFailure: With `on_error="raise"`, the first failure.
-        """
-        raise_failure(outcomes, self._operator.on_error)
+        """Make Arrow's strings, or structs of caption, status, error and truncated."""
         instead = "" if self._operator.on_error == "zero" else None
         texts = pa.array(
             [instead if isinstance(row, RowFailure) else row.text for row in outcomes], pa.string()

@@ -81,20 +81,31 @@ class Channel:
             Its header and its tensors, which hold until the other end sends again; None at the end.
 
         Raises:
-            OSError: The other end is gone.
+            OSError: The other end is gone, or its descriptor is of no memory.
             ValueError: What came is no message.
         """
-        packet, descriptors, _, _ = socket.recv_fds(
+        packet, descriptors, flags, _ = socket.recv_fds(
             self._connection, MAX_HEADER_BYTES, 1, socket.MSG_CMSG_CLOEXEC
         )
         for descriptor in descriptors:
             self._reader.replace(descriptor)
-        if not packet:
-            return None
-        header = json.loads(packet)
-        if not isinstance(header, dict) or not isinstance(header.get("tensors"), dict):
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise ValueError(f"a packet over {MAX_HEADER_BYTES} bytes, or with descriptors over 1")
+        return self.parse(packet) if packet else None
+
+    def parse(self, packet: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Read a packet, whatever it holds.
+
+        Raises:
+            ValueError: It is no message.
+        """
+        try:
+            header = json.loads(packet)
+        except RecursionError:
+            raise ValueError("a header that is nested too deep") from None
+        if not isinstance(header, dict):
             raise ValueError("a packet without a header")
-        return header, self._reader.read(header.pop("tensors"))
+        return header, self._reader.read(header.pop("tensors", None))
 
     def cut_off(self) -> None:
         """End the connection, which whoever reads from it sees, in this process too."""

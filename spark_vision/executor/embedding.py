@@ -17,6 +17,7 @@ from spark_vision.executor.batching import (
     regroup,
     working_threads,
 )
+from spark_vision.executor.failures import FailurePolicy, RowNames
 from spark_vision.executor.inference import compute_rows
 from spark_vision.executor.model_host import reach_model, stamp_of
 from spark_vision.executor.opening import (
@@ -84,11 +85,7 @@ class ImageEmbeddings:
             yield compute_rows(batch, self._embed, kind=lambda pixels: pixels.shape)
 
     def build(self, outcomes: Sequence[Outcome], with_status: bool) -> pa.Array:
-        """Make Arrow's lists, or structs of embedding, status and error.
-
-        Raises:
-            RowFailure: With `on_error="raise"`, the first failure.
-        """
+        """Make Arrow's lists, or structs of embedding, status and error."""
         return _build(outcomes, self._operator, self._description, with_status)
 
     def _embed(self, pixels: list[torch.Tensor]) -> list[Outcome]:
@@ -104,6 +101,7 @@ def embed_texts(
     task: Task,
     *,
     with_status: bool = False,
+    keys: Sequence[str] = (),
     count: Callable[[dict[str, int]], None] | None = None,
 ) -> Iterator[pa.Array]:
     """Compute a vector per text; equal texts of an Arrow array are computed once.
@@ -113,18 +111,26 @@ def embed_texts(
         operator: What to compute.
         task: What it may use.
         with_status: Give structs of embedding, status and error instead of bare vectors.
+        keys: As for `compute_images`.
         count: Called with the number of rows by status, once per array given back.
 
     Yields:
         Arrays whose lengths differ from those taken; their elements are in the order of the input.
 
     Raises:
-        SparkVisionError: The operator cannot run here; with `on_error="raise"`, a row failed.
+        SparkVisionError: The operator cannot run here; with `on_error="raise"`, a row failed; more
+            failed than `max_failure_rate` allows.
     """
-    opened = open_texts(arrays, operator, task)
+    names = RowNames([operator], keys)
+    policy = FailurePolicy(operator, names)
+    opened = open_texts(names.watch(arrays), operator, task)
+    done = 0
     for rows in gather(opened.outcomes, OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
         if count is not None:
             count(count_statuses(rows))
+        policy.check(rows)
+        done += len(rows)
+        names.forget(done)
         yield _build(rows, operator, opened.description, with_status)
 
 

@@ -12,6 +12,7 @@ from spark_vision.errors import InputTypeError
 from spark_vision.executor.batching import OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS, gather
 from spark_vision.executor.captioning import Captions
 from spark_vision.executor.embedding import ImageEmbeddings
+from spark_vision.executor.failures import FailurePolicy, RowNames
 from spark_vision.executor.image_rows import ImageRows, Prepared
 from spark_vision.executor.outcomes import count_statuses
 from spark_vision.executor.placement import Placement
@@ -58,6 +59,7 @@ def compute_images(
     task: Task,
     *,
     with_status: bool = False,
+    keys: Sequence[str] = (),
     counts: Sequence[CountStatuses] = (),
     look: Callable[[ImageWork], ImageWork] = lambda work: work,
 ) -> Iterator[list[pa.Array]]:
@@ -69,6 +71,8 @@ def compute_images(
         operators: What to compute; they read an image alike.
         task: What they may use.
         with_status: Give structs of the value, status and error instead of bare values.
+        keys: By which an error names a row: what the values are called that one more array of each
+            batch, of lists of strings, has for it.
         counts: One for each operator, called with the number of rows by status.
         look: Changes what is made of an operator's outcomes.
 
@@ -77,8 +81,11 @@ def compute_images(
         the order of the input.
 
     Raises:
-        SparkVisionError: An operator cannot run here; with `on_error="raise"`, a row failed.
+        SparkVisionError: An operator cannot run here; with `on_error="raise"`, a row failed; more
+            failed than `max_failure_rate` allows.
     """
+    names = RowNames(operators, keys)
+    policies = [FailurePolicy(operator, names) for operator in operators]
     works = [look(_open_work(operator, task)) for operator in operators]
     rows = ImageRows(
         operators[0],
@@ -88,15 +95,20 @@ def compute_images(
         portion_row_count=min(work.portion_row_count for work in works),
         attempt_number=task.attempt_number,
     )
-    prepared = itertools.tee(rows.prepare(map(_with_prompts, batches)), len(works))
+    prepared = itertools.tee(rows.prepare(map(_with_prompts, names.watch(batches))), len(works))
     outcomes = [
         work.compute(_choose(portions, index))
         for index, (work, portions) in enumerate(zip(works, prepared, strict=True))
     ]
+    done = 0
     for given in gather(_align(outcomes), OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
         columns = list(zip(*given, strict=True))
         for count, column in zip(counts, columns, strict=False):
             count(count_statuses(column))
+        for policy, column in zip(policies, columns, strict=True):
+            policy.check(column)
+        done += len(given)
+        names.forget(done)
         yield [work.build(column, with_status) for work, column in zip(works, columns, strict=True)]
 
 

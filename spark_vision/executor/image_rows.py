@@ -21,6 +21,7 @@ from spark_vision.executor.byte_budget import ByteBudget
 from spark_vision.executor.decode_watch import DecodeWatch
 from spark_vision.executor.decoding_budget import DecodingBudget
 from spark_vision.executor.fetched_once import FetchedOnce, KeptBytes
+from spark_vision.executor.inference import is_out_of_memory
 from spark_vision.executor.texts import check_texts, read_texts
 from spark_vision.images.cost import most_bytes
 from spark_vision.images.decoding import decode_judged, judge
@@ -178,9 +179,9 @@ def _or_failure(work: Callable[[], Result]) -> Result | RowFailure:
         return work()
     except RowFailure as failure:
         return failure
-    except MemoryError:
-        return RowFailure(Status.OUT_OF_MEMORY, "no memory to decode and resize this image")
     except Exception as error:
+        if is_out_of_memory(error):
+            return RowFailure(Status.OUT_OF_MEMORY, "no memory to decode and resize this image")
         # Whatever one image can provoke in a codec or a processor is that row's affair.
         return RowFailure(Status.MODEL_ERROR, f"preparing: {type(error).__name__}: {error}")
 

@@ -60,7 +60,14 @@ def _compute(
     return _compute(ready[:middle], compute) + _compute(ready[middle:], compute)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is short: torch has no class for a CPU's."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 def _failure(error: Exception) -> RowFailure:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         return RowFailure(Status.OUT_OF_MEMORY, "the model has no memory for this row alone")
     return RowFailure(Status.MODEL_ERROR, f"{type(error).__name__}: {error}")

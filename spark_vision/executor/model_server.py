@@ -20,11 +20,11 @@ States. A server *loads* (its lock is held, its socket listens, nobody is accept
 
 Who closes what. A client closes its connection when it likes, also in the middle of a call: a call
 that waits is dropped, and so is the answer to one that is computed. The server closes a connection
-only on what is no message, and by ending. It ends when the executor's process ends; after its idle
-time without a call, whoever is connected; when its device is broken; when a call takes too long;
-when its lock's file or its socket has vanished, as from a temporary folder that is cleaned; and
-when its load fails or takes too long, with the cause in the lock's file. It unlinks its own files
-first and leaves at once: a normal exit with torch loaded takes a second more.
+only on what is no message, which it says first, and by ending. It ends when the executor's process
+ends; after its idle time without a call, whoever is connected; when its device is broken; when a
+call takes too long; when its lock's file or its socket has vanished, as from a temporary folder
+that is cleaned; and when its load fails or takes too long, with the cause in the lock's file. It
+unlinks its own files first and leaves at once: a normal exit with torch loaded takes a second more.
 
 A client that sees an end of file, a reset, or nobody listening goes back to connecting and sends
 its call again: calls have no effect but their answer. A client that sees no pulse (the time of the

@@ -1,4 +1,4 @@
-"""What became of the rows: counted by status, named beside their values, or raised."""
+"""What became of the rows: counted by status, and named beside their values."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,6 @@ def count_statuses(outcomes: Sequence[Any]) -> dict[str, int]:
             row.status.value if isinstance(row, RowFailure) else Status.OK.value for row in outcomes
         )
     )
-
-
-def raise_failure(outcomes: Sequence[Any], on_error: str) -> None:
-    """Raise the first failure where the operator says `raise`.
-
-    Raises:
-        RowFailure: With `on_error="raise"`, the first failure.
-    """
-    if on_error == "raise":
-        for row in outcomes:
-            if isinstance(row, RowFailure):
-                raise row
 
 
 def add_statuses(

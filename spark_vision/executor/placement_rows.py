@@ -46,6 +46,8 @@ def place_rows(
     Raises:
         SparkVisionError: The operator cannot run here.
     """
+    # Whatever the operator makes of failed rows: here they have no model, and so no placement.
+    operator = dataclasses.replace(operator, on_error="null", max_failure_rate=None)
     if isinstance(operator, ImageOperator):
         for (array,) in compute_images(batches, [operator], task, look=PlacedWork):
             yield array

@@ -8,11 +8,13 @@ socket of a client that leaves in the middle of a call is closed by the thread t
 import logging
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from spark_vision.executor.channel import Channel
+from spark_vision.executor.model_methods import describe_error
 
 logger = logging.getLogger("spark_vision.model_server")
 
@@ -37,7 +39,10 @@ class ServedClient:
         return self._channel.fileno()
 
     def receive(self) -> tuple[Mapping[str, Any], Tensors] | None:
-        """Receive a call; None where the client has left, or what it sent is no call."""
+        """Receive a call; None where the client has left, or what it sent is no call.
+
+        Whatever a client sends is an error of that client alone, which is told to it.
+        """
         try:
             call = self._channel.receive()
             if call is None:
@@ -46,10 +51,17 @@ class ServedClient:
                 if self._is_calling:
                     raise ValueError("a call came before the answer to the last")
                 self._is_calling = True
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except Exception as error:
             logger.warning("a client was cut off: %s: %s", type(error).__name__, error)
+            self._refuse(error)
             return None
         return call
+
+    def _refuse(self, error: Exception) -> None:
+        with self._lock, suppress(OSError):
+            # The answer to a call that is under way is not this one.
+            if not self._is_calling:
+                self._channel.send({"error": describe_error(error)})
 
     def leave(self) -> None:
         """End the connection, at once or after the call that is under way."""

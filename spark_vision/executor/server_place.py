@@ -5,12 +5,17 @@
         <model>.lock      held by the server from its start to its end, and by whom starts it
         <model>.log       what the server says
 
+The name of the first folder can be guessed, and a temporary folder is everybody's: where somebody
+else has taken that name, the next is tried (`spark-vision-<uid>-1` and so on), by all workers in
+the same order.
+
 The lock is the truth: while it is held a server starts or lives, and the kernel frees it whatever
 ends the server. What its file holds is for the next who takes it, and its time is the server's
 pulse. Folders whose executor is gone are swept away before another server starts.
 """
 
 import json
+import logging
 import os
 import socket
 import stat
@@ -18,10 +23,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.server_lock import ServerLock
+
+logger = logging.getLogger(__name__)
+
+# Names that are tried before sharing is given up, which costs a copy of the model per worker.
+MOST_NAMES = 8
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,7 @@ class ServerPlace:
     @classmethod
     def of(cls, executor: ExecutorProcess, name: str) -> "ServerPlace":
         """Name the place of an executor's model; nothing is written."""
-        base = Path(tempfile.gettempdir()) / f"spark-vision-{os.geteuid()}"
-        return cls(base / f"{_pid_namespace()}-{executor}", name)
+        return cls(_base_folder() / f"{_pid_namespace()}-{executor}", name)
 
     @property
     def address(self) -> Path:
@@ -168,6 +178,34 @@ def _sweep_one(left: ServerPlace) -> None:
         with suppress(OSError):
             left.remove(lock)
         lock.close()
+
+
+def _base_folder() -> Path:
+    """Choose the first folder that is this user's alone, or that nobody has yet."""
+    first = Path(tempfile.gettempdir()) / f"spark-vision-{os.geteuid()}"
+    for number in range(MOST_NAMES):
+        folder = first.with_name(f"{first.name}-{number}") if number else first
+        try:
+            _require_private(folder)
+        except PermissionError:
+            continue
+        except OSError:
+            # Not there; or what is wrong is said by who makes it.
+            pass
+        if number:
+            _say_taken(first, folder)
+        return folder
+    return first
+
+
+@cache
+def _say_taken(taken: Path, chosen: Path) -> None:
+    logger.warning(
+        "%s is not a folder of user %d alone: remove it; model servers are found in %s meanwhile",
+        taken,
+        os.geteuid(),
+        chosen,
+    )
 
 
 def _require_private(folder: Path) -> None:

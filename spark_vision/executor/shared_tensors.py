@@ -7,6 +7,7 @@ by a process that is killed.
 """
 
 import fcntl
+import math
 import mmap
 import os
 from collections.abc import Mapping
@@ -16,6 +17,12 @@ import torch
 
 ALIGNMENT = 64
 LEAST_BYTES = 2**20
+# Of one message: no batch comes near, and a file without content may say that it is longer.
+MOST_BYTES = 2**36
+_MOST_TENSORS = 32
+_MOST_DIMENSIONS = 8
+# Beyond it, products of dimensions would not fit what torch counts with.
+_LONGEST_DIMENSION = 2**31
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -81,30 +88,89 @@ class TensorReader:
         """Map the memory of a descriptor that came with a message, and close the descriptor.
 
         Raises:
-            ValueError: The memory could shrink under its reader.
+            ValueError: The memory could shrink under its reader, or is too large.
+            OSError: It is no memory.
         """
         try:
             if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
                 raise ValueError("the shared memory is not sealed")
-            self._memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
+            size = os.fstat(descriptor).st_size
+            if size > MOST_BYTES:
+                raise ValueError(f"shared memory of {size} bytes; allowed: {MOST_BYTES}")
+            self._memory = mmap.mmap(descriptor, size)
         finally:
             os.close(descriptor)
 
-    def read(self, layout: Layout) -> dict[str, torch.Tensor]:
+    def read(self, layout: Any) -> dict[str, torch.Tensor]:
         """Give views of the tensors, which hold until the next message is written over them.
 
         Raises:
-            ValueError, RuntimeError: The layout does not fit the memory.
+            ValueError: The layout is none that a writer makes, or does not fit the memory.
         """
-        if layout and self._memory is None:
-            raise ValueError("tensors came without shared memory")
+        check_layout(layout, 0 if self._memory is None else len(self._memory))
         return {name: _view(self._memory, place) for name, place in layout.items()}
 
 
+def check_layout(layout: Any, memory_bytes: int) -> None:
+    """Make sure that tensors lie in memory as a writer lays them: in turn, each element once.
+
+    So what a few bytes of a message show is never more than the memory that came with it.
+
+    Args:
+        layout: From another process: any JSON value.
+        memory_bytes: Of the shared memory.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if not isinstance(layout, dict) or len(layout) > _MOST_TENSORS:
+        raise ValueError(f"a layout that is not one of {_MOST_TENSORS} tensors or fewer")
+    end = 0
+    for name, place in layout.items():
+        try:
+            end = _check_place(place, end)
+        except ValueError as error:
+            raise ValueError(f"the tensor {name[:40]!r}: {error}") from None
+        if end > memory_bytes:
+            raise ValueError(f"the tensor {name[:40]!r} ends after {memory_bytes} bytes of memory")
+
+
+def _check_place(place: Any, start: int) -> int:
+    """Check one tensor's place, which begins at `start` or after it; return its end."""
+    if not isinstance(place, dict) or set(place) != {"dtype", "shape", "strides", "offset"}:
+        raise ValueError("its place is not a dtype, a shape, strides and an offset")
+    dtype, shape, strides = place["dtype"], place["shape"], place["strides"]
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise ValueError(f"its dtype is none of {', '.join(_DTYPES)}")
+    if not _are_counts(shape, _LONGEST_DIMENSION) or not _are_counts(strides, MOST_BYTES):
+        raise ValueError("its shape or its strides are not short lists of whole numbers")
+    if len(shape) != len(strides):
+        raise ValueError("it has not as many strides as dimensions")
+    offset = place["offset"]
+    if not _are_counts([offset], MOST_BYTES) or offset < start or offset % ALIGNMENT:
+        raise ValueError("its offset is not an aligned one after the tensor before it")
+    if 0 in shape:
+        return start
+    step = 1
+    # A dimension of size 1 is never stepped along, so its stride may be anything.
+    for stride, size in sorted(pair for pair in zip(strides, shape, strict=True) if pair[1] > 1):
+        if stride != step:
+            raise ValueError("its strides leave gaps, or show an element twice")
+        step *= size
+    return int(offset) + math.prod(shape) * _DTYPES[dtype].itemsize
+
+
+def _are_counts(values: Any, most: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) <= _MOST_DIMENSIONS
+        and all(type(value) is int and 0 <= value <= most for value in values)
+    )
+
+
 def _view(memory: mmap.mmap | None, place: dict[str, Any]) -> torch.Tensor:
-    dtype, shape, strides = _DTYPES[place["dtype"]], place["shape"], place["strides"]
+    dtype, shape = _DTYPES[place["dtype"]], place["shape"]
     if 0 in shape or memory is None:
         return torch.empty(shape, dtype=dtype)
-    element_count = 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
-    flat = torch.frombuffer(memory, dtype=dtype, count=element_count, offset=place["offset"])
-    return flat.as_strided(shape, strides)
+    flat = torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=place["offset"])
+    return flat.as_strided(shape, place["strides"])

@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 
 from spark_vision.errors import RowFailure
-from spark_vision.executor.outcomes import add_statuses, raise_failure
+from spark_vision.executor.outcomes import add_statuses
 from spark_vision.status import Status
 
 Outcome = np.ndarray | RowFailure
@@ -26,17 +26,13 @@ def build_array(
         outcomes: A float32 `[dimension]` vector per row (`[tokens, dimension]` with `tokens`), or
             why the row failed.
         dimension: The length of every vector.
-        on_error: What stands for a failed row: `null` or `zero`. `raise` fails instead.
+        on_error: `zero` puts zeros in the place of a failed row, else there is null.
         tokens: Whether rows hold token vectors, given as arrays of arrays.
         with_status: Whether to give structs of embedding, status and error.
 
     Returns:
         As many elements as outcomes: list<float>, list<list<float>> or struct.
-
-    Raises:
-        RowFailure: With `on_error="raise"`, the first failure.
     """
-    raise_failure(outcomes, on_error)
     zero = np.zeros(dimension, np.float32) if on_error == "zero" else None
     values = [zero if isinstance(row, RowFailure) else row for row in outcomes]
     embeddings = _token_lists(values, dimension) if tokens else _vector_lists(values, dimension)

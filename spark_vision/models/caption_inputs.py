@@ -17,7 +17,11 @@ from spark_vision.models.chat_prompts import ChatPrompts
 from spark_vision.models.checkpoint_files import Checkpoint
 from spark_vision.models.preprocessing import interpolation_of, scaling_of
 from spark_vision.models.protocols import CaptionBatch, CaptionInput, GeneratedTokens
-from spark_vision.operators import MAX_ASPECT_RATIO, QwenVLImageUnderstanding
+from spark_vision.operators import (
+    MAX_ASPECT_RATIO,
+    MAX_PROMPT_CHARACTERS,
+    QwenVLImageUnderstanding,
+)
 from spark_vision.status import Status
 
 
@@ -106,7 +110,8 @@ class QwenVLInputs:
 
         Raises:
             RowFailure: `bad_dimensions`: the image is over 200 times as long as wide, or takes
-                more tokens than the model has; `bad_prompt`: the prompt does.
+                more tokens than the model has; `bad_prompt`: the prompt does, or has over 131,072
+                characters.
         """
         rows, columns = self._grid_of(*image.shape[1:])
         image_token_count = rows * columns // self._merge_size**2
@@ -158,6 +163,13 @@ class QwenVLInputs:
     def _encode(self, prompt: str, image_token_count: int) -> list[int]:
         if image_token_count >= self._context_length:
             raise self._too_long(Status.BAD_DIMENSIONS, "image", image_token_count)
+        # By characters first: the tokens of a long text take seconds, and much memory.
+        if len(prompt) > MAX_PROMPT_CHARACTERS:
+            raise RowFailure(
+                Status.BAD_PROMPT,
+                f"the prompt has {len(prompt):,} characters, more than the "
+                f"{MAX_PROMPT_CHARACTERS:,} allowed",
+            )
         token_ids = self._prompts.encode(prompt, image_token_count)
         if len(token_ids) >= self._context_length:
             alone = len(self._prompts.encode("", image_token_count))

@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from spark_vision.errors import UnsupportedCheckpointError
+from spark_vision.models.settings_files import (
+    MAX_VOCABULARY_BYTES,
+    check_size,
+    read_json,
+    read_settings,
+)
 from spark_vision.operators import (
     ClipTextEmbedding,
     ImageOperator,
@@ -39,6 +45,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+# Of a zip archive as torch writes it, and of a bare pickle of protocol 2 and above.
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 # What decides how a model that writes is asked, and how it ends.
 CHAT_FILES = (
     "generation_config.json",
@@ -69,14 +77,15 @@ def open_folder(folder: Path) -> Checkpoint:
     """Read the configuration of a checkpoint.
 
     Raises:
-        UnsupportedCheckpointError: config.json is not a configuration with a model_type.
+        UnsupportedCheckpointError: config.json is not a configuration with a model_type, or has
+            sizes that no model has; or another file is too large to be what it is called.
     """
     path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UnsupportedCheckpointError(f"{path} is not JSON: {error}") from error
-    model_type = config.get("model_type") if isinstance(config, dict) else None
+    config = read_settings(path)
+    for name in (*PROCESSOR_FILES, *TOKENIZER_FILES, *CHAT_FILES):
+        if (folder / name).is_file():
+            check_size(folder / name, MAX_VOCABULARY_BYTES)
+    model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise UnsupportedCheckpointError(
             f"{path} has no model_type, so this is not a checkpoint in the layout of "
@@ -129,19 +138,31 @@ def weight_names(checkpoint: Checkpoint) -> frozenset[str]:
     Raises:
         UnsupportedCheckpointError: A header cannot be read.
     """
-    names: set[str] = set()
+    return frozenset().union(*map(_weight_names, weight_files(checkpoint)))
+
+
+def check_headers(checkpoint: Checkpoint) -> None:
+    """Make sure that safetensors files are what their names say, before a library opens them.
+
+    Raises:
+        UnsupportedCheckpointError: A header cannot be read.
+    """
     for path in weight_files(checkpoint):
-        try:
-            with path.open("rb") as file:
-                if path.suffix == ".safetensors":
-                    names |= dict(json.loads(read_safetensors_header(file))).keys()
-                else:
-                    names |= _pickled_texts(file)
-        except (ValueError, TypeError, LookupError, OSError, zipfile.BadZipFile) as error:
-            raise UnsupportedCheckpointError(
-                f"cannot read the header of {path}: {error}"
-            ) from error
-    return frozenset(names)
+        if path.suffix == ".safetensors":
+            _weight_names(path)
+
+
+def _weight_names(path: Path) -> set[str]:
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".safetensors":
+                return set(dict(json.loads(read_safetensors_header(file))))
+            return _pickled_texts(file)
+    except (
+        *(ValueError, TypeError, LookupError, RecursionError),
+        *(OSError, zipfile.BadZipFile),
+    ) as error:
+        raise UnsupportedCheckpointError(f"cannot read the header of {path}: {error}") from error
 
 
 def read_safetensors_header(file: IO[bytes]) -> bytes:
@@ -150,7 +171,15 @@ def read_safetensors_header(file: IO[bytes]) -> bytes:
     Raises:
         ValueError: The file is shorter than it says.
     """
-    size = int.from_bytes(file.read(8), "little")
+    start = file.read(9)
+    # A length can look like the start of a pickle; what follows it is a JSON object, always.
+    if start.startswith(PICKLE_STARTS) and start[8:] != b"{":
+        raise ValueError(
+            "it is a pickle under the name of another format; save the weights as safetensors, or "
+            f"name the file {PICKLE_FILES[0]}"
+        )
+    file.seek(8)
+    size = int.from_bytes(start[:8], "little")
     # The length comes from the file: it must not decide how much memory is taken.
     if size > 100_000_000:
         raise ValueError(f"its header would be {size} bytes long")
@@ -164,8 +193,8 @@ def _shards(weights: Path) -> list[Path]:
     if not weights.name.endswith(".index.json"):
         return [weights]
     try:
-        names = sorted(set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        names = sorted(set(read_json(weights)["weight_map"].values()))
+    except (LookupError, TypeError, AttributeError) as error:
         raise UnsupportedCheckpointError(f"{weights} is not an index of weights") from error
     if not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise UnsupportedCheckpointError(f"{weights} names files outside of its folder")

@@ -10,6 +10,7 @@ from spark_vision.models.checkpoint_files import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
     Checkpoint,
+    check_headers,
     read_safetensors_header,
     weight_files,
 )
@@ -33,8 +34,9 @@ def fingerprint(checkpoint: Checkpoint) -> str:
         64 hexadecimal digits (SHA-256).
 
     Raises:
-        UnsupportedCheckpointError: The checkpoint has no weights.
+        UnsupportedCheckpointError: The checkpoint has no weights, or their header cannot be read.
     """
+    check_headers(checkpoint)
     names = (CONFIG_FILE, *PROCESSOR_FILES, *TOKENIZER_FILES, *CHAT_FILES)
     small = [path for name in names if (path := checkpoint.folder / name).is_file()]
     weights = weight_files(checkpoint)

@@ -1,6 +1,7 @@
 """Loads a checkpoint's weights by its transformers class, and refuses one that lacks some."""
 
 import logging
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 
 from spark_vision.errors import UnsupportedCheckpointError
-from spark_vision.models.checkpoint_files import Checkpoint, weight_files
+from spark_vision.models.checkpoint_files import Checkpoint, check_headers, weight_files
 from spark_vision.models.precision import ATTENTION
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def load_pretrained(
     Raises:
         UnsupportedCheckpointError: Weights are missing, have another shape, or cannot be read.
     """
+    check_headers(checkpoint)
     if any(path.suffix != ".safetensors" for path in weight_files(checkpoint)):
         logger.warning(
             "%s has its weights as pickles only; they are loaded as plain tensors "
@@ -58,6 +60,12 @@ def load_pretrained(
             )
     except MemoryError:
         raise
+    except pickle.UnpicklingError as error:
+        # What torch says of it advises to run what the file holds.
+        raise UnsupportedCheckpointError(
+            f"the pickled weights in {checkpoint.folder} hold more than tensors, or are damaged, "
+            "and are not loaded; save them as safetensors"
+        ) from error
     except Exception as error:
         # Every reader of every format has its own errors; each means that these files are no
         # weights of this family.

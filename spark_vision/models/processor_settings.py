@@ -1,11 +1,11 @@
 """Which settings of an image processor an operator may override, known without torch."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from spark_vision.errors import InvalidOptionError, UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import PROCESSOR_FILES, Checkpoint
+from spark_vision.models.settings_files import read_settings
 
 # What Hugging Face's image processors share, apart from what is not a setting of the pixels (the
 # device, the format of tensors, grouping).
@@ -52,9 +52,9 @@ def _own_settings(checkpoint: Checkpoint) -> set[str]:
         path = checkpoint.folder / file_name
         if path.is_file():
             try:
-                settings = json.loads(path.read_text(encoding="utf-8"))
+                settings = read_settings(path)
                 names |= settings.get("image_processor", settings).keys()
-            except (ValueError, AttributeError) as error:
+            except AttributeError as error:
                 raise UnsupportedCheckpointError(
                     f"{path} has no settings of an image processor"
                 ) from error

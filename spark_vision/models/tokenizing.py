@@ -8,6 +8,12 @@ import torch
 from spark_vision.errors import UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import Checkpoint
 
+# So many characters of a text are looked at for each token that the model takes: more than the
+# longest tokens of published vocabularies hold. The tokens are those of the whole text, but where
+# tokens are fewer by far: after thousands of spaces or punctuation marks that a tokenizer drops, or
+# of letters that it does not know.
+CHARACTERS_PER_TOKEN = 256
+
 
 class Tokenizer:
     """Turns texts into token ids.
@@ -24,15 +30,17 @@ class Tokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._max_length = max_length
+        self._max_characters = CHARACTERS_PER_TOKEN * max_length
         self._padding = "max_length" if pad_to_max_length else "longest"
         self._lower_case = lower_case
 
     def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """Tokenize a batch; longer texts are truncated.
+        """Tokenize a batch; longer texts are truncated, huge ones before they cost anything.
 
         Returns:
             int64 `[texts, tokens]` tensors by the names that the model's text tower takes.
         """
+        texts = [text[: self._max_characters] for text in texts]
         encoded = self._tokenizer(
             [text.lower() for text in texts] if self._lower_case else texts,
             padding=self._padding,

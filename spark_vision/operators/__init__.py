@@ -5,7 +5,11 @@ hashable, holds no model, and never looks for a device: executors do that.
 """
 
 from spark_vision.operators.base import ImageLimits, ImageOperator, Operator
-from spark_vision.operators.captioning import MAX_ASPECT_RATIO, QwenVLImageUnderstanding
+from spark_vision.operators.captioning import (
+    MAX_ASPECT_RATIO,
+    MAX_PROMPT_CHARACTERS,
+    QwenVLImageUnderstanding,
+)
 from spark_vision.operators.embedding import (
     ClipImageEmbedding,
     ClipTextEmbedding,
@@ -16,6 +20,7 @@ from spark_vision.operators.embedding import (
 
 __all__ = [
     "MAX_ASPECT_RATIO",
+    "MAX_PROMPT_CHARACTERS",
     "OPERATORS",
     "ClipImageEmbedding",
     "ClipTextEmbedding",

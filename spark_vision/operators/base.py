@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from spark_vision.errors import InvalidOptionError
 from spark_vision.operators.places import normalize_root, normalize_schemes
 from spark_vision.operators.reach import normalize_hosts, normalize_networks
 from spark_vision.options import normalize_options, option
@@ -68,9 +69,20 @@ class Operator:
         "the job.",
         allowed=("null", "zero", "raise"),
     )
+    max_failure_rate: float | None = option(
+        None,
+        "Share of rows, at most 1, that may fail before the job does: of a task's rows, and of a "
+        "table write's; judged from 100 rows on, null ones left out.",
+        exclusive_minimum=0,
+    )
 
     def __post_init__(self) -> None:
         normalize_options(self)
+        if self.max_failure_rate is not None and self.max_failure_rate > 1:
+            raise InvalidOptionError(
+                f"{type(self).__name__}.max_failure_rate got {self.max_failure_rate}; allowed: a "
+                "number above 0, 1 or less, or none"
+            )
 
     @property
     def checkpoint_name(self) -> str:

@@ -8,6 +8,8 @@ from spark_vision.options import option
 
 # Above it the models' own processors refuse an image (`smart_resize`).
 MAX_ASPECT_RATIO = 200
+# Of a prompt: a tokenizer takes half a second for so many, and most models' context is less.
+MAX_PROMPT_CHARACTERS = 131_072
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,11 @@ class QwenVLImageUnderstanding(ImageOperator):
             raise InvalidOptionError(
                 f"{type(self).__name__}.prompt got a half of a surrogate pair; allowed: text that "
                 "UTF-8 can encode"
+            )
+        if self.prompt is not None and len(self.prompt) > MAX_PROMPT_CHARACTERS:
+            raise InvalidOptionError(
+                f"{type(self).__name__}.prompt got {len(self.prompt):,} characters; allowed: "
+                f"{MAX_PROMPT_CHARACTERS:,} or fewer"
             )
         if self.top_p > 1:
             raise InvalidOptionError(

@@ -66,9 +66,24 @@ class StagedWave:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "StagedWave":
-        """Read what `to_json` has given."""
+        """Read what `to_json` has given.
+
+        Raises:
+            TypeError: They are other values, as another version's.
+        """
+        if not isinstance(values, dict) or not isinstance(values.get("identity"), dict):
+            raise TypeError("no description of a wave")
         lists = {name: tuple(each) for name, each in values.items() if isinstance(each, list)}
-        return cls(**{**values, **lists})
+        wave = cls(**{**values, **lists})
+        texts = (wave.keys, wave.kept, wave.columns, wave.inputs, tuple(wave.identity.values()))
+        if (
+            type(wave.is_new) is not bool
+            or type(wave.count) is not int
+            or not all(isinstance(each, tuple) for each in texts)
+            or not all(isinstance(text, str) for each in texts for text in each)
+        ):
+            raise TypeError("a wave's description with other types")
+        return wave
 
 
 def commit_wave(

@@ -48,12 +48,20 @@ class HadoopFolder:
         self._files.create(self._at(name), True).close()
 
     def read(self, name: str) -> str | None:
-        """Read a small text; None where it is not there."""
+        """Read a small text; None where it is not there.
+
+        Raises:
+            ValueError: It is damaged, or no UTF-8.
+        """
         stream = _look(lambda: self._files.open(self._at(name)))
         if stream is None:
             return None
         try:
             return bytes(stream.readAllBytes()).decode()
+        except Py4JJavaError as error:
+            if error.java_exception.getClass().getSimpleName() == "ChecksumException":
+                raise ValueError(f"{self.path}/{name} is damaged") from error
+            raise
         finally:
             stream.close()
 

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from spark_vision.errors import CommitConflictError, TableError
+from spark_vision.executor.failures import check_failure_rate, is_rate_exceeded
+from spark_vision.operators import Operator
 from spark_vision.tables.commit import StagedWave, commit_wave, delete_rows
 from spark_vision.tables.hadoop_folder import HadoopFolder
 from spark_vision.tables.identity import filled_columns
@@ -213,11 +216,23 @@ def _stage_wave(
             f"the source gave {count} rows where it had {wave.count} when its keys were read; it "
             "changed meanwhile, and this wave was not committed: run again once it stands still"
         )
-    stage.finish(_describe(write, wave))
     for row in counts:
         for name in wave.columns:
             statuses[name][row[f"{name}_status"]] += row["count"]
+    for name in wave.columns:
+        _check_failures(rows, name, write.columns[name], statuses[name])
+    stage.finish(_describe(write, wave))
     return rows
+
+
+def _check_failures(
+    rows: DataFrame, name: str, operator: Operator, counts: Mapping[str, int]
+) -> None:
+    """Stop where too many rows of this run failed; the wave that shows it is not committed."""
+    if is_rate_exceeded(counts, operator.max_failure_rate):
+        status, error = F.col(f"{name}_status"), F.first(f"{name}_error", ignorenulls=True)
+        examples = {row[0]: row[1] for row in rows.groupBy(status).agg(error).dropna().collect()}
+        check_failure_rate(counts, operator.max_failure_rate, examples)
 
 
 def _status_names(wave: Wave) -> list[str]:

@@ -152,7 +152,13 @@ def staged_waves(folder: HadoopFolder) -> Iterator[tuple[StagedWave, str]]:
     """Give the complete waves of a run, and where their rows are."""
     for name in folder.names():
         if name.startswith("wave-") and name.endswith(".json"):
-            text = folder.read(name)
-            if text is not None:
+            try:
+                text = folder.read(name)
+                if text is None:
+                    continue
                 wave = StagedWave.from_json(json.loads(text))
-                yield wave, f"{folder.path}/{name.removesuffix('.json')}"
+            except (ValueError, TypeError, RecursionError):
+                # Damaged, or of another version: its rows are computed again.
+                logger.warning("the wave %s/%s was dropped", folder.path, name, exc_info=True)
+                continue
+            yield wave, f"{folder.path}/{name.removesuffix('.json')}"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from spark_vision.errors import TableError
+from spark_vision.errors import SparkVisionError, TableError
 
 _WAYS_OUT = (
     (
@@ -33,7 +33,7 @@ def explaining(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except TableError:
+    except SparkVisionError:
         raise
     except Exception as error:
         text = str(error)

@@ -3,7 +3,7 @@
 Operators that read an image alike share a function, which fetches and decodes it once for them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +62,14 @@ def column_structs(
             )
             groups.setdefault(reads, {})[name] = operator
         else:
-            udf = operator_udf(operator, with_status=True, statuses=counters[name])
-            value = udf(*_columns(chosen.text))
+            keys = _naming_keys(chosen, [operator])
+            udf = operator_udf(operator, with_status=True, statuses=counters[name], keys=keys)
+            value = udf(*_columns(chosen.text), *_key_column(keys))
             structs.append(ColumnStruct((name,), F.struct(value.alias(name))))
     for operators in groups.values():
-        made = images_udf(operators, counters)(*_columns(chosen.image, chosen.prompt))
+        keys = _naming_keys(chosen, operators.values())
+        udf = images_udf(operators, counters, keys=keys)
+        made = udf(*_columns(chosen.image, chosen.prompt), *_key_column(keys))
         structs.append(ColumnStruct(tuple(operators), made))
     return structs
 
@@ -105,6 +108,17 @@ def compute_rows(
     return computed.select(
         *copied, F.col(SOURCE_HASH), *fields, F.current_timestamp().alias(UPDATED_AT)
     )
+
+
+def _naming_keys(chosen: SourceColumns, operators: Iterable[Operator]) -> tuple[str, ...]:
+    """The keys for functions that may have to name a row; to others they would be a cost."""
+    is_asked = any(operator.on_error == "raise" for operator in operators)
+    return chosen.key_names if is_asked else ()
+
+
+def _key_column(keys: tuple[str, ...]) -> list[Column]:
+    """Their values as texts in one column, where there are keys."""
+    return [F.array(*(F.col(quote(key)).cast("string") for key in keys))] if keys else []
 
 
 def _columns(*fields: StructField | None) -> list[Column]:

@@ -61,7 +61,8 @@ def write_vision_columns(
         recompute: Compute all rows again, by a model that may be another: its columns are emptied
             first, in a commit of its own. A run that is then killed goes on without it.
         delete_missing: Remove rows whose keys the source no longer has.
-        stage_folder: Where waves wait between model and table; None: in the table's own folder.
+        stage_folder: Where waves wait between model and table; None: in the table's own folder. The
+            next run commits what it finds there, so who can write there can write to the table.
         progress: Told every two seconds how far the write is, and once at its end.
 
     Returns:

@@ -24,7 +24,7 @@ from conftest import WORKER_SITE
 from oracles import draw_pictures
 from spark_vision import ClipTextEmbedding, ImageViTEmbedding, QwenVLImageUnderstanding
 from spark_vision.errors import ModelServerError, UnsupportedCheckpointError
-from spark_vision.executor import model_client, model_host
+from spark_vision.executor import model_client, model_host, server_place
 from spark_vision.executor.channel import Channel
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.inference import compute_rows
@@ -210,6 +210,7 @@ def test_a_client_cannot_take_memory_away_or_call_twice_at_once(lasting_host, pi
     packet = b'{"method": "embed_images", "arguments": {}, "tensors": {}}'
     socket.send_fds(intruder._connection, [packet], [descriptor])
     assert intruder.wait(10)
+    assert "not sealed" in intruder.receive()[0]["error"]["message"]
     assert intruder.receive() is None
     os.close(descriptor)
     place = lasting_host.place_of(pid)
@@ -472,10 +473,8 @@ def test_without_calls_the_server_ends_and_comes_back(
 
 TROUBLES = [
     "no folder",
-    "others can write",
+    "every name is taken",
     "no executor",
-    "a file in the folder's place",
-    "a loop in the folder's place",
     "a stream socket in the socket's place",
 ]
 
@@ -489,16 +488,12 @@ def test_where_no_server_can_be_the_worker_loads_and_says_why(
         task = host.task()
         if trouble == "no folder":
             monkeypatch.setattr(tempfile, "tempdir", "/proc/self/fd")
-        elif trouble == "others can write":
-            (host.folder / f"spark-vision-{os.geteuid()}").mkdir(mode=0o777)
-            (host.folder / f"spark-vision-{os.geteuid()}").chmod(0o777)
+        elif trouble == "every name is taken":
+            first = host.folder / f"spark-vision-{os.geteuid()}"
+            for number in range(server_place.MOST_NAMES):
+                first.with_name(f"{first.name}-{number}" if number else first.name).write_text("")
         elif trouble == "no executor":
             task = Task((), 1)
-        elif trouble == "a file in the folder's place":
-            (host.folder / f"spark-vision-{os.geteuid()}").write_text("")
-        elif trouble == "a loop in the folder's place":
-            loop = host.folder / f"spark-vision-{os.geteuid()}"
-            loop.symlink_to(loop)
         else:
             monkeypatch.setattr(model_host, "_server_name", lambda key: "model")
             place = ServerPlace.of(task.executor, "model")
@@ -515,6 +510,13 @@ def test_where_no_server_can_be_the_worker_loads_and_says_why(
         said = [each for each in caplog.messages if "each Python worker" in each]
         assert len(said) == 1
         assert host.servers() == []
+
+
+def test_a_file_in_the_folders_place_costs_no_sharing(host):
+    (host.folder / f"spark-vision-{os.geteuid()}").write_text("")
+    first, second = host.reach(), host.reach()
+    assert first.placement().server_pid == second.placement().server_pid != os.getpid()
+    assert host.place().folder.parent.name == f"spark-vision-{os.geteuid()}-1"
 
 
 def test_a_limited_address_space_is_seen_first():

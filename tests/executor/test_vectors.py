@@ -24,11 +24,6 @@ def test_failed_row_is_null_or_zero(on_error, expected):
     assert array.to_pylist() == expected
 
 
-def test_raise_fails_with_the_rows_own_failure():
-    with pytest.raises(RowFailure, match="too_large: over the limit"):
-        build_array(ROWS, 2, "raise", tokens=False, with_status=False)
-
-
 def test_status_says_why():
     array = build_array(ROWS, 2, "zero", tokens=False, with_status=True)
     array.validate(full=True)

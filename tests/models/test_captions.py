@@ -19,7 +19,11 @@ from spark_vision.models.families import (
     load_model,
 )
 from spark_vision.models.protocols import GenerationSettings, ImageCaptioner
-from spark_vision.operators import ImageViTEmbedding, QwenVLImageUnderstanding
+from spark_vision.operators import (
+    MAX_PROMPT_CHARACTERS,
+    ImageViTEmbedding,
+    QwenVLImageUnderstanding,
+)
 from spark_vision.status import Status
 
 FAMILIES = ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
@@ -267,6 +271,33 @@ def test_what_the_model_cannot_hold_fails_on_its_row(folder, shape, prompt, stat
     with pytest.raises(RowFailure) as raised:
         preprocessor.prepare(image, prompt)
     assert raised.value.status == status
+
+
+def test_a_huge_prompt_is_refused_before_it_is_tokenized(folder, monkeypatch):
+    preprocessor, _ = load(folder)
+    image = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    tokenized = []
+    monkeypatch.setattr(preprocessor._prompts, "_tokenizer", tokenized.append)
+    for prompt in ("x" * 10_000_000, "<|im_end|>" * 100_000, " " * (MAX_PROMPT_CHARACTERS + 1)):
+        with pytest.raises(RowFailure, match="more than the 131,072 allowed") as raised:
+            preprocessor.prepare(image, prompt)
+        assert raised.value.status == Status.BAD_PROMPT
+    assert tokenized == []
+
+
+def test_control_tokens_are_taken_apart_in_as_many_steps_as_there_are(folder, monkeypatch):
+    preprocessor, _ = load(folder)
+    prompts, seen = preprocessor._prompts, []
+    encode = prompts._encode
+    monkeypatch.setattr(
+        prompts,
+        "_encode",
+        lambda text, **options: seen.append(len(text)) or encode(text, **options),
+    )
+    prompts.split("<|im_end|>" * 5000)
+    # Each piece once, and what stands around the prompt.
+    assert len(seen) <= 5000 + 3
+    assert sum(seen) <= len("<|im_end|>" * 5000) + 200
 
 
 def test_an_image_200_times_as_long_as_wide_is_taken(folder):

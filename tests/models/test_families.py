@@ -210,8 +210,10 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
             return (type(witness).touch, (witness,))
 
     torch.save({"layernorm.weight": Malicious()}, folder / "pytorch_model.bin")
-    with pytest.raises(UnsupportedCheckpointError, match=f"cannot load {folder}"):
+    with pytest.raises(UnsupportedCheckpointError, match="hold more than tensors") as raised:
         load_model(open_folder(folder), "float32", CPU)
+    # Torch itself advises to load such a file without the check.
+    assert "weights_only" not in str(raised.value)
     assert not witness.exists()
 
 

@@ -9,6 +9,7 @@ from oracles import same
 from spark_vision.models.checkpoints import resolve_checkpoint
 from spark_vision.models.families import load_model, load_tokenizer
 from spark_vision.models.protocols import ImageEmbedder, TextEmbedder
+from spark_vision.models.tokenizing import CHARACTERS_PER_TOKEN
 from spark_vision.operators import ClipTextEmbedding
 
 WRITERS = {
@@ -80,6 +81,57 @@ def test_a_long_text_is_truncated_to_what_the_model_takes(folder):
     checkpoint = resolve_checkpoint(ClipTextEmbedding(model_name=str(folder)))
     tokens = load_tokenizer(checkpoint)(TEXTS)
     assert tokens["input_ids"].shape == (len(TEXTS), checkpoints.CONTEXT_LENGTH)
+
+
+LONG_TEXTS = {
+    "words": "a red circle, near it! ",
+    "one word": "a",
+    "no words": "!?,;. ",
+    "CJK": "绿色三角形图里有几个人",
+    "combining marks": "e\u0301",
+    "marks on one letter": "\u0301",
+    "emoji": "🎈👩‍👩‍👧",
+    "capitals whose lower case is longer": "İΣ ",
+    "control characters": "\x00\x1fa",
+}
+MAX_CHARACTERS = CHARACTERS_PER_TOKEN * checkpoints.CONTEXT_LENGTH
+
+
+@pytest.mark.parametrize("start", ["", "the house ", " " * 3000, "\u0301 x"])
+@pytest.mark.parametrize("kind", LONG_TEXTS)
+def test_the_part_of_a_long_text_that_is_looked_at_has_the_tokens_of_the_whole(folder, kind, start):
+    if folder.name == "siglip" and kind == "combining marks":
+        pytest.skip("its vocabulary lacks the letter, so that the whole text is one unknown token")
+    tokenizer = load_tokenizer(resolve_checkpoint(ClipTextEmbedding(model_name=str(folder))))
+    text = start + LONG_TEXTS[kind] * (5 * MAX_CHARACTERS // len(LONG_TEXTS[kind]))
+    cut = tokenizer([text])
+    tokenizer._max_characters = len(text)
+    whole = tokenizer([text])
+    assert cut.keys() == whole.keys()
+    assert all(torch.equal(cut[name], whole[name]) for name in cut)
+
+
+def test_spaces_after_a_text_add_no_token(folder):
+    tokenizer = load_tokenizer(resolve_checkpoint(ClipTextEmbedding(model_name=str(folder))))
+    if folder.name == "siglip2_fixed_resolution":
+        pytest.skip("its tokenizer keeps spaces, which then fill the model")
+    assert torch.equal(
+        tokenizer(["a red circle" + " " * 1_000_000])["input_ids"],
+        tokenizer(["a red circle"])["input_ids"],
+    )
+
+
+def test_no_more_of_a_text_is_tokenized_than_can_matter(folder):
+    tokenizer = load_tokenizer(resolve_checkpoint(ClipTextEmbedding(model_name=str(folder))))
+    true, seen = tokenizer._tokenizer, []
+
+    def spy(texts, **options):
+        seen.extend(map(len, texts))
+        return true(texts, **options)
+
+    tokenizer._tokenizer = spy
+    tokenizer(["green " * 1_000_000, "red"])
+    assert seen == [MAX_CHARACTERS, 3]
 
 
 def test_siglip_texts_have_the_length_that_it_was_trained_on(folder):

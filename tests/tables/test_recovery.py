@@ -1,10 +1,14 @@
 """What a run that was killed left behind is committed or removed by the next one, never doubled."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
 from encoded_images import encode, photo
 from spark_vision import write_vision_columns
 from spark_vision.tables import run, schema, stage
+from spark_vision.tables.commit import StagedWave
 
 
 @pytest.fixture
@@ -52,6 +56,45 @@ def test_a_wave_that_was_left_is_committed_once_or_computed_again(
     paths = rows_of(spark, table)
     assert len(paths) == len(set(paths)) == 7
     assert not staged.exists()
+
+
+def test_a_wave_whose_mark_is_damaged_is_dropped_and_computed_again(
+    spark, read_photos, dino, table, staged, monkeypatch, kill_at, caplog
+):
+    columns = {"embedding": dino}
+    kill_at(run, "commit_wave", KilledError, after=False)
+    with pytest.raises(KilledError):
+        write_vision_columns(read_photos(), table, ["path"], columns)
+    monkeypatch.undo()
+    (mark,) = staged.glob("*/wave-0.json")
+    mark.write_bytes(mark.read_bytes()[:40])
+    monkeypatch.setattr(stage, "DEAD_SECONDS", 0.1)
+    result = write_vision_columns(read_photos(), table, ["path"], columns)
+    assert (result.recovered, result.computed) == (0, 7)
+    assert "wave-0.json was dropped" in caplog.text
+    assert not staged.exists()
+
+
+WAVE = StagedWave(True, ("path",), (), ("embedding",), ("image",), {"spark_vision.x": "y"}, 7)
+MARK = json.dumps(WAVE.to_json())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", MARK[:40], "[" * 100_000, "null", "[]", "{}", '{"identity": {}}'),
+        json.dumps({**WAVE.to_json(), "compression": "of a newer version"}),
+        json.dumps({**WAVE.to_json(), "keys": "path"}),
+        json.dumps({**WAVE.to_json(), "count": "7"}),
+        json.dumps({**WAVE.to_json(), "columns": [["embedding"]]}),
+        json.dumps({**WAVE.to_json(), "identity": {"spark_vision.x": None}}),
+    ],
+)
+def test_a_mark_that_this_version_does_not_write_keeps_no_other_wave_from_the_table(text, caplog):
+    marks = {"wave-0.json": text, "wave-1.json": MARK}
+    folder = SimpleNamespace(path="/stage/run", names=lambda: sorted(marks), read=marks.get)
+    assert list(stage.staged_waves(folder)) == [(WAVE, "/stage/run/wave-1")]
+    assert "/stage/run/wave-0.json was dropped" in caplog.text
 
 
 def vectors_of(spark, table):

@@ -78,14 +78,14 @@ def decode_isolated(
     """
     try:
         return _decode_once(data, format, check_size, limits, orientation)
-    except _Killed:
+    except _KilledError:
         # Where memory runs out the system ends a decoder first, whatever image it has.
-        with suppress(_Killed):
+        with suppress(_KilledError):
             return _decode_once(data, format, check_size, limits, orientation)
     raise _dead(format, -signal.SIGKILL)
 
 
-class _Killed(Exception):
+class _KilledError(Exception):
     """The process was ended by signal 9, which no decoder sends to itself."""
 
 
@@ -108,7 +108,7 @@ def _decode_once(
         if code == -signal.SIGALRM:
             raise _late(format, limits) from None
         if code == -signal.SIGKILL:
-            raise _Killed from None
+            raise _KilledError from None
         raise _dead(format, code) from None
     except ValueError as error:
         process.kill()

@@ -111,7 +111,10 @@ def test_not_an_image(embed, data):
     expect(embed(data), Status.NOT_AN_IMAGE)
 
 
-@pytest.mark.parametrize("data", [b"8BPS" + bytes(60), b"\0\0\1\0" + bytes(60)])
+ICON = b"\0\0\1\0\1\0" + bytes([16, 16, 0, 0, 1, 0, 32, 0, 42, 0, 0, 0, 22, 0, 0, 0]) + bytes(42)
+
+
+@pytest.mark.parametrize("data", [b"8BPS" + bytes(60), ICON])
 def test_unsupported_format(embed, data):
     expect(embed(data), Status.UNSUPPORTED_FORMAT)
 

@@ -1,6 +1,6 @@
 """The process that decodes what could hang, die or take too much memory: started by exec, killed.
 
-It has Pillow and numpy, no torch: it starts in a tenth of a second and holds some 16 MB of its own.
+It has Pillow and numpy, no torch: it starts in a tenth of a second and holds some 20 MB of its own.
 It reads from a socket at its standard input, ends when that ends, and is bounded by the system in
 memory, time and files, so that a decoder gone wild costs one image. It holds no secrets: neither
 the worker's descriptors nor its environment.

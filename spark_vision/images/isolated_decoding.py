@@ -76,6 +76,22 @@ def decode_isolated(
         RowFailure: As `decode_by_pillow`; `timeout` for a decoder that is late, and `decode_error`
             for one that dies.
     """
+    try:
+        return _decode_once(data, format, check_size, limits, orientation)
+    except _KilledError:
+        # Where memory runs out the system ends a decoder first, whatever image it has.
+        with suppress(_KilledError):
+            return _decode_once(data, format, check_size, limits, orientation)
+    raise _dead(format, -signal.SIGKILL)
+
+
+class _KilledError(Exception):
+    """The process was ended by signal 9, which no decoder sends to itself."""
+
+
+def _decode_once(
+    data: memoryview, format: Format, check_size: CheckSize, limits: ImageLimits, orientation: int
+) -> Pixels | None:
     process = _take()
     if process is None:
         return None
@@ -91,8 +107,9 @@ def decode_isolated(
         code = process.end()
         if code == -signal.SIGALRM:
             raise _late(format, limits) from None
-        how = f"ended with signal {-code}" if code < 0 else f"ended with code {code}"
-        raise RowFailure(Status.DECODE_ERROR, f"the decoder {how} on this {format}") from None
+        if code == -signal.SIGKILL:
+            raise _KilledError from None
+        raise _dead(format, code) from None
     except ValueError as error:
         process.kill()
         reason = f"the decoder answered nonsense on this {format}: {error}"
@@ -274,6 +291,11 @@ def _late(format: Format, limits: ImageLimits) -> RowFailure:
     return RowFailure(
         Status.TIMEOUT, f"the {format} was not decoded within {limits.decode_seconds:g} s"
     )
+
+
+def _dead(format: Format, code: int) -> RowFailure:
+    how = f"signal {-code}" if code < 0 else f"code {code}"
+    return RowFailure(Status.DECODE_ERROR, f"the decoder ended with {how} on this {format}")
 
 
 def _environment() -> dict[str, str]:

@@ -195,10 +195,10 @@ def _orientation(image: ImageFile) -> int:
     return xmp_orientation(xmp.encode() if isinstance(xmp, str) else xmp)
 
 
-def _bands(image: Image) -> Iterator[Image]:
+def _bands(image: Image, most_pixels: int = _BAND_PIXELS) -> Iterator[Image]:
     """Cut an image into pieces of whole rows."""
     width, height = image.size
-    row_count = max(1, _BAND_PIXELS // width)
+    row_count = max(1, most_pixels // width)
     if row_count >= height:
         yield image
         return
@@ -242,7 +242,9 @@ def _load_both_bytes(image: ImageFile, source: bytes | memoryview) -> list[Image
 
 def _sixteen_bit_bands(image: ImageFile, layers: list[ImageFile]) -> Iterator[Pixels]:
     transparent_value = image.info.get("transparency")
-    for bands in zip(*map(_bands, layers), strict=True):
+    # Beside the samples of a band stand several arrays made of them.
+    pieces = (_bands(layer, _BAND_PIXELS // 4) for layer in layers)
+    for bands in zip(*pieces, strict=True):
         upper, *lower = (np.asarray(band).astype(np.uint16) for band in bands)
         if lower:
             samples = upper << 8 | lower[0]

@@ -59,6 +59,7 @@ spark.stop()
 """
 
 
+@pytest.mark.timeout(600)
 def test_an_image_that_ends_or_hangs_its_worker_fails_only_its_row(tmp_path):
     checkpoints.write_dinov2(tmp_path / "dinov2")
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
@@ -66,7 +67,7 @@ def test_an_image_that_ends_or_hangs_its_worker_fails_only_its_row(tmp_path):
         [sys.executable, "-c", PROGRAM, TESTS / "poisoned_site", tmp_path / "dinov2"],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
         env={**os.environ, "PYTHONPATH": path, "PYSPARK_PYTHON": sys.executable},
     )
     assert run.returncode == 0, run.stderr[-3000:]

@@ -65,7 +65,7 @@ def add_table_arguments(parser: argparse.ArgumentParser, column: str, what: str)
         "--rows-per-commit",
         type=int,
         metavar="N",
-        help="rows that are inferred, staged and committed together; a kill loses at most so many "
+        help="rows that are computed and committed together; a kill loses at most so many "
         "(default: 50000)",
     )
     parser.add_argument(
@@ -92,11 +92,6 @@ def add_table_arguments(parser: argparse.ArgumentParser, column: str, what: str)
         metavar="COLUMN",
         help="says when an image changed, such as an ETag; repeat it for several (default: "
         "modificationTime and length of image files, else the bytes)",
-    )
-    parser.add_argument(
-        "--stage-folder",
-        metavar="FOLDER",
-        help="where rows wait between model and table (default: in the table's own folder)",
     )
     add_stream_arguments(parser)
     parser.add_argument(
@@ -153,7 +148,6 @@ def _shared(arguments: argparse.Namespace) -> dict[str, Any]:
         "image_column": arguments.image_column,
         "keep": arguments.keep,
         "version_columns": arguments.version_column,
-        "stage_folder": arguments.stage_folder,
     }
     if arguments.rows_per_commit is not None:
         shared["rows_per_commit"] = arguments.rows_per_commit

@@ -84,13 +84,11 @@ class TableDetail:
     Attributes:
         properties: The table's.
         folder: Where its files are.
-        table_id: Delta's own name for it.
         columns: The names of its columns.
     """
 
     properties: dict[str, str]
     folder: str
-    table_id: str
     columns: tuple[str, ...]
 
 
@@ -117,7 +115,15 @@ def read_detail(spark: SparkSession, location: TableLocation) -> TableDetail | N
     if detail is None or detail["format"] != "delta":
         raise TableError(f"{location.given} is not a Delta table; choose another table")
     columns = tuple(spark.table(location.sql).columns)
-    return TableDetail(dict(detail["properties"]), detail["location"], detail["id"], columns)
+    return TableDetail(dict(detail["properties"]), detail["location"], columns)
+
+
+def read_version(spark: SparkSession, location: TableLocation) -> int:
+    """Read which version of a Delta table is the newest."""
+    row = spark.sql(f"DESCRIBE HISTORY {location.sql} LIMIT 1").head()
+    if row is None:
+        raise TableError(f"{location.given} has no history; choose another table")
+    return int(row["version"])
 
 
 def quoted_path(table: str) -> str | None:

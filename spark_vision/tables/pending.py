@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 
-from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
@@ -18,6 +17,7 @@ from spark_vision.tables.identity import FilledColumn
 from spark_vision.tables.location import quote
 from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT
 from spark_vision.tables.source import INPUTS, SourceColumns, source_hash
+from spark_vision.tables.source_files import file_column
 
 BASE = "__spark_vision_base"
 SOURCE_FILE = "__spark_vision_source_file"
@@ -95,7 +95,9 @@ def survey_rows(
     Args:
         source: Its column pruning decides that no image is read where `version_columns` say what
             changed; without them, images are read to be hashed.
-        table: The table's rows; None where it is new.
+        table: The table's rows, of one version: Spark takes what it holds of rows for out of date
+            where they come from the version that is the newest, and reads all again after each
+            commit. None where the table is new.
         chosen: The source's columns.
         wanted: The columns of this write.
         retry: The statuses of rows that are to be computed again.
@@ -105,7 +107,7 @@ def survey_rows(
         TableError: A key is null, or occurs twice; the message names examples.
     """
     keys = [F.col(quote(name)) for name in chosen.key_names]
-    file, has_source_files = _file_of(source)
+    file = file_column(source)
     no_hash = F.lit(None).cast(_HASH_TYPE)
     sides = source.select(
         *keys,
@@ -116,7 +118,7 @@ def survey_rows(
         no_hash.alias(_TABLE_HASH),
         F.lit(None).cast("array<string>").alias(_STATUSES),
         F.lit(None).cast("timestamp").alias(BASE),
-        file.alias(SOURCE_FILE),
+        (F.lit(None).cast("string") if file is None else file).alias(SOURCE_FILE),
         F.lit(None).cast("string").alias(TABLE_FILE),
     )
     if table is not None:
@@ -136,7 +138,7 @@ def survey_rows(
         *keys, _IN_SOURCE, _IN_TABLE, BASE, SOURCE_FILE, TABLE_FILE, needs.alias(_NEEDED)
     ).persist()
     try:
-        return _count(matched, keys, chosen, has_source_files)
+        return _count(matched, keys, chosen, has_source_files=file is not None)
     except BaseException:
         matched.unpersist()
         raise
@@ -176,7 +178,7 @@ def _is_needed(index: int, reads: Sequence[str], retry: Collection[str], recompu
 
 
 def _count(
-    matched: DataFrame, keys: Sequence[Column], chosen: SourceColumns, has_source_files: bool
+    matched: DataFrame, keys: Sequence[Column], chosen: SourceColumns, *, has_source_files: bool
 ) -> Survey:
     null_key = reduce(or_, (key.isNull() for key in keys))
     bad = (F.col(_IN_SOURCE) > 0) & (null_key | (F.col(_IN_SOURCE) > 1))
@@ -221,13 +223,3 @@ def _count(
         has_source_files=has_source_files,
         matched=matched,
     )
-
-
-def _file_of(source: DataFrame) -> tuple[Column, bool]:
-    """The file that holds a row of a source, where Spark knows it."""
-    file = F.col("_metadata.file_path")
-    try:
-        _ = source.select(file).schema
-    except AnalysisException:
-        return F.lit(None).cast("string"), False
-    return file, True

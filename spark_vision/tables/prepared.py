@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pyspark.sql import DataFrame
+from pyspark.sql.types import StringType
 
 from spark_vision.checks import ModelIdentity, check_operator_on_driver, describe_operator
 from spark_vision.errors import TableError
-from spark_vision.operators import Operator
+from spark_vision.operators import ImageOperator, Operator
 from spark_vision.session import check_delta
 from spark_vision.status import Status
 from spark_vision.tables.identity import column_properties, deciding, table_properties
@@ -35,7 +36,6 @@ class PreparedWrite:
         retry: The statuses of rows that are computed again.
         recompute: Whether all rows are.
         delete_missing: Whether rows that left the source leave the table.
-        stage_folder: Where waves wait; None: in the table's folder.
         counters: Rows by status of each column, where there is a progress to tell.
         progress: Told how far the write is.
     """
@@ -49,7 +49,6 @@ class PreparedWrite:
     retry: tuple[str, ...]
     recompute: bool
     delete_missing: bool
-    stage_folder: str | None
     counters: Mapping[str, StatusCounter | None]
     progress: Report | None
 
@@ -57,6 +56,16 @@ class PreparedWrite:
     def table_properties(self) -> dict[str, str]:
         """What the table says of its rows."""
         return table_properties(self.chosen)
+
+    @property
+    def has_small_rows(self) -> bool:
+        """Whether a row to be computed is a URL or a text: cheap to be moved to another slot."""
+        image = self.chosen.image
+        is_url = image is not None and isinstance(image.dataType, StringType)
+        operators = [each for each in self.columns.values() if isinstance(each, ImageOperator)]
+        return image is None or (
+            is_url and all(each.image_src_type == "image_url" for each in operators)
+        )
 
     def column_properties(self, *names: str) -> dict[str, str]:
         """What the table says of columns, and of who fills them."""
@@ -89,7 +98,6 @@ def prepare_write(
     retry: str | Sequence[str],
     recompute: bool,
     delete_missing: bool,
-    stage_folder: str | None,
     progress: Report | None,
 ) -> PreparedWrite:
     """Check a write; the arguments are those of `write_vision_columns`.
@@ -133,7 +141,6 @@ def prepare_write(
         retry=statuses,
         recompute=recompute,
         delete_missing=delete_missing,
-        stage_folder=stage_folder,
         counters=counters,
         progress=progress,
     )

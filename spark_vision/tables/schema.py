@@ -28,11 +28,10 @@ _CONSTRAINTS = "delta.constraints."
 _SETTINGS = {
     # An index follows the table by what has changed.
     "delta.enableChangeDataFeed": "true",
-    # An update writes the rows that it changes, not the files that hold them.
-    "delta.enableDeletionVectors": "true",
-    # A wave of many tasks becomes few files, and many small waves are put together.
-    "delta.autoOptimize.optimizeWrite": "true",
-    "delta.autoOptimize.autoCompact": "true",
+    # Any reader of Delta can read the table; waves of updates are whole files.
+    "delta.enableDeletionVectors": "false",
+    # Two writers who insert one key at once conflict, also where the default is weaker.
+    "delta.isolationLevel": "Serializable",
 }
 
 
@@ -75,7 +74,7 @@ def create_table(
     properties: Mapping[str, str],
     constraints: Mapping[str, str],
 ) -> None:
-    """Create an empty table with change data feed and deletion vectors.
+    """Create an empty table with change data feed.
 
     Raises:
         TableError: Something that is not a Delta table is in its place.

@@ -8,10 +8,16 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_type
 from pyspark.sql.types import (
+    ArrayType,
     BooleanType,
+    CalendarIntervalType,
     CharType,
+    DataType,
     DateType,
+    DayTimeIntervalType,
     LongType,
+    MapType,
+    NullType,
     NumericType,
     StringType,
     StructField,
@@ -19,6 +25,7 @@ from pyspark.sql.types import (
     TimestampNTZType,
     TimestampType,
     VarcharType,
+    YearMonthIntervalType,
 )
 
 from spark_vision.errors import InputTypeError, TableError
@@ -40,6 +47,8 @@ _COMPARABLE = (
     TimestampType,
     VarcharType,
 )
+
+_NOT_STORED = (CalendarIntervalType, DayTimeIntervalType, NullType, YearMonthIntervalType)
 
 # A row of Spark's binaryFile says of itself when it changed.
 _FILE_MARKS = {"modificationTime": TimestampType(), "length": LongType()}
@@ -122,6 +131,8 @@ def choose_columns(
             )
     for field in chosen.values():
         _check_comparable(field, what="key")
+    for field in kept.values():
+        _check_storable(field)
     image = text = None
     for operator in columns.values():
         if isinstance(operator, ImageOperator):
@@ -226,11 +237,41 @@ def _readable(field: StructField) -> Column:
 
 def _fields_by_name(source: DataFrame) -> dict[str, StructField]:
     fields: dict[str, StructField] = {}
+    spelled: dict[str, str] = {}
     for field in source.schema.fields:
+        other = spelled.setdefault(field.name.lower(), field.name)
         if field.name in fields:
             raise TableError(f"the source has two columns {field.name}; rename one")
+        if other != field.name:
+            raise TableError(
+                f"the source has the columns {other} and {field.name}, which Spark does not tell "
+                "apart; rename one"
+            )
         fields[field.name] = field
     return fields
+
+
+def _check_storable(field: StructField) -> None:
+    lacking = _lacking_type(field.dataType)
+    if lacking is not None:
+        raise TableError(
+            f"the kept column {field.name} has the type {lacking.simpleString()}, which Delta does "
+            "not store; cast it, or leave it out"
+        )
+
+
+def _lacking_type(kind: DataType) -> DataType | None:
+    """Find what Delta cannot store in a type."""
+    if isinstance(kind, _NOT_STORED):
+        return kind
+    if isinstance(kind, ArrayType):
+        return _lacking_type(kind.elementType)
+    if isinstance(kind, MapType):
+        return _lacking_type(kind.keyType) or _lacking_type(kind.valueType)
+    if isinstance(kind, StructType):
+        found = (_lacking_type(each.dataType) for each in kind.fields)
+        return next((each for each in found if each is not None), None)
+    return None
 
 
 def _find_strings(fields: Mapping[str, StructField], name: str, *, what: str) -> StructField:

@@ -18,7 +18,6 @@ from pyspark.sql.streaming.query import StreamingQuery
 from spark_vision.errors import SessionError, TableError
 from spark_vision.operators import Operator
 from spark_vision.tables.commit import delete_rows
-from spark_vision.tables.hadoop_folder import HadoopFolder
 from spark_vision.tables.layout import make_table
 from spark_vision.tables.location import quote
 from spark_vision.tables.prepared import PreparedWrite, prepare_write
@@ -44,7 +43,6 @@ def stream_vision_columns(
     keep: Sequence[str] = (),
     version_columns: Sequence[str] | None = None,
     rows_per_commit: int = ROWS_PER_COMMIT,
-    stage_folder: str | None = None,
 ) -> StreamingQuery:
     """Write a stream's rows to a Delta table with the columns computed, each row exactly once.
 
@@ -65,7 +63,6 @@ def stream_vision_columns(
         keep: Columns of the source that the table has as they are.
         version_columns: Columns that change whenever the image does.
         rows_per_commit: Rows of a commit, where a batch has more.
-        stage_folder: Where waves wait between model and table.
 
     Returns:
         The running query; `awaitTermination()` waits for its end and raises its error.
@@ -111,7 +108,6 @@ def stream_vision_columns(
         retry=(),
         recompute=False,
         delete_missing=False,
-        stage_folder=stage_folder,
         progress=None,
     )
     # What does not fit is said here, not by the query; and Delta makes no table where a checkpoint
@@ -130,17 +126,17 @@ def stream_vision_columns(
 
 def _read_name(spark: SparkSession, checkpoint: str) -> str:
     """Name a stream by the id that Spark has written into its checkpoint."""
-    noted = HadoopFolder(spark, checkpoint).read("metadata")
+    noted = spark.read.text(f"{checkpoint}/metadata", wholetext=True).head()
     if noted is None:
         raise TableError(f"the stream's checkpoint {checkpoint} has gone while the stream ran")
-    return f"spark_vision-{json.loads(noted)['id']}"
+    return f"spark_vision-{json.loads(noted[0])['id']}"
 
 
 def _write_batch(write: PreparedWrite, batch: DataFrame, transaction: Transaction) -> None:
     rows = batch.persist()
     try:
         if _CHANGE not in rows.columns:
-            run_write(write, rows, transaction)
+            run_write(write, rows, transaction, is_kept=True)
             return
         latest = _latest_changes(rows, write.chosen.key_names).persist()
         try:
@@ -148,7 +144,7 @@ def _write_batch(write: PreparedWrite, batch: DataFrame, transaction: Transactio
             gone = latest.filter(_is_gone()).select(*map(_column, keys))
             present = latest.filter(~_is_gone()).drop(_CHANGE, _VERSION, _TIME)
             nothing_gone = gone.isEmpty()
-            run_write(write, present, transaction, completes=nothing_gone)
+            run_write(write, present, transaction, completes=nothing_gone, is_kept=True)
             if not nothing_gone:
                 delete_rows(write.location, keys, gone, unchanged=False, transaction=transaction)
         finally:

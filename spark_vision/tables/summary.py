@@ -10,8 +10,6 @@ def describe_result(result: WriteResult) -> str:
         f"rows: {result.source_rows:,} in the input, {result.there:,} in the table before, "
         f"{result.computed:,} computed",
     ]
-    if result.recovered:
-        lines.append(f"of a run that was killed: {result.recovered:,} rows committed")
     if result.deleted:
         lines.append(f"deleted: {result.deleted:,} rows that the input no longer has")
     for column, counts in result.statuses.items():

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pyspark.sql import DataFrame
 
+from spark_vision.errors import TableError
 from spark_vision.operators import Operator
 from spark_vision.tables.prepared import prepare_write
 from spark_vision.tables.progress import Report
@@ -27,7 +28,6 @@ def write_vision_columns(
     retry: str | Sequence[str] = (),
     recompute: bool = False,
     delete_missing: bool = False,
-    stage_folder: str | None = None,
     progress: Report | None = None,
 ) -> WriteResult:
     """Compute the columns of those rows that a Delta table does not have, and write them to it.
@@ -39,8 +39,9 @@ def write_vision_columns(
     changed is taken out. Each row is inferred once: where no row is missing, nothing is computed
     and nothing is written. Each image is fetched and decoded once for all columns.
 
-    The work goes in waves of `rows_per_commit` rows: inferred, staged as Parquet, committed. A run
-    that is killed loses at most the wave in flight; the next one goes on.
+    The work goes in waves of `rows_per_commit` rows, each of which is one commit: rows go from the
+    model into the table's files. A run that is killed loses at most the wave in flight; the next
+    one goes on.
 
     Args:
         source: The rows; its keys are read first, then, wave by wave, the rest.
@@ -61,7 +62,6 @@ def write_vision_columns(
         recompute: Compute all rows again, by a model that may be another: its columns are emptied
             first, in a commit of its own. A run that is then killed goes on without it.
         delete_missing: Remove rows whose keys the source no longer has.
-        stage_folder: Where waves wait between model and table; None: in the table's own folder.
         progress: Told every two seconds how far the write is, and once at its end.
 
     Returns:
@@ -69,8 +69,8 @@ def write_vision_columns(
 
     Raises:
         TableError: The source's columns or keys, the table that is there, or the storage do not
-            allow it; others wrote to the table at each of several attempts; or the source changed
-            while it was read. What was committed before stays.
+            allow it; others wrote to the table at each of several attempts; or keys came twice into
+            the source while it was read. What was committed before stays.
         InputTypeError: A column has a type that its operator cannot read.
         SessionError: The session has no Delta.
         SparkVisionError: An operator's checkpoint is missing or is not what it needs.
@@ -81,6 +81,8 @@ def write_vision_columns(
         ...     photos, "/data/vectors", keys=["path"], columns={"embedding": ImageViTEmbedding()}
         ... )
     """
+    if source.isStreaming:
+        raise TableError("the source is a stream; call stream_vision_columns")
     prepared = prepare_write(
         source,
         table,
@@ -95,7 +97,6 @@ def write_vision_columns(
         retry=retry,
         recompute=recompute,
         delete_missing=delete_missing,
-        stage_folder=stage_folder,
         progress=progress,
     )
     return run_write(prepared, source)

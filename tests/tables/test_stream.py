@@ -5,7 +5,7 @@ import pytest
 from encoded_images import encode, photo
 from spark_vision import stream_vision_columns, write_vision_columns
 from spark_vision.errors import TableError
-from spark_vision.tables import run, stage, stream
+from spark_vision.tables import run, stream
 from spark_vision.tables.inputs import stream_images
 
 SECONDS = 120
@@ -142,7 +142,6 @@ def test_a_batch_that_is_in_the_table_is_not_written_over_what_came_after_it(
         with pytest.raises(Exception, match="killed"):
             follow(source(), "id")
         monkeypatch.undo()
-        monkeypatch.setattr(stage, "DEAD_SECONDS", 0.1)
 
     images(i1=1, i2=2, i3=3).write.format("delta").mode("append").save(place)
     if killed == "after the commit":

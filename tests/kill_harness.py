@@ -73,9 +73,13 @@ class Job:
             )
         self._deadline = time.monotonic() + JOB_SECONDS
 
+    def want(self, point):
+        """Ask the job to wait at a point, once it comes there."""
+        (self._points / f"{point}.wanted").touch()
+
     def stop_at(self, point):
         """Let the job wait at a point; False where it ends before it comes there."""
-        (self._points / f"{point}.wanted").touch()
+        self.want(point)
         while self._process.poll() is None:
             assert time.monotonic() < self._deadline, f"{point} is not met"
             if (self._points / f"{point}.reached").exists():
@@ -163,7 +167,7 @@ def kill_as_planned(start, plan, on_complete):
     """
     job = None
     try:
-        for kill in plan:
+        for kill, following in zip(plan, [*plan[1:], None], strict=True):
             job = job or start()
             if not job.stop_at(kill.point):
                 # The job before this kill came to its end: the next one meets the point.
@@ -178,6 +182,8 @@ def kill_as_planned(start, plan, on_complete):
                 job = None
             else:
                 job.go_on(kill.point)
+                if following is not None:
+                    job.want(following.point)
         job = job or start()
         assert job.wait() == 0
         on_complete()

@@ -37,7 +37,8 @@ _LONGEST_PAUSE_SECONDS = 10.0
 _CONFLICT = re.compile(
     r"DELTA_CONCURRENT_|Concurrent\w+Exception|DELTA_METADATA_CHANGED|MetadataChangedException|"
     r"DELTA_PROTOCOL_CHANGED|ProtocolChangedException|DELTA_SCHEMA_CHANGE_SINCE_ANALYSIS|"
-    # Two writers add one column, or one constraint, at once.
+    # Two writers make one table, or add one column or one constraint, at once.
+    r"DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION|"
     r"FIELD_ALREADY_EXISTS|DELTA_DUPLICATE_COLUMNS_FOUND|DELTA_CONSTRAINT_ALREADY_EXISTS"
 )
 _Result = TypeVar("_Result")
@@ -321,6 +322,9 @@ def _insert(content: WaveContent, filled: Mapping[str, FilledColumn]) -> str:
 
 
 def _update(content: WaveContent, filled: Mapping[str, FilledColumn]) -> str:
+    start = f"WHEN MATCHED AND t.{UPDATED_AT} <=> s.{quote(BASE)} THEN UPDATE SET "
+    if not content.columns:
+        return start + ", ".join(f"t.{quote(name)} = s.{quote(name)}" for name in content.kept)
     parts = [part for name in content.columns for part in filled[name].parts]
     values = {name: f"s.{quote(name)}" for name in (*content.kept, *parts, UPDATED_AT)}
     hashes = (
@@ -342,4 +346,4 @@ def _update(content: WaveContent, filled: Mapping[str, FilledColumn]) -> str:
                 for part in column.parts
             }
     listed = ", ".join(f"t.{quote(name)} = {value}" for name, value in values.items())
-    return f"WHEN MATCHED AND t.updated_at <=> s.{quote(BASE)} THEN UPDATE SET {listed}"
+    return start + listed

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
+from pyspark.sql.types import StructType
 
 from spark_vision.errors import TableError
 from spark_vision.images.urls import scheme_of
@@ -84,12 +85,19 @@ class TableDetail:
     Attributes:
         properties: The table's.
         folder: Where its files are.
-        columns: The names of its columns.
+        schema: Its columns.
+        is_empty: Whether it has no rows.
     """
 
     properties: dict[str, str]
     folder: str
-    columns: tuple[str, ...]
+    schema: StructType
+    is_empty: bool
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of its columns."""
+        return tuple(self.schema.names)
 
 
 def read_detail(spark: SparkSession, location: TableLocation) -> TableDetail | None:
@@ -114,8 +122,9 @@ def read_detail(spark: SparkSession, location: TableLocation) -> TableDetail | N
         raise
     if detail is None or detail["format"] != "delta":
         raise TableError(f"{location.given} is not a Delta table; choose another table")
-    columns = tuple(spark.table(location.sql).columns)
-    return TableDetail(dict(detail["properties"]), detail["location"], columns)
+    schema = spark.table(location.sql).schema
+    is_empty = detail["numFiles"] == 0
+    return TableDetail(dict(detail["properties"]), detail["location"], schema, is_empty)
 
 
 def read_version(spark: SparkSession, location: TableLocation) -> int:

@@ -7,7 +7,7 @@ not been filled in yet, or where it failed and is to be tried again.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from operator import or_
+from operator import and_, or_
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -28,6 +28,11 @@ _SOURCE_HASH = "__spark_vision_source_hash"
 _TABLE_HASH = "__spark_vision_table_hash"
 _STATUSES = "__spark_vision_statuses"
 _NEEDED = "__spark_vision_needed"
+_REASONS = "__spark_vision_reasons"
+_SOURCE_KEPT = "__spark_vision_source_kept"
+_TABLE_KEPT = "__spark_vision_table_kept"
+# Stands among the columns that a row needs where its kept ones are to be copied.
+_REFRESH = ""
 _HASH_TYPE = "struct<" + ", ".join(f"{name}: string" for name in INPUTS) + ">"
 _EXAMPLE_COUNT = 3
 
@@ -38,7 +43,7 @@ class Pending:
 
     Attributes:
         is_new: Whether the table lacks them.
-        columns: What is to be computed of each.
+        columns: What is to be computed of each; nothing where kept columns alone have changed.
         count: Of rows.
         rows: Their keys, with `BASE` (the table's `updated_at` of a row that is there), and where
             there is one, the file of the source and of the table that holds them.
@@ -61,6 +66,7 @@ class Survey:
         pending: What is to be computed, by kind; empty where nothing is.
         missing_keys: The keys of the `missing` rows, and `BASE`.
         has_source_files: Whether the rows know their files in the source.
+        matched: All keys, with what is known of them.
     """
 
     source_rows: int
@@ -76,6 +82,25 @@ class Survey:
         """Rows that are to be computed."""
         return sum(each.count for each in self.pending)
 
+    def count_reasons(self, names: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Count pending rows by column and reason.
+
+        Args:
+            names: The columns, in the order in which they were surveyed.
+        """
+        counts: dict[str, dict[str, int]] = {name: {} for name in names}
+        rows = self.matched.filter(F.col(_IN_SOURCE) > 0).groupBy(_REASONS).count().collect()
+        for row in rows:
+            for name, reason in zip(names, row[_REASONS], strict=True):
+                if reason is not None:
+                    counts[name][reason] = counts[name].get(reason, 0) + row["count"]
+        return counts
+
+    def source_files(self) -> DataFrame:
+        """Give the files of the source that hold pending rows."""
+        pending = self.matched.filter(F.size(_NEEDED) > 0)
+        return pending.select(F.col(SOURCE_FILE)).distinct()
+
     def release(self) -> None:
         """Give back what the session holds of the keys."""
         self.matched.unpersist()
@@ -89,6 +114,7 @@ def survey_rows(
     *,
     retry: Collection[str] = (),
     recompute: bool = False,
+    refresh: Sequence[str] = (),
 ) -> Survey:
     """Compare a source with a table, by their keys and hashes.
 
@@ -102,6 +128,7 @@ def survey_rows(
         wanted: The columns of this write.
         retry: The statuses of rows that are to be computed again.
         recompute: Compute every row's columns of this write again.
+        refresh: Kept columns that are copied again where they have changed.
 
     Raises:
         TableError: A key is null, or occurs twice; the message names examples.
@@ -120,22 +147,39 @@ def survey_rows(
         F.lit(None).cast("timestamp").alias(BASE),
         (F.lit(None).cast("string") if file is None else file).alias(SOURCE_FILE),
         F.lit(None).cast("string").alias(TABLE_FILE),
+        _hash_of(refresh, source).alias(_SOURCE_KEPT),
+        F.lit(None).cast("bigint").alias(_TABLE_KEPT),
     )
     if table is not None:
-        sides = sides.unionByName(_table_side(table, keys, wanted))
-    columns = (_SOURCE_HASH, _TABLE_HASH, _STATUSES, BASE, SOURCE_FILE, TABLE_FILE)
+        sides = sides.unionByName(_table_side(table, keys, wanted, refresh))
+    columns = [_SOURCE_HASH, _TABLE_HASH, _STATUSES, BASE, SOURCE_FILE, TABLE_FILE]
+    columns += [_SOURCE_KEPT, _TABLE_KEPT]
     matched = sides.groupBy(*keys).agg(
         F.sum(_IN_SOURCE).alias(_IN_SOURCE),
         F.sum(_IN_TABLE).alias(_IN_TABLE),
         *(F.max(name).alias(name) for name in columns),
     )
-    needed = [
-        F.when(_is_needed(index, column.reads, retry, recompute), F.lit(name))
-        for index, (name, column) in enumerate(wanted.items())
+    reasons = [
+        _reason(index, column.reads, retry, recompute)
+        for index, column in enumerate(wanted.values())
     ]
+    needed = [
+        F.when(reason.isNotNull(), F.lit(name))
+        for name, reason in zip(wanted, reasons, strict=True)
+    ]
+    if refresh:
+        differs = (F.col(_IN_TABLE) > 0) & ~F.col(_SOURCE_KEPT).eqNullSafe(F.col(_TABLE_KEPT))
+        needed.append(F.when(differs, F.lit(_REFRESH)))
     needs = F.when(F.col(_IN_SOURCE) > 0, F.array_compact(F.array(*needed)))
     matched = matched.select(
-        *keys, _IN_SOURCE, _IN_TABLE, BASE, SOURCE_FILE, TABLE_FILE, needs.alias(_NEEDED)
+        *keys,
+        _IN_SOURCE,
+        _IN_TABLE,
+        BASE,
+        SOURCE_FILE,
+        TABLE_FILE,
+        needs.alias(_NEEDED),
+        F.array(*reasons).alias(_REASONS),
     ).persist()
     try:
         return _count(matched, keys, chosen, has_source_files=file is not None)
@@ -145,7 +189,10 @@ def survey_rows(
 
 
 def _table_side(
-    table: DataFrame, keys: Sequence[Column], wanted: Mapping[str, FilledColumn]
+    table: DataFrame,
+    keys: Sequence[Column],
+    wanted: Mapping[str, FilledColumn],
+    refresh: Sequence[str],
 ) -> DataFrame:
     nothing = F.lit(None).cast("string")
     statuses = [
@@ -162,19 +209,29 @@ def _table_side(
         F.col(UPDATED_AT).alias(BASE),
         nothing.alias(SOURCE_FILE),
         F.col("_metadata.file_path").alias(TABLE_FILE),
+        F.lit(None).cast("bigint").alias(_SOURCE_KEPT),
+        _hash_of(refresh, table).alias(_TABLE_KEPT),
     )
 
 
-def _is_needed(index: int, reads: Sequence[str], retry: Collection[str], recompute: bool) -> Column:
-    """Whether a row that is in the source lacks the value of a column."""
-    if recompute:
-        return F.lit(True)
+def _hash_of(names: Sequence[str], rows: DataFrame) -> Column:
+    """Hash kept columns, of any type; JSON leaves out what is null, and so what is not there."""
+    there = [F.col(quote(name)) for name in names if name in rows.columns]
+    return F.xxhash64(F.to_json(F.struct(*there)) if there else F.lit("{}"))
+
+
+def _reason(index: int, reads: Sequence[str], retry: Collection[str], recompute: bool) -> Column:
+    """Say why a row that is in the source needs a column; null where it does not."""
     status = F.get(F.col(_STATUSES), F.lit(index))
-    lacks = (F.col(_IN_TABLE) == 0) | status.isNull()
-    for name in reads:
-        same = F.col(_TABLE_HASH)[name].eqNullSafe(F.col(_SOURCE_HASH)[name])
-        lacks = lacks | ~same
-    return lacks | status.isin(*retry) if retry else lacks
+    same = [F.col(_TABLE_HASH)[name].eqNullSafe(F.col(_SOURCE_HASH)[name]) for name in reads]
+    reason = (
+        F.when(F.col(_IN_TABLE) == 0, F.lit("new"))
+        .when(status.isNull(), F.lit("not filled in"))
+        .when(~reduce(and_, same), F.lit("changed"))
+    )
+    if retry:
+        reason = reason.when(status.isin(*retry), F.lit("failed"))
+    return reason.otherwise(F.lit("recomputed")) if recompute else reason
 
 
 def _count(
@@ -211,7 +268,8 @@ def _count(
                 F.col(_NEEDED) == F.array(*map(F.lit, row[_NEEDED]))
             )
             rows = matched.filter(of_kind).select(*keys, BASE, SOURCE_FILE, TABLE_FILE)
-            pending.append(Pending(row["is_new"], tuple(row[_NEEDED]), row["keys"], rows))
+            columns = tuple(name for name in row[_NEEDED] if name != _REFRESH)
+            pending.append(Pending(row["is_new"], columns, row["keys"], rows))
     pending.sort(key=lambda each: (each.is_new, each.columns))
     in_source = [row for row in counts if row[_NEEDED] is not None]
     return Survey(

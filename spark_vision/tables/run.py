@@ -20,17 +20,17 @@ from spark_vision.tables.commit import (
     new_stamp,
     remove_wave,
 )
-from spark_vision.tables.identity import filled_columns
-from spark_vision.tables.layout import check_table, make_table
+from spark_vision.tables.layout import check_table, fit_keys, is_blank, make_table
 from spark_vision.tables.location import read_detail, read_version
+from spark_vision.tables.pace import Pace
 from spark_vision.tables.pending import BASE, Survey, survey_rows
+from spark_vision.tables.plan import WritePlan
 from spark_vision.tables.points import reach
-from spark_vision.tables.prepared import PreparedWrite
 from spark_vision.tables.progress import Progress, reporting, tell
 from spark_vision.tables.storage_errors import explaining
 from spark_vision.tables.structs import compute_rows
 from spark_vision.tables.transaction import Transaction, is_committed
-from spark_vision.tables.waves import Wave, count_slots, count_waves, cut_waves
+from spark_vision.tables.waves import Wave, count_slots, cut_waves
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class WriteResult:
         source_rows: Rows in the source.
         there: Those whose keys the table had already.
         computed: Rows that were computed and committed.
+        refreshed: Rows whose kept columns alone were copied again.
+        left: Rows that are pending still, where the run was to end before.
         deleted: Rows that were removed, because the source no longer has them.
         statuses: Of the computed rows, rows by status, for each column.
         seconds: What it all took.
@@ -57,13 +59,15 @@ class WriteResult:
     source_rows: int
     there: int
     computed: int
+    refreshed: int
+    left: int
     deleted: int
     statuses: Mapping[str, Mapping[str, int]]
     seconds: float
 
 
 def run_write(
-    write: PreparedWrite,
+    write: WritePlan,
     source: DataFrame,
     transaction: Transaction | None = None,
     *,
@@ -85,29 +89,38 @@ def run_write(
     with explaining(f"read the table {location.given}"):
         detail = read_detail(spark, location)
         if detail is not None:
-            check_table(spark, write, detail)
+            write, source = fit_keys(write, source, detail)
+            check_table(write, detail)
             if transaction is not None and is_committed(spark, detail.folder, transaction):
                 logger.info("the table has transaction %d already", transaction.version)
-                return WriteResult(location.sql, 0, 0, 0, 0, {}, _since(started))
+                return WriteResult(location.sql, 0, 0, 0, 0, 0, 0, {}, _since(started))
+    pace = Pace(write)
     done = _Done(KeptRows(any(map(_takes_long, write.columns.values()))), write.columns)
-    has_table, first, lost_count = detail is not None, None, 0
+    has_table = detail is not None and not is_blank(detail)
+    first, lost_count = None, 0
     while True:
         logger.info("survey")
         reach("before survey")
-        survey = _survey(spark, write, source, has_table=has_table)
+        survey = survey_source(spark, write, source, has_table=has_table)
         reach("after survey")
         first = first or survey
         try:
             _refuse_to_empty(write, survey)
             make_table(spark, write)
             has_table = True
-            before = done.computed
+            before = done.rows
             is_complete = _run_waves(
-                write, source, survey, done, transaction if completes else None, is_kept=is_kept
+                write,
+                source,
+                survey,
+                pace,
+                done,
+                transaction if completes else None,
+                is_kept=is_kept,
             )
-            lost_count = lost_count + 1 if done.computed == before else 0
+            lost_count = lost_count + 1 if done.rows == before else 0
             if is_complete or transaction is not None or lost_count == _LOST_SURVEY_COUNT:
-                deleted = survey.missing if write.delete_missing else 0
+                deleted = survey.missing if write.options.delete_missing else 0
                 if deleted:
                     logger.info("delete %d rows", deleted)
                     with explaining(f"remove rows from {location.given}"):
@@ -122,6 +135,8 @@ def run_write(
         source_rows=first.source_rows,
         there=first.there,
         computed=done.computed,
+        refreshed=done.refreshed,
+        left=done.left,
         deleted=deleted,
         statuses={name: dict(counts) for name, counts in done.statuses.items()},
         seconds=_since(started),
@@ -137,7 +152,14 @@ class _Done:
     def __init__(self, kept: KeptRows, columns: Mapping[str, object]) -> None:
         self.kept = kept
         self.computed = 0
+        self.refreshed = 0
+        self.left = 0
         self.statuses = {name: Counter[str]() for name in columns}
+
+    @property
+    def rows(self) -> int:
+        """Rows that have been committed."""
+        return self.computed + self.refreshed
 
 
 def _takes_long(operator: object) -> bool:
@@ -145,34 +167,44 @@ def _takes_long(operator: object) -> bool:
     return isinstance(operator, QwenVLImageUnderstanding)
 
 
-def _survey(
-    spark: SparkSession, write: PreparedWrite, source: DataFrame, *, has_table: bool
+def survey_source(
+    spark: SparkSession, write: WritePlan, source: DataFrame, *, has_table: bool
 ) -> Survey:
-    wanted = filled_columns(write.column_properties())
-    table = None
+    """Compare a source with the table, at the version that is the newest now."""
+    table, refresh = None, list[str]()
     if has_table:
         version = read_version(spark, write.location)
         table = spark.read.option("versionAsOf", version).table(write.location.sql)
+        refresh += [
+            name
+            for name in write.chosen.kept_names
+            if write.options.refresh_kept or name not in table.columns
+        ]
     return survey_rows(
         source,
         table,
         write.chosen,
-        {name: wanted[name] for name in write.columns},
-        retry=write.retry,
-        recompute=write.recompute,
+        write.filled,
+        retry=write.options.retry,
+        recompute=write.options.recompute,
+        refresh=refresh,
     )
 
 
-def _refuse_to_empty(write: PreparedWrite, survey: Survey) -> None:
-    if not survey.missing or not (write.delete_missing or write.recompute):
+def _refuse_to_empty(write: WritePlan, survey: Survey) -> None:
+    if not survey.missing or not (write.options.delete_missing or write.options.recompute):
         return
     if not survey.source_rows:
-        what = "delete_missing would remove" if write.delete_missing else "recompute would empty"
+        what = (
+            "delete_missing would remove"
+            if write.options.delete_missing
+            else "recompute would empty"
+        )
         raise TableError(
             f"the source has no rows, and {what} all {survey.missing} of {write.location.given}; "
             "look whether the source is what it should be"
         )
-    if write.recompute and not write.delete_missing:
+    if write.options.recompute and not write.options.delete_missing:
         logger.warning(
             "recompute: %d rows of %s are not in the source; they are left without %s",
             survey.missing,
@@ -182,9 +214,10 @@ def _refuse_to_empty(write: PreparedWrite, survey: Survey) -> None:
 
 
 def _run_waves(
-    write: PreparedWrite,
+    write: WritePlan,
     source: DataFrame,
     survey: Survey,
+    pace: Pace,
     done: _Done,
     transaction: Transaction | None,
     *,
@@ -199,9 +232,8 @@ def _run_waves(
             with explaining(f"write to {location.given}"):
                 delete_rows(location, keys, nothing, unchanged=True, transaction=transaction)
         return True
-    total, before = count_waves(survey, write.rows_per_commit), done.computed
-    held = None
-    if total > 1 and not survey.has_source_files and not is_kept:
+    left, before, held = survey.pending_rows, done.rows, None
+    if left > pace.rows and not survey.has_source_files and not is_kept:
         # Each wave would read the whole source: it is read once, to the executors' disks.
         source = held = source.persist(StorageLevel.DISK_ONLY)
     slots = count_slots(spark) if write.has_small_rows else None
@@ -211,12 +243,11 @@ def _run_waves(
         reporting(spark, survey.pending_rows, write.counters, write.progress) as watch,
     ):
         try:
-            left = survey.pending_rows
-            waves = cut_waves(survey, keys, write.rows_per_commit)
-            for number, wave in enumerate(waves, start=1):
-                watch.begin(number, done.computed - before)
-                logger.info("wave %d of about %d: infer %d rows", number, total, wave.count)
+            for number, wave in enumerate(cut_waves(survey, keys, pace), start=1):
+                watch.begin(number, done.rows - before)
+                logger.info("wave %d: infer %d of %d rows", number, wave.count, left)
                 left -= wave.count
+                started = time.monotonic()
                 rows, stamp = _compute(write, source, wave, slots)
                 content = _describe(write, wave, is_stable=is_stable)
                 completed = transaction if not left else None
@@ -225,16 +256,18 @@ def _run_waves(
                 reach("after commit")
                 logger.info("wave %d: committed %d rows", number, count)
                 _take_account(write, spark, wave, stamp, count, done)
+                pace.take_account(wave.count, _since(started))
                 if count < wave.count and transaction is None:
                     return False
         finally:
             if held is not None:
                 held.unpersist()
+    done.left = left
     return True
 
 
 def _compute(
-    write: PreparedWrite, source: DataFrame, wave: Wave, slots: int | None
+    write: WritePlan, source: DataFrame, wave: Wave, slots: int | None
 ) -> tuple[DataFrame, str]:
     """Plan a wave's rows; they are computed when they are read."""
     rows, stamp = wave.select_from(source, write.chosen.key_names), new_stamp()
@@ -246,7 +279,7 @@ def _compute(
 
 
 def _take_account(
-    write: PreparedWrite, spark: SparkSession, wave: Wave, stamp: str, count: int, done: _Done
+    write: WritePlan, spark: SparkSession, wave: Wave, stamp: str, count: int, done: _Done
 ) -> None:
     """Compare what a commit says of itself with what was to be committed."""
     location = write.location
@@ -265,19 +298,22 @@ def _take_account(
             wave.count,
             location.given,
         )
+    if not wave.columns:
+        done.refreshed += count
+        return
     done.computed += count
     for name, counts in count_statuses(spark, location, stamp, wave.columns).items():
         done.statuses[name] += counts
 
 
-def _describe(write: PreparedWrite, wave: Wave, *, is_stable: bool) -> WaveContent:
+def _describe(write: WritePlan, wave: Wave, *, is_stable: bool) -> WaveContent:
     return WaveContent(
         is_new=wave.is_new,
         keys=write.chosen.key_names,
         kept=write.chosen.kept_names,
         columns=wave.columns,
         inputs=write.chosen.inputs,
-        identity=write.deciding_properties(*wave.columns),
+        identity=write.deciding_properties(wave.columns),
         bounds=wave.key_bounds(write.chosen.key_names[0]),
         is_stable=is_stable,
     )

@@ -32,6 +32,7 @@ from spark_vision.errors import InputTypeError, TableError
 from spark_vision.images.sources import check_input_type
 from spark_vision.operators import ImageOperator, Operator, QwenVLImageUnderstanding
 from spark_vision.tables.location import quote
+from spark_vision.write_options import WriteOptions
 
 # What an operator can read of a row; `source_hash` has a field for each.
 INPUTS = ("image", "text", "prompt")
@@ -105,11 +106,7 @@ def choose_columns(
     source: DataFrame,
     keys: Sequence[str],
     columns: Mapping[str, Operator],
-    image_column: str,
-    text_column: str,
-    prompt_column: str | None,
-    keep: Sequence[str],
-    version_columns: Sequence[str] | None = None,
+    options: WriteOptions,
 ) -> SourceColumns:
     """Find the columns of a source, and check that they can be what they shall be.
 
@@ -122,7 +119,7 @@ def choose_columns(
         raise TableError(f"keys got {keys!r}; allowed: a list of one or more column names")
     fields = _fields_by_name(source)
     chosen = {name: _find(fields, name, what="key") for name in keys}
-    kept = {name: _find(fields, name, what="kept") for name in keep}
+    kept = {name: _find(fields, name, what="kept") for name in options.keep}
     for name in (*chosen, *kept):
         if re.search(r"[ ,;{}()\n\t=]", name):
             raise TableError(
@@ -136,11 +133,11 @@ def choose_columns(
     image = text = None
     for operator in columns.values():
         if isinstance(operator, ImageOperator):
-            image = _find(fields, image_column, what="image")
+            image = _find(fields, options.image_column, what="image")
             check_input_type(to_arrow_type(image.dataType), operator.image_src_type)
         else:
-            text = _find_strings(fields, text_column, what="text")
-    prompt = None
+            text = _find_strings(fields, options.text_column, what="text")
+    prompt, prompt_column = None, options.prompt_column
     if prompt_column is not None:
         if not any(isinstance(each, QwenVLImageUnderstanding) for each in columns.values()):
             raise TableError(
@@ -158,10 +155,21 @@ def choose_columns(
                 f"the column {name} has no prompt: its operator's is none, and there is no "
                 "prompt_column; give one of them"
             )
-    versions = _choose_versions(fields, version_columns) if image else ()
+    versions = _choose_versions(fields, options.version_columns) if image else ()
     return SourceColumns(
         tuple(chosen.values()), tuple(kept.values()), image, text, prompt, versions
     )
+
+
+def check_columns(source: DataFrame, names: Sequence[str], *, what: str) -> None:
+    """Make sure that a source has columns whose values have an order.
+
+    Raises:
+        TableError: One is not there, or has no order.
+    """
+    fields = _fields_by_name(source)
+    for name in names:
+        _check_comparable(_find(fields, name, what=what), what=what)
 
 
 def inputs_of(operator: Operator, prompt_column: str | None) -> tuple[str, ...]:

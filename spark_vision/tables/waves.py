@@ -19,6 +19,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DateType, DecimalType, IntegralType, StringType, StructType
 
 from spark_vision.tables.location import literal, quote
+from spark_vision.tables.pace import Pace
 from spark_vision.tables.pending import BASE, SOURCE_FILE, TABLE_FILE, Pending, Survey
 
 _NUMBER = "__spark_vision_number"
@@ -80,22 +81,17 @@ def count_slots(spark: SparkSession) -> int:
     return spark.range(1 << 16).select(F.spark_partition_id()).distinct().count()
 
 
-def count_waves(survey: Survey, rows_per_commit: int) -> int:
-    """Say about how many waves `cut_waves` will give."""
-    return sum(-(-each.count // rows_per_commit) for each in survey.pending)
-
-
-def cut_waves(survey: Survey, keys: Sequence[str], rows_per_commit: int) -> Iterator[Wave]:
-    """Cut a survey's pending rows.
+def cut_waves(survey: Survey, keys: Sequence[str], pace: Pace) -> Iterator[Wave]:
+    """Cut a survey's pending rows, until there is none left or the pace says that it is over.
 
     Args:
         survey: Of the source and the table.
         keys: The key columns' names.
-        rows_per_commit: Rows of a wave; the last one of a kind may have fewer, and one of rows that
-            are in the table fewer or more, to end with a file.
+        pace: Asked for each wave's rows; one of rows that are in the table may have fewer or more,
+            to end with a file.
     """
     for pending in survey.pending:
-        for cut in _cut(pending, keys, rows_per_commit):
+        for cut in _cut(pending, keys, pace):
             columns = [F.col(quote(name)) for name in (*keys, BASE, SOURCE_FILE)]
             taken = cut.select(*columns)
             rows = taken.toArrow()
@@ -111,8 +107,10 @@ def cut_waves(survey: Survey, keys: Sequence[str], rows_per_commit: int) -> Iter
             )
 
 
-def _cut(pending: Pending, keys: Sequence[str], rows_per_commit: int) -> Iterator[DataFrame]:
-    if pending.count <= rows_per_commit:
+def _cut(pending: Pending, keys: Sequence[str], pace: Pace) -> Iterator[DataFrame]:
+    if pace.is_over:
+        return
+    if pending.count <= pace.rows:
         yield pending.rows
         return
     ordered = (
@@ -126,8 +124,8 @@ def _cut(pending: Pending, keys: Sequence[str], rows_per_commit: int) -> Iterato
         sizes = {row["partition"]: row["count"] for row in counts}
         file_ends = [] if pending.is_new else _file_ends(ordered)
         start = 0
-        while start < pending.count:
-            end = _end_of_wave(start, rows_per_commit, pending.count, file_ends)
+        while start < pending.count and not pace.is_over:
+            end = _end_of_wave(start, pace.rows, pending.count, file_ends)
             yield ordered.filter(_between(sizes, start, end))
             start = end
     finally:

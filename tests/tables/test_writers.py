@@ -174,14 +174,14 @@ def test_a_column_that_another_model_has_taken_meanwhile_is_refused(
     other = ImageViTEmbedding(model_name=str(checkpoints / "dinov2-other"))
     write = partial(write_vision_columns, read_photos(), table, ["path"])
     write({"embedding": dino})
-    survey = run._survey
+    survey = run.survey_source
 
     def survey_slowly(*args, **kwargs):
         monkeypatch.undo()
         write({"later": other})
         return survey(*args, **kwargs)
 
-    monkeypatch.setattr(run, "_survey", survey_slowly)
+    monkeypatch.setattr(run, "survey_source", survey_slowly)
     with pytest.raises(TableError, match=r"later.*fingerprint"):
         write({"later": dino})
     assert write({"later": other}).computed == 0
@@ -260,7 +260,9 @@ def test_keys_that_come_twice_while_a_source_is_read_are_taken_out_again(
     rows = spark.createDataFrame(images, "id int, content binary")
     rows.write.format("delta").save(place)
     source = spark.read.format("delta").load(place).groupBy("id", "content").count()
-    source = source.select("id", F.explode(F.expr("array_repeat(content, int(count))")).alias("content"))
+    source = source.select(
+        "id", F.explode(F.expr("array_repeat(content, int(count))")).alias("content")
+    )
     compute = run._compute
 
     def grow(*args):

@@ -1,41 +1,42 @@
-"""A write before its first row: its columns, models and settings, checked on the driver."""
+"""A write before its first row: its columns, models and options, checked on the driver."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from pyspark.sql import DataFrame
-from pyspark.sql.types import StringType
+from pyspark.sql.types import StringType, StructType
 
 from spark_vision.checks import ModelIdentity, check_operator_on_driver, describe_operator
 from spark_vision.errors import TableError
 from spark_vision.operators import ImageOperator, Operator
 from spark_vision.session import check_delta
-from spark_vision.status import Status
-from spark_vision.tables.identity import column_properties, deciding, table_properties
+from spark_vision.tables.identity import (
+    FilledColumn,
+    column_properties,
+    deciding,
+    filled_columns,
+    table_properties,
+)
 from spark_vision.tables.location import TableLocation, locate_table
 from spark_vision.tables.progress import Report, StatusCounter, status_accumulator
-from spark_vision.tables.schema import column_parts, table_schema
+from spark_vision.tables.schema import column_parts, table_schema, vector_constraints
 from spark_vision.tables.source import SourceColumns, choose_columns
 from spark_vision.tables.structs import column_structs
-
-FAILED = tuple(status.value for status in Status if status is not Status.OK)
+from spark_vision.write_options import WriteOptions
 
 
 @dataclass(frozen=True)
-class PreparedWrite:
-    """What a write is to do.
+class WritePlan:
+    """What a write is to do, and what its table is to be; each is worked out once.
 
     Attributes:
         location: The table.
         chosen: The columns of the source.
         columns: The operators by column.
         identities: Their models.
-        prompt_column: As given.
-        rows_per_commit: Rows of a wave.
-        retry: The statuses of rows that are computed again.
-        recompute: Whether all rows are.
-        delete_missing: Whether rows that left the source leave the table.
+        options: As given.
         counters: Rows by status of each column, where there is a progress to tell.
         progress: Told how far the write is.
     """
@@ -44,18 +45,59 @@ class PreparedWrite:
     chosen: SourceColumns
     columns: Mapping[str, Operator]
     identities: Mapping[str, ModelIdentity]
-    prompt_column: str | None
-    rows_per_commit: int
-    retry: tuple[str, ...]
-    recompute: bool
-    delete_missing: bool
+    options: WriteOptions
     counters: Mapping[str, StatusCounter | None]
     progress: Report | None
 
-    @property
+    @cached_property
+    def schema(self) -> StructType:
+        """The table's columns."""
+        return table_schema(self.chosen, self.columns, self.identities)
+
+    @cached_property
+    def constraints(self) -> dict[str, str]:
+        """What the table checks of a row."""
+        return vector_constraints(self.columns, self.identities)
+
+    @cached_property
     def table_properties(self) -> dict[str, str]:
         """What the table says of its rows."""
         return table_properties(self.chosen)
+
+    @cached_property
+    def properties_by_column(self) -> dict[str, dict[str, str]]:
+        """What the table says of each column, and of who fills it."""
+        return {
+            name: column_properties(
+                name,
+                operator,
+                self.identities[name],
+                column_parts(name, operator).values(),
+                self.options.prompt_column,
+            )
+            for name, operator in self.columns.items()
+        }
+
+    @cached_property
+    def column_properties(self) -> dict[str, str]:
+        """What the table says of all columns of this write."""
+        said: dict[str, str] = {}
+        for properties in self.properties_by_column.values():
+            said |= properties
+        return said
+
+    @cached_property
+    def filled(self) -> dict[str, FilledColumn]:
+        """The columns of this write, as the table's properties have them."""
+        found = filled_columns(self.column_properties)
+        return {name: found[name] for name in self.columns}
+
+    def deciding_properties(self, names: Sequence[str]) -> dict[str, str]:
+        """What of the properties of columns decides their values."""
+        said: dict[str, str] = {}
+        for name in names:
+            said |= deciding(self.properties_by_column[name])
+        return said
 
     @property
     def has_small_rows(self) -> bool:
@@ -67,61 +109,26 @@ class PreparedWrite:
             is_url and all(each.image_src_type == "image_url" for each in operators)
         )
 
-    def column_properties(self, *names: str) -> dict[str, str]:
-        """What the table says of columns, and of who fills them."""
-        said: dict[str, str] = {}
-        for name in names or self.columns:
-            operator = self.columns[name]
-            parts = column_parts(name, operator).values()
-            said |= column_properties(
-                name, operator, self.identities[name], parts, self.prompt_column
-            )
-        return said
 
-    def deciding_properties(self, *names: str) -> dict[str, str]:
-        """Those of `column_properties` that decide the values."""
-        return deciding(self.column_properties(*names))
-
-
-def prepare_write(
+def plan_write(
     source: DataFrame,
     table: str,
     keys: Sequence[str],
     columns: Mapping[str, Operator],
-    *,
-    image_column: str,
-    text_column: str,
-    prompt_column: str | None,
-    keep: Sequence[str],
-    version_columns: Sequence[str] | None,
-    rows_per_commit: int,
-    retry: str | Sequence[str],
-    recompute: bool,
-    delete_missing: bool,
+    options: WriteOptions,
     progress: Report | None,
-) -> PreparedWrite:
+) -> WritePlan:
     """Check a write; the arguments are those of `write_vision_columns`.
 
     Raises:
-        TableError: The source's columns, the table's name or a setting does not allow it.
+        TableError: The source's columns or the table's name do not allow it.
         InputTypeError: A column has a type that its operator cannot read.
         SessionError: The session has no Delta.
         SparkVisionError: An operator's checkpoint is missing or is not what it needs.
     """
     spark = source.sparkSession
     _check_columns(columns)
-    if (
-        isinstance(rows_per_commit, bool)
-        or not isinstance(rows_per_commit, int)
-        or rows_per_commit < 1
-    ):
-        raise TableError(
-            f"rows_per_commit got {rows_per_commit!r}; allowed: a whole number, 1 or more"
-        )
-    statuses = parse_retry(retry)
-    chosen = choose_columns(
-        source, keys, columns, image_column, text_column, prompt_column, keep, version_columns
-    )
+    chosen = choose_columns(source, keys, columns, options)
     check_delta(spark)
     location = locate_table(spark, table)
     counters = {name: status_accumulator(spark) if progress else None for name in columns}
@@ -130,40 +137,18 @@ def prepare_write(
     # What an operator cannot compute of these columns is said before any task.
     column_structs(columns, chosen, counters)
     identities = {name: describe_operator(each, spark) for name, each in columns.items()}
-    table_schema(chosen, columns, identities)
-    return PreparedWrite(
+    plan = WritePlan(
         location=location,
         chosen=chosen,
         columns=columns,
         identities=identities,
-        prompt_column=prompt_column,
-        rows_per_commit=rows_per_commit,
-        retry=statuses,
-        recompute=recompute,
-        delete_missing=delete_missing,
+        options=options,
         counters=counters,
         progress=progress,
     )
-
-
-def parse_retry(retry: str | Sequence[str]) -> tuple[str, ...]:
-    """Understand which failed rows are to be computed again.
-
-    Args:
-        retry: `failed` for all of them, or statuses such as `["http_error", "timeout"]`.
-
-    Raises:
-        TableError: Something in it is not the status of a failed row.
-    """
-    if retry == "failed":
-        return FAILED
-    named = (retry,) if isinstance(retry, str) else tuple(retry)
-    for status in named:
-        if status not in FAILED:
-            raise TableError(
-                f"retry got {status!r}; allowed: 'failed', or a list of {', '.join(FAILED)}"
-            )
-    return named
+    # Two columns of one name are refused here.
+    _ = plan.schema
+    return plan
 
 
 def _check_columns(columns: Mapping[str, Operator]) -> None:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
@@ -128,6 +128,9 @@ def run_write(
                             location, write.chosen.key_names, survey.missing_keys, unchanged=True
                         )
                 break
+            # What this run has emptied or tried again is not so once more.
+            again = replace(write.options, recompute=False, retry=())
+            write = replace(write, options=again)
         finally:
             survey.release()
     result = WriteResult(
@@ -258,6 +261,7 @@ def _run_waves(
                 _take_account(write, spark, wave, stamp, count, done)
                 pace.take_account(wave.count, _since(started))
                 if count < wave.count and transaction is None:
+                    done.left = left + wave.count - count
                     return False
         finally:
             if held is not None:

@@ -73,6 +73,38 @@ def test_a_delta_source_may_be_rewritten_between_waves(
     assert count_forwards() == len(expected) - ("UPDATE" in statement)
 
 
+def test_a_source_that_is_rewritten_is_recomputed_once(
+    spark, images, dino, table, tmp_path, between_waves, count_forwards
+):
+    place = str(tmp_path / "source")
+    for number in range(0, 6, 2):
+        images(number, number + 1).coalesce(1).write.format("delta").mode("append").save(place)
+    source = spark.read.format("delta").load(place)
+    columns = {"embedding": dino}
+    write_vision_columns(source, table, ["id"], columns)
+    # Each file of the table is a wave of its own.
+    between_waves(lambda: spark.sql(f"OPTIMIZE delta.`{place}`").collect())
+    result = write_vision_columns(source, table, ["id"], columns, rows_per_commit=1, recompute=True)
+    assert result.computed == 6
+    assert count_forwards() == 12
+    assert spark.read.format("delta").load(table).filter("embedding IS NULL").count() == 0
+
+
+def test_a_source_that_the_session_holds_fills_in_a_second_column(
+    spark, images, dino, table, tmp_path
+):
+    place = str(tmp_path / "source")
+    images(*range(4)).write.parquet(place)
+    source = spark.read.parquet(place).cache()
+    try:
+        assert source.count() == 4
+        write_vision_columns(source, table, ["id"], {"embedding": dino})
+        both = {"embedding": dino, "other": dino}
+        assert write_vision_columns(source, table, ["id"], both).computed == 4
+    finally:
+        source.unpersist()
+
+
 def test_many_urls_in_one_file_are_computed_by_all_slots(
     spark, photos, dino, table, tmp_path, forwards_folder, monkeypatch
 ):

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from spark_vision.functions import caption_image, embed_image, embed_text, model_placement
     from spark_vision.session import configure
     from spark_vision.sql import register_functions
-    from spark_vision.tables import index_ready, stream_vision_columns, write_vision_columns
+    from spark_vision.tables import (
+        index_ready,
+        plan_vision_columns,
+        stream_vision_columns,
+        write_vision_batch,
+        write_vision_columns,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,8 +41,10 @@ __all__ = [
     "embed_text",
     "index_ready",
     "model_placement",
+    "plan_vision_columns",
     "register_functions",
     "stream_vision_columns",
+    "write_vision_batch",
     "write_vision_columns",
 ]
 
@@ -47,8 +55,10 @@ _LAZY_NAMES = {
     "embed_text": "spark_vision.functions",
     "index_ready": "spark_vision.tables",
     "model_placement": "spark_vision.functions",
+    "plan_vision_columns": "spark_vision.tables",
     "register_functions": "spark_vision.sql",
     "stream_vision_columns": "spark_vision.tables",
+    "write_vision_batch": "spark_vision.tables",
     "write_vision_columns": "spark_vision.tables",
 }
 

@@ -6,7 +6,7 @@ Everything is read off the operators' own options, without Spark, torch or trans
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -55,9 +55,26 @@ def add_operator_arguments(parser: argparse.ArgumentParser, operator: type[Opera
         parser: Gets a group of its own for them.
         operator: The operator's class, such as `ImageViTEmbedding`.
     """
-    summary = (operator.__doc__ or "").splitlines()[0]
-    group = parser.add_argument_group(f"options of {operator.__name__}", summary)
-    for each in options_of(operator):
+    add_option_arguments(parser, operator)
+
+
+def add_option_arguments(
+    parser: argparse.ArgumentParser, owner: type, left_out: Collection[str] = ()
+) -> None:
+    """Add one `--kebab-case` option per field of a class that declares options.
+
+    A list may be given item by item, each with the option's name, also in the singular.
+
+    Args:
+        parser: Gets a group of its own for them.
+        owner: The class.
+        left_out: Fields that the command line does not have, or has in another way.
+    """
+    summary = (owner.__doc__ or "").splitlines()[0]
+    group = parser.add_argument_group(f"options of {owner.__name__}", summary)
+    for each in options_of(owner):
+        if each.name in left_out:
+            continue
         flag = "--" + each.name.replace("_", "-")
         if each.kind is bool:
             group.add_argument(
@@ -67,13 +84,22 @@ def add_operator_arguments(parser: argparse.ArgumentParser, operator: type[Opera
                 help=_help(each),
             )
         else:
+            is_list = each.kind is tuple
             group.add_argument(
                 flag,
-                type=_parser_of(each, operator.__name__),
+                *([flag.removesuffix("s")] if is_list and flag.endswith("s") else []),
+                action="extend" if is_list else "store",
+                type=_parser_of(each, owner.__name__),
                 metavar=_metavar(each),
                 default=argparse.SUPPRESS,
                 help=_help(each),
             )
+
+
+def options_in(arguments: argparse.Namespace, owner: type) -> dict[str, Any]:
+    """Give the options of a class that a command line has."""
+    names = [each.name for each in options_of(owner)]
+    return {name: value for name, value in vars(arguments).items() if name in names}
 
 
 def operator_from_arguments(
@@ -84,8 +110,7 @@ def operator_from_arguments(
     Raises:
         InvalidOptionError: Two options do not go together.
     """
-    names = [each.name for each in options_of(operator)]
-    return operator(**{name: value for name, value in vars(arguments).items() if name in names})
+    return operator(**options_in(arguments, operator))
 
 
 def parse_function(text: str) -> tuple[str, Operator]:
@@ -154,7 +179,9 @@ def _parse_fields(operator: type[Operator], text: str) -> dict[str, Any]:
 def _parser_of(option: Option, owner: str) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         try:
-            return option.parse(owner, text)
+            value = option.parse(owner, text)
+            # What a list is extended by is a list.
+            return () if value is None and option.kind is tuple else value
         except InvalidOptionError as error:
             # argparse would repeat the value of any other ValueError, and it may be a secret.
             raise argparse.ArgumentTypeError(str(error)) from error

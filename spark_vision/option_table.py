@@ -1,8 +1,9 @@
-"""The README's table of operators and options: `python -m spark_vision.option_table` prints it."""
+"""The README's tables of options: `python -m spark_vision.option_table` prints them."""
 
 from spark_vision.command_line import describe_default
 from spark_vision.operators import OPERATORS
 from spark_vision.options import Option, options_of
+from spark_vision.write_options import WriteOptions
 
 
 def option_table() -> str:
@@ -28,5 +29,16 @@ def option_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def write_option_table() -> str:
+    """Write every option of a write to a table as a Markdown table."""
+    rows = ["| option | default | allowed | meaning |", "|---|---|---|---|"]
+    rows += [
+        f"| `{each.name}` | `{describe_default(each)}` | {each.describe_allowed()} | {each.help} |"
+        for each in options_of(WriteOptions)
+    ]
+    return "\n".join(rows) + "\n"
+
+
 if __name__ == "__main__":
-    print(option_table(), end="")
+    print(option_table())
+    print(write_option_table(), end="")

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from spark_vision.write_options import NOT_STREAMED, STREAMED
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
@@ -11,9 +13,7 @@ if TYPE_CHECKING:
 
 MAX_FILES = 1000
 
-# What has no meaning where the rows come as a stream.
-_NOT_STREAMED = ("retry", "recompute", "delete_missing", "show")
-_STREAMED = ("checkpoint", "interval", "max_files")
+_OF_A_STREAM = ("checkpoint", "interval", "max_files", *STREAMED)
 
 
 def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,10 +46,10 @@ def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_stream_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End as a wrong usage where an option has no meaning with, or without, `--stream`."""
-    wrong = _NOT_STREAMED if arguments.stream else _STREAMED
+    wrong = (*NOT_STREAMED, "show", "dry_run") if arguments.stream else _OF_A_STREAM
     said = "has no meaning with --stream" if arguments.stream else "needs --stream"
     for name in wrong:
-        if getattr(arguments, name):
+        if getattr(arguments, name, None):
             parser.error(f"--{name.replace('_', '-')} {said}")
 
 
@@ -58,8 +58,7 @@ def follow(
     arguments: argparse.Namespace,
     keys: list[str],
     operator: "Operator",
-    prompt_column: str | None,
-    shared: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> None:
     """Stream the input into the table, and say the rows of the last batches at the end.
 
@@ -68,8 +67,7 @@ def follow(
         arguments: The job's.
         keys: The key columns.
         operator: What to compute.
-        prompt_column: What is asked of each image.
-        shared: The arguments that a write takes, too.
+        options: Those of the write.
     """
     from spark_vision.tables import stream_vision_columns
     from spark_vision.tables.inputs import stream_images
@@ -82,8 +80,7 @@ def follow(
         {arguments.column: operator},
         checkpoint=arguments.checkpoint or checkpoint_in(arguments.table, arguments.column),
         interval=arguments.interval,
-        prompt_column=prompt_column,
-        **shared,
+        **options,
     )
     query.awaitTermination()
     for progress in query.recentProgress:

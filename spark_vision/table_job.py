@@ -3,12 +3,14 @@
 import argparse
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from spark_vision.command_line import add_option_arguments, options_in
 from spark_vision.errors import InvalidOptionError
 from spark_vision.job import LOG_LEVELS
 from spark_vision.operators import ImageOperator
 from spark_vision.stream_job import add_stream_arguments, follow
+from spark_vision.write_options import WriteOptions
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -43,19 +45,6 @@ def add_table_arguments(parser: argparse.ArgumentParser, column: str, what: str)
         help="tells rows apart; repeat it for several (default: path, for image files)",
     )
     parser.add_argument(
-        "--keep",
-        action="append",
-        default=[],
-        metavar="COLUMN",
-        help="copied from the input to the table; repeat it for several",
-    )
-    parser.add_argument(
-        "--image-column",
-        default="content",
-        metavar="COLUMN",
-        help="the images (default: %(default)s)",
-    )
-    parser.add_argument(
         "--column",
         default=column,
         metavar="NAME",
@@ -69,43 +58,11 @@ def add_table_arguments(parser: argparse.ArgumentParser, column: str, what: str)
         help="rows of the table to show at the end, failed ones first (default: none)",
     )
     parser.add_argument(
-        "--rows-per-commit",
-        type=int,
-        metavar="N",
-        help="rows that are inferred, staged and committed together; a kill loses at most so many "
-        "(default: 50000)",
-    )
-    parser.add_argument(
-        "--retry",
-        action="append",
-        default=[],
-        metavar="STATUS",
-        help="compute rows again that ended with this status; 'failed' is all of them; repeat it "
-        "for several",
-    )
-    parser.add_argument(
-        "--recompute",
+        "--dry-run",
         action="store_true",
-        help="empty the column and compute it for all rows, by a model that may be another",
+        help="say what would be computed, and end: no model is loaded, and nothing is written",
     )
-    parser.add_argument(
-        "--delete-missing",
-        action="store_true",
-        help="remove rows from the table that the input no longer has",
-    )
-    parser.add_argument(
-        "--version-column",
-        action="append",
-        metavar="COLUMN",
-        help="says when an image changed, such as an ETag; repeat it for several (default: "
-        "modificationTime and length of image files, else the bytes)",
-    )
-    parser.add_argument(
-        "--stage-folder",
-        metavar="FOLDER",
-        help="where rows wait between model and table; who can write there can write to the table "
-        "(default: in the table's own folder)",
-    )
+    add_option_arguments(parser, WriteOptions, left_out=["prompt_column"])
     add_stream_arguments(parser)
     parser.add_argument(
         "--log-level", choices=LOG_LEVELS, help="of Spark (default: the session's own, else OFF)"
@@ -126,7 +83,8 @@ def write_table(
         operator: What to compute.
         prompt_column: What is asked of each image; None where nothing is, or the operator asks.
     """
-    from spark_vision.tables import write_vision_columns
+    from spark_vision.tables import plan_vision_columns, write_vision_columns
+    from spark_vision.tables.forecast import describe_forecast
     from spark_vision.tables.inputs import FILE_KEY, read_images
     from spark_vision.tables.preview import preview_table
     from spark_vision.tables.progress_line import ProgressLine
@@ -134,8 +92,15 @@ def write_table(
 
     keys = arguments.key or [FILE_KEY]
     operator = allow_input(operator, arguments.input)
+    options = options_in(arguments, WriteOptions) | {"prompt_column": prompt_column}
     if arguments.stream:
-        follow(spark, arguments, keys, operator, prompt_column, _shared(arguments))
+        follow(spark, arguments, keys, operator, options)
+        return
+    if arguments.dry_run:
+        images = read_images(spark, arguments.input)
+        columns = {arguments.column: operator}
+        forecast = plan_vision_columns(images, arguments.table, keys, columns, **options)
+        print(describe_forecast(forecast))
         return
     with ProgressLine() as progress:
         result = write_vision_columns(
@@ -143,12 +108,8 @@ def write_table(
             arguments.table,
             keys,
             {arguments.column: operator},
-            prompt_column=prompt_column,
-            retry="failed" if "failed" in arguments.retry else arguments.retry,
-            recompute=arguments.recompute,
-            delete_missing=arguments.delete_missing,
             progress=progress,
-            **_shared(arguments),
+            **options,
         )
     if arguments.show:
         shown = preview_table(spark, result.table, keys, arguments.column, arguments.show)
@@ -175,16 +136,3 @@ def allow_input(operator: "Operator", place: str) -> "Operator":
     except InvalidOptionError:
         # Spark reads more than a column's strings may, such as dbfs:/; their bytes need no root.
         return operator
-
-
-def _shared(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a write and a stream both take."""
-    shared = {
-        "image_column": arguments.image_column,
-        "keep": arguments.keep,
-        "version_columns": arguments.version_column,
-        "stage_folder": arguments.stage_folder,
-    }
-    if arguments.rows_per_commit is not None:
-        shared["rows_per_commit"] = arguments.rows_per_commit
-    return shared

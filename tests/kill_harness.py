@@ -1,108 +1,123 @@
-"""Kills a running job at random instants, and says which phase each kill hit.
+"""Kills the parts of a running job, each at each named point, and says what came of it.
 
-By hand: python tests/kill_harness.py --kills 30, and with --stream for a streaming job. A kill
-waits for a phase, then for a random part of a second. Killing the driver ends the job, and the next
-start continues its table; Spark itself replaces an executor or a worker. A table that is complete
-makes room for a new one.
+By hand: python tests/kill_harness.py, and with --stream for a streaming job. A job stops at the
+point that is wanted (tests/worker_site/reached_points.py), one of its processes is killed there,
+and it is let go on. Killing the driver ends the job, and the next start continues its table; Spark
+itself replaces an executor or a worker, and a worker a model server. A table that is complete makes
+room for a new one.
 """
 
 import argparse
 import os
-import random
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 JOB = Path(__file__).parent / "killed_job.py"
-PHASES = ("survey", "infer", "stage", "commit", "clean")
-KINDS = ("driver", "executor", "worker")
-LONGEST_WAIT_SECONDS = {"survey": 2.0, "infer": 3.0, "stage": 0.2, "commit": 1.5, "clean": 0.5}
-# No photograph is opened in the first survey, so there is no Python worker yet.
-PLAN = [
-    (kind, phase) for phase in PHASES for kind in KINDS if (kind, phase) != ("worker", "survey")
-]
+# Within a MERGE, the model sees the first and a middle batch of a wave, or of a later one.
+DRIVER_POINTS = ("before survey", "after survey", "before merge", "after commit")
+BATCH_POINTS = ("batch 1", "batch 2", "batch 4")
+KINDS = ("driver", "executor", "worker", "server")
 JOB_SECONDS = 600
 # A master, a worker and an executor with two slots, each a process of its own.
 CLUSTER = "local-cluster[1,2,640]"
 
 
-@dataclass(frozen=True)
-class Kill:
-    """One kill: what was killed, and the phase that the log was in when it was."""
+class Kill(NamedTuple):
+    """One kill: what is killed, and the point that the job waits at."""
 
     kind: str
-    phase: str
+    point: str
+
+
+# No image is opened before the first wave, so there is neither a Python worker nor a server then.
+PLAN = [
+    *(Kill(kind, point) for point in DRIVER_POINTS for kind in ("driver", "executor")),
+    *(Kill(kind, point) for point in BATCH_POINTS for kind in KINDS),
+    Kill("worker", "after commit"),
+    Kill("server", "after commit"),
+]
 
 
 class Job:
-    """A running job; `kill` ends a part of it, as the operating system would."""
+    """A job that stops at points, where a part of it is ended as the operating system would.
+
+    With a folder for a stream's checkpoint, the job is a stream.
+    """
 
     def __init__(
-        self, photos, table, checkpoint, log, rows_per_commit, master=CLUSTER, stream=None
+        self, photos, table, checkpoint, folder, rows_per_commit, master=CLUSTER, stream=None
     ):
-        log.unlink(missing_ok=True)
-        self._log = log
+        self.log = folder / "job.log"
+        self._points = folder / "points"
+        self._points.mkdir(exist_ok=True)
+        for left in self._points.iterdir():
+            left.unlink()
         self._children = set()
-        arguments = [master, photos, table, checkpoint, log, rows_per_commit]
+        arguments = [master, photos, table, checkpoint, self.log, self._points, rows_per_commit]
         arguments += [stream] if stream else []
-        self._process = subprocess.Popen(
-            [sys.executable, str(JOB), *map(str, arguments)],
-            env={**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"},
-            stdout=subprocess.DEVNULL,
-            stderr=(log.with_suffix(".err")).open("a"),
-            start_new_session=True,
-        )
+        with (folder / "job.err").open("a") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, str(JOB), *map(str, arguments)],
+                env={**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"},
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
         self._deadline = time.monotonic() + JOB_SECONDS
 
-    def phases(self):
-        """The phases so far, from the log."""
-        lines = self._log.read_text().splitlines() if self._log.exists() else []
-        found = []
-        for line in lines:
-            words = line.split(": ")[-1].split() if line.startswith("wave") else line.split()
-            found += [word for word in words[:1] if word in PHASES]
-        return found
+    def want(self, point):
+        """Ask the job to wait at a point, once it comes there."""
+        (self._points / f"{point}.wanted").touch()
 
-    def wait_for(self, phase, seen):
-        """Wait until the phase begins once more; False where the job ends before."""
+    def stop_at(self, point):
+        """Let the job wait at a point; False where it ends before it comes there."""
+        self.want(point)
         while self._process.poll() is None:
-            assert time.monotonic() < self._deadline, "the job takes too long"
-            if phase in self.phases()[seen:]:
+            assert time.monotonic() < self._deadline, f"{point} is not met"
+            if (self._points / f"{point}.reached").exists():
                 return True
             time.sleep(0.005)
         return False
 
+    def go_on(self, point):
+        """Let the job leave a point."""
+        (self._points / f"{point}.reached").unlink()
+        (self._points / f"{point}.wanted").unlink()
+
     def kill(self, kind):
-        """Kill a process, for the driver its Python and its JVM; False where there is none."""
-        if self._process.poll() is not None:
-            return False
+        """Kill a process, for the driver its Python and its JVM."""
+        targets = []
+        while not targets:
+            # A worker may be on its way, such as the one that Spark starts for a second task.
+            assert time.monotonic() < self._deadline, f"there is no {kind}"
+            targets = self._find(kind)
+        for process in targets:
+            # Some end by themselves meanwhile.
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(targets, timeout=JOB_SECONDS)
+
+    def _find(self, kind):
         me = psutil.Process(self._process.pid)
         below = me.children(recursive=True)
         self._children |= set(below)
         executors = [each for each in below if "CoarseGrainedExecutorBackend" in _command(each)]
-        targets = {"driver": [me, *(set(below) - _with_children(executors))], "executor": executors}
-        workers = [
-            child
-            for each in below
-            if "pyspark.daemon" in _command(each)
-            for child in _children(each)
-        ]
-        killed_count = 0
-        for process in targets.get(kind, workers):
-            # Some end by themselves meanwhile.
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-                killed_count += 1
-                if kind != "driver":
-                    break
-        return killed_count > 0
+        if kind == "driver":
+            return [me, *(set(below) - _with_children(executors))]
+        if kind == "executor":
+            return executors[:1]
+        if kind == "server":
+            return [each for each in below if "executor.model_server" in _command(each)][:1]
+        daemons = [each for each in below if "pyspark.daemon" in _command(each)]
+        return [child for each in daemons for child in _children(each)][:1]
 
     def wait(self):
         """Wait for the end; the exit code."""
@@ -142,47 +157,39 @@ def _with_children(processes):
     return found
 
 
-def kill_at_random(start, plan, seed, on_complete):
-    """Run jobs, and kill as planned.
+def kill_as_planned(start, plan, on_complete):
+    """Run jobs, and kill as planned; a job that has gone on after a kill must end well.
 
     Args:
-        start: Starts the job on the present table.
-        plan: (kind, phase) for each kill, in turn.
-        seed: Of the waits.
+        start: Starts a job on the present table.
+        plan: What is killed at which points, in turn.
         on_complete: Called when a job has ended by itself; checks the table and makes way.
-
-    Returns:
-        The kills, with the phase that each really hit.
     """
-    chance, kills, job = random.Random(seed), [], None
-    plan, completed_count = list(plan), 0
+    job = None
     try:
-        while plan:
-            assert completed_count <= len(kills) + 2, f"{plan[0]} is not met; so far {kills}"
+        for kill, following in zip(plan, [*plan[1:], None], strict=True):
             job = job or start()
-            kind, phase = plan[0]
-            if job.wait_for(phase, len(job.phases())):
-                time.sleep(chance.uniform(0, LONGEST_WAIT_SECONDS[phase]))
-                if job.kill(kind):
-                    hit = job.phases()
-                    kills.append(Kill(kind, hit[-1] if hit else "start"))
-                    print(f"{kind} killed in {kills[-1].phase}", file=sys.stderr, flush=True)
-                    plan.pop(0)
-                    if kind == "driver":
-                        job.end()
-                        job = None
-                continue
-            assert job.wait() == 0
-            on_complete()
-            job = None
-            completed_count += 1
+            if not job.stop_at(kill.point):
+                # The job before this kill came to its end: the next one meets the point.
+                assert job.wait() == 0
+                on_complete()
+                job = start()
+                assert job.stop_at(kill.point), f"{kill} is not met"
+            job.kill(kill.kind)
+            print(f"{kill.kind} killed at {kill.point}", file=sys.stderr, flush=True)
+            if kill.kind == "driver":
+                job.end()
+                job = None
+            else:
+                job.go_on(kill.point)
+                if following is not None:
+                    job.want(following.point)
         job = job or start()
         assert job.wait() == 0
         on_complete()
     finally:
         if job is not None:
             job.end()
-    return kills
 
 
 def rows_of(table):
@@ -194,7 +201,7 @@ def rows_of(table):
 
 
 def main():
-    """Kill as often as asked, and say what was hit."""
+    """Kill each kind at each point, and say what was hit."""
     import shutil
 
     from pyspark.sql import SparkSession
@@ -204,10 +211,8 @@ def main():
     from spark_vision import ImageViTEmbedding, configure, write_vision_columns
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--rows-per-commit", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="what is killed")
     parser.add_argument("--stream", action="store_true", help="kill a streaming job")
     arguments = parser.parse_args()
@@ -229,34 +234,24 @@ def main():
     tables = []
 
     def start():
-        log = folder / "phases.log"
-        return Job(
-            photos,
-            table,
-            folder / "dinov2",
-            log,
-            arguments.rows_per_commit,
-            stream=stream if arguments.stream else None,
-        )
+        checkpoint = folder / "dinov2"
+        size, kept = arguments.rows_per_commit, stream if arguments.stream else None
+        return Job(photos, table, checkpoint, folder, size, stream=kept)
 
     def on_complete():
         check_rows(rows_of(table), expected)
-        assert not (table / "_spark_vision").exists(), "a stage was left behind"
         tables.append(table)
         shutil.rmtree(table)
         if arguments.stream:
             shutil.rmtree(stream)
 
-    planned = [each for each in PLAN if each[0] in arguments.kinds]
-    plan = [planned[index % len(planned)] for index in range(arguments.kills)]
-    kills = kill_at_random(start, plan, arguments.seed, on_complete)
-    for kill, count in sorted(Counter((kill.kind, kill.phase) for kill in kills).items()):
-        print(f"{count} x {' in '.join(kill)}")
-    missed = set(PHASES) - {kill.phase for kill in kills}
-    print(f"{len(kills)} kills, {len(tables)} tables equal to the undisturbed one", flush=True)
+    plan = [kill for kill in PLAN if kill.kind in arguments.kinds]
+    kill_as_planned(start, plan, on_complete)
+    for kill, count in sorted(Counter(plan).items()):
+        print(f"{count} x {kill.kind} at {kill.point}")
+    print(f"{len(plan)} kills, {len(tables)} tables equal to the undisturbed one", flush=True)
     spark.stop()
     shutil.rmtree(folder)
-    sys.exit(f"not hit: {', '.join(sorted(missed))}" if missed else 0)
 
 
 def check_rows(rows, expected):

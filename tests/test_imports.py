@@ -34,6 +34,7 @@ FLOORS = {
     "spark_vision.sql": 4,
     "spark_vision.udfs": 4,
     "spark_vision.vectorized": 4,
+    "spark_vision.write_options": 4,
     "spark_vision.stream_job": 5,
     "spark_vision.table_job": 5,
     "spark_vision.tables": 5,

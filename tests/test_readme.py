@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spark_vision.option_table import option_table
+from spark_vision.option_table import option_table, write_option_table
 from spark_vision.statements import split_statements
 from spark_vision.status import Status
 
@@ -18,6 +18,10 @@ def blocks(language):
 
 def test_the_table_of_options_is_that_of_the_operators():
     assert option_table() in README, "run python -m spark_vision.option_table"
+
+
+def test_the_table_of_a_writes_options_is_the_codes():
+    assert write_option_table() in README, "run python -m spark_vision.option_table"
 
 
 def test_every_status_is_explained_once():

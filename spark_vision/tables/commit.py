@@ -1,26 +1,31 @@
-"""From a stage to the table: one MERGE, which may run twice and changes the table once.
+"""A wave becomes a commit: one MERGE, whose source computes the rows while they are written.
 
 A row is inserted where its key is absent, and updated where it is still as it was when the wave was
-planned (its `updated_at`). So neither a commit that is repeated after a kill nor a second writer
-doubles a row or overwrites a newer one.
+planned (its `updated_at`). So neither a wave that is computed again after a kill nor a second
+writer doubles a row or overwrites a newer one.
 """
 
 import logging
 import random
 import re
+import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
+from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from spark_vision.errors import CommitConflictError, TableError
 from spark_vision.tables.identity import FilledColumn, filled_columns
 from spark_vision.tables.location import TableLocation, quote, read_detail
 from spark_vision.tables.pending import BASE
 from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT
+from spark_vision.tables.session_settings import settings
 from spark_vision.tables.source import INPUTS
 from spark_vision.tables.transaction import Transaction, carrying
 
@@ -31,25 +36,38 @@ _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
 _CONFLICT = re.compile(
     r"DELTA_CONCURRENT_|Concurrent\w+Exception|DELTA_METADATA_CHANGED|MetadataChangedException|"
-    r"DELTA_PROTOCOL_CHANGED|ProtocolChangedException|"
-    # Two writers add one column, or one constraint, at once.
+    r"DELTA_PROTOCOL_CHANGED|ProtocolChangedException|DELTA_SCHEMA_CHANGE_SINCE_ANALYSIS|"
+    # Two writers make one table, or add one column or one constraint, at once.
+    r"DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION|"
     r"FIELD_ALREADY_EXISTS|DELTA_DUPLICATE_COLUMNS_FOUND|DELTA_CONSTRAINT_ALREADY_EXISTS"
 )
 _Result = TypeVar("_Result")
 
 
+# Of a first write, optimizeWrite would leave one task per wave to write, while no model runs; and
+# autoCompact would write again what has just been written.
+_WAVE_SETTINGS = {
+    "spark.databricks.delta.optimizeWrite.enabled": "false",
+    "spark.databricks.delta.autoCompact.enabled": "false",
+}
+_MATERIALIZE = "spark.databricks.delta.merge.materializeSource"
+
+
 @dataclass(frozen=True)
-class StagedWave:
-    """What a stage holds, as it is written down beside it.
+class WaveContent:
+    """What a wave's rows are.
 
     Attributes:
-        is_new: Whether its rows are to be inserted; else, updated.
+        is_new: Whether they are to be inserted; else, updated.
         keys: The key columns.
         kept: The columns that are copied.
-        columns: What was computed.
-        inputs: What was read of each row, of `source.INPUTS`.
-        identity: The table's properties of those columns, when they were computed.
-        count: Of rows.
+        columns: What is computed.
+        inputs: What is read of each row, of `source.INPUTS`.
+        identity: The table's properties of those columns.
+        bounds: The least and the greatest value of the first key, in SQL, where they are known: the
+            commit looks for no key outside of them.
+        is_stable: Whether the source gives a wave's rows alike when its keys are read twice, and
+            the session holds nothing of them.
     """
 
     is_new: bool
@@ -58,65 +76,126 @@ class StagedWave:
     columns: tuple[str, ...]
     inputs: tuple[str, ...]
     identity: Mapping[str, str]
-    count: int
+    bounds: tuple[str, str] | None
+    is_stable: bool
 
-    def to_json(self) -> dict[str, Any]:
-        """Give plain values."""
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "StagedWave":
-        """Read what `to_json` has given.
+@dataclass
+class KeptRows:
+    """Whether a run keeps computed rows on the executors' disks until they are in the table.
 
-        Raises:
-            TypeError: They are other values, as another version's.
-        """
-        if not isinstance(values, dict) or not isinstance(values.get("identity"), dict):
-            raise TypeError("no description of a wave")
-        lists = {name: tuple(each) for name, each in values.items() if isinstance(each, list)}
-        wave = cls(**{**values, **lists})
-        texts = (wave.keys, wave.kept, wave.columns, wave.inputs, tuple(wave.identity.values()))
-        if (
-            type(wave.is_new) is not bool
-            or type(wave.count) is not int
-            or not all(isinstance(each, tuple) for each in texts)
-            or not all(isinstance(text, str) for each in texts for text in each)
-        ):
-            raise TypeError("a wave's description with other types")
-        return wave
+    Without it they go from the model into the table, and are computed again where another writer
+    comes in between. From then on a run keeps them; one whose rows take long does so from its
+    start.
+    """
+
+    is_on: bool
 
 
 def commit_wave(
     location: TableLocation,
-    wave: StagedWave,
+    content: WaveContent,
     rows: DataFrame,
+    kept: KeptRows,
     transaction: Transaction | None = None,
 ) -> int:
-    """Bring a stage's rows into the table.
+    """Compute a wave's rows, and bring them into the table.
 
     Args:
         location: The table.
-        wave: What the stage holds.
-        rows: The stage's rows.
+        content: What the rows are.
+        rows: They are computed when they are read, which happens once in an attempt.
+        kept: Whether they are kept for a second attempt; a conflict turns it on.
         transaction: The one that this completes.
 
     Returns:
-        Rows of the table that were changed: fewer than the stage has where it was committed before,
-        or another writer was first.
+        Rows of the table that were changed: fewer than there are where another writer was first.
 
     Raises:
         CommitConflictError: Others wrote to the table at every attempt.
-        TableError: A column has become another model's since the rows were computed.
+        TableError: A column has become another model's since the wave was planned.
     """
 
     def clause() -> str:
         # Looked at before each attempt: another writer may have added a column, or changed its
         # model. Where that happens during the MERGE, Delta finds a conflict.
-        filled = _check_models(rows.sparkSession, location, wave)
-        return _insert(wave, filled) if wave.is_new else _update(wave, filled)
+        filled = _check_models(rows.sparkSession, location, content)
+        return _insert(content, filled) if content.is_new else _update(content, filled)
 
-    left = "what was computed stays in the stage, and the next run commits it"
-    return _merge(rows, location, wave.keys, clause, left, transaction)
+    def begin_attempt() -> dict[str, str]:
+        if kept.is_on:
+            # What an executor takes along when it is lost is computed again.
+            rows.persist(StorageLevel.DISK_ONLY)
+        # An update reads its source twice, the first time nothing but keys: Delta need not put the
+        # rows down in between, unless a second look could give others. An insert reads it once.
+        reads_directly = content.is_new or (content.is_stable and not kept.is_on)
+        return {**_WAVE_SETTINGS, _MATERIALIZE: "none" if reads_directly else "auto"}
+
+    def meet_conflict() -> None:
+        kept.is_on = True
+
+    left = "this wave's rows were not committed, and the next run computes them again"
+    try:
+        return _merge(
+            rows,
+            location,
+            _match(content.keys, content.bounds),
+            clause,
+            left,
+            transaction,
+            begin_attempt,
+            meet_conflict,
+        )
+    finally:
+        rows.unpersist()
+
+
+def count_statuses(
+    spark: SparkSession, location: TableLocation, stamp: str, columns: tuple[str, ...]
+) -> dict[str, Counter[str]]:
+    """Count the rows of a commit by status of each column.
+
+    Args:
+        spark: The session.
+        location: The table.
+        stamp: What `updated_at` is in these rows and no other, in SQL.
+        columns: What was computed.
+    """
+    names = [quote(f"{name}_status") for name in columns]
+    rows = spark.table(location.sql).filter(F.col(UPDATED_AT) == F.expr(stamp))
+    counts = {name: Counter[str]() for name in columns}
+    for row in rows.groupBy(*names).agg(F.count("*").alias("rows")).collect():
+        for place, name in enumerate(columns):
+            counts[name][row[place]] += row["rows"]
+    return counts
+
+
+def find_examples(
+    spark: SparkSession, location: TableLocation, stamp: str, column: str
+) -> dict[str, str]:
+    """Give an error of the rows of a commit for each status of a column that has one."""
+    status, error = F.col(quote(f"{column}_status")), F.col(quote(f"{column}_error"))
+    rows = spark.table(location.sql).filter(F.col(UPDATED_AT) == F.expr(stamp))
+    found = rows.groupBy(status).agg(F.first(error, ignorenulls=True)).dropna()
+    return {row[0]: row[1] for row in found.collect()}
+
+
+def remove_wave(spark: SparkSession, location: TableLocation, stamp: str) -> None:
+    """Take a wave that was inserted out of the table again."""
+    statement = f"DELETE FROM {location.sql} WHERE {UPDATED_AT} = {stamp}"
+    retry_conflicts(location, lambda: spark.sql(statement).collect())
+
+
+_stamp_lock = threading.Lock()
+_last_stamp = 0
+
+
+def new_stamp() -> str:
+    """Give the present moment in SQL, to the microsecond, and never the same one twice."""
+    global _last_stamp
+    with _stamp_lock:
+        _last_stamp = max(time.time_ns() // 1000, _last_stamp + 1)
+        return f"timestamp_micros({_last_stamp})"
 
 
 def delete_rows(
@@ -141,42 +220,55 @@ def delete_rows(
     """
     condition = f" AND t.{UPDATED_AT} <=> s.{quote(BASE)}" if unchanged else ""
     clause = f"WHEN MATCHED{condition} THEN DELETE"
-    _merge(rows, location, keys, lambda: clause, "its rows were not removed", transaction)
+    left = "its rows were not removed"
+    _merge(rows, location, _match(keys), lambda: clause, left, transaction)
+
+
+def _match(keys: tuple[str, ...], bounds: tuple[str, str] | None = None) -> str:
+    on = [f"t.{quote(key)} = s.{quote(key)}" for key in keys]
+    if bounds is not None:
+        # Without it each wave would read all keys of the table.
+        on.append(f"t.{quote(keys[0])} BETWEEN {bounds[0]} AND {bounds[1]}")
+    return " AND ".join(on)
 
 
 def _merge(
     rows: DataFrame,
     location: TableLocation,
-    keys: tuple[str, ...],
+    match: str,
     clause: Callable[[], str],
     left: str,
     transaction: Transaction | None,
+    begin_attempt: Callable[[], Mapping[str, str]] = dict,
+    meet_conflict: Callable[[], None] = lambda: None,
 ) -> int:
-    """Run a MERGE on keys, again where another writer came in between; say how many rows changed.
+    """Run a MERGE, again where another writer came in between; say how many rows changed.
 
     The clause is asked for before each attempt, and `left` is what the error says of the rows. What
     completes a transaction that the table has already changes nothing.
     """
     spark = rows.sparkSession
     view = f"spark_vision_rows_{uuid.uuid4().hex}"
-    on = " AND ".join(f"t.{quote(key)} = s.{quote(key)}" for key in keys)
     rows.createOrReplaceTempView(view)
 
     def attempt() -> int:
-        statement = f"MERGE INTO {location.sql} AS t USING {view} AS s ON {on} {clause()}"
-        with carrying(spark, transaction):
+        statement = f"MERGE INTO {location.sql} AS t USING {view} AS s ON {match} {clause()}"
+        with settings(spark, begin_attempt()), carrying(spark, transaction):
             counts = spark.sql(statement).collect()
         # Delta gives no row where it left the statement out.
         return int(counts[0]["num_affected_rows"]) if counts else 0
 
     try:
-        return retry_conflicts(location, attempt, left)
+        return retry_conflicts(location, attempt, left, meet_conflict)
     finally:
         spark.catalog.dropTempView(view)
 
 
 def retry_conflicts(
-    location: TableLocation, change: Callable[[], _Result], left: str = "this one was not made"
+    location: TableLocation,
+    change: Callable[[], _Result],
+    left: str = "this one was not made",
+    meet_conflict: Callable[[], None] = lambda: None,
 ) -> _Result:
     """Change a table, again where another writer came in between, a bounded number of times.
 
@@ -184,6 +276,7 @@ def retry_conflicts(
         location: The table.
         change: Changes it, in one commit.
         left: What the error says of how things stand.
+        meet_conflict: Is told before the next attempt.
 
     Raises:
         CommitConflictError: At every attempt one did.
@@ -201,6 +294,7 @@ def retry_conflicts(
                     f"attempts to commit; {left}: run again when fewer writers are at work"
                 ) from error
             logger.info("attempt %d to commit met another writer", attempt)
+            meet_conflict()
         time.sleep(random.uniform(pause / 2, pause))
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
     raise AssertionError("the last attempt returns or raises")
@@ -212,14 +306,14 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def _check_models(
-    spark: SparkSession, location: TableLocation, wave: StagedWave
+    spark: SparkSession, location: TableLocation, content: WaveContent
 ) -> dict[str, FilledColumn]:
     """Make sure that a wave's columns are still its model's; give all columns of the table."""
     detail = read_detail(spark, location)
     if detail is None:
         raise TableError(f"{location.given} is gone; this wave was not committed")
     present = detail.properties
-    for name, said in wave.identity.items():
+    for name, said in content.identity.items():
         if present.get(name) != said:
             raise TableError(
                 f"{location.given} has become another model's while this write was at work: its "
@@ -229,29 +323,32 @@ def _check_models(
     return filled_columns(present, detail.columns)
 
 
-def _insert(wave: StagedWave, filled: Mapping[str, FilledColumn]) -> str:
-    parts = [part for name in wave.columns for part in filled[name].parts]
-    names = [*wave.keys, *wave.kept, SOURCE_HASH, *parts, UPDATED_AT]
+def _insert(content: WaveContent, filled: Mapping[str, FilledColumn]) -> str:
+    parts = [part for name in content.columns for part in filled[name].parts]
+    names = [*content.keys, *content.kept, SOURCE_HASH, *parts, UPDATED_AT]
     listed = ", ".join(map(quote, names))
     values = ", ".join(f"s.{quote(name)}" for name in names)
     return f"WHEN NOT MATCHED THEN INSERT ({listed}) VALUES ({values})"
 
 
-def _update(wave: StagedWave, filled: Mapping[str, FilledColumn]) -> str:
-    parts = [part for name in wave.columns for part in filled[name].parts]
-    values = {name: f"s.{quote(name)}" for name in (*wave.kept, *parts, UPDATED_AT)}
+def _update(content: WaveContent, filled: Mapping[str, FilledColumn]) -> str:
+    start = f"WHEN MATCHED AND t.{UPDATED_AT} <=> s.{quote(BASE)} THEN UPDATE SET "
+    if not content.columns:
+        return start + ", ".join(f"t.{quote(name)} = s.{quote(name)}" for name in content.kept)
+    parts = [part for name in content.columns for part in filled[name].parts]
+    values = {name: f"s.{quote(name)}" for name in (*content.kept, *parts, UPDATED_AT)}
     hashes = (
-        f"'{name}', {'s' if name in wave.inputs else 't'}.source_hash.{name}" for name in INPUTS
+        f"'{name}', {'s' if name in content.inputs else 't'}.source_hash.{name}" for name in INPUTS
     )
     values[SOURCE_HASH] = f"named_struct({', '.join(hashes)})"
     for name, column in filled.items():
-        if name in wave.columns:
+        if name in content.columns:
             continue
         # A value of what is no longer there is none: a write with that column fills it in again.
         changed = " OR ".join(
             f"NOT (t.source_hash.{read} <=> s.source_hash.{read})"
             for read in column.reads
-            if read in wave.inputs
+            if read in content.inputs
         )
         if changed:
             values |= {
@@ -259,4 +356,4 @@ def _update(wave: StagedWave, filled: Mapping[str, FilledColumn]) -> str:
                 for part in column.parts
             }
     listed = ", ".join(f"t.{quote(name)} = {value}" for name, value in values.items())
-    return f"WHEN MATCHED AND t.updated_at <=> s.{quote(BASE)} THEN UPDATE SET {listed}"
+    return start + listed

@@ -1,31 +1,36 @@
 """A table that fits a write: one that is there is checked, one that is not is made."""
 
-from pyspark.sql import SparkSession
+from dataclasses import replace
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import DataType, IntegralType, StructField
 
 from spark_vision.errors import TableError
 from spark_vision.tables.commit import retry_conflicts
 from spark_vision.tables.identity import (
+    KEYS_PROPERTY,
     check_same_models,
     check_same_table,
     differing_model,
     filled_columns,
 )
-from spark_vision.tables.location import TableDetail, read_detail
-from spark_vision.tables.prepared import PreparedWrite
+from spark_vision.tables.location import TableDetail, quote, read_detail
+from spark_vision.tables.plan import WritePlan
 from spark_vision.tables.schema import (
+    SOURCE_HASH,
+    UPDATED_AT,
     add_constraints,
     check_schema,
     create_table,
     empty_column,
     extend_table,
     set_properties,
-    table_schema,
-    vector_constraints,
 )
 from spark_vision.tables.storage_errors import explaining
 
 
-def check_table(spark: SparkSession, write: PreparedWrite, detail: TableDetail) -> None:
+def check_table(write: WritePlan, detail: TableDetail) -> None:
     """Make sure that a write fits the table that is there; changes nothing.
 
     Raises:
@@ -33,21 +38,49 @@ def check_table(spark: SparkSession, write: PreparedWrite, detail: TableDetail) 
     """
     given, present = write.location.given, detail.properties
     filled = filled_columns(present, detail.columns)
-    check_same_table(given, present, write.chosen, filled)
-    wanted = write.column_properties()
-    schema = spark.table(write.location.sql).schema
-    check_schema(
-        write.location,
-        schema,
-        table_schema(write.chosen, write.columns, write.identities),
-        filled,
-        write.columns,
+    may_lack = set(write.chosen.kept_names)
+    if is_blank(detail):
+        may_lack |= {SOURCE_HASH, UPDATED_AT}
+    else:
+        check_same_table(given, present, write.chosen, filled)
+    check_schema(write.location, detail.schema, write.schema, filled, write.columns, may_lack)
+    if not write.options.recompute:
+        check_same_models(given, present, write.column_properties, list(write.columns))
+
+
+def fit_keys(
+    write: WritePlan, source: DataFrame, detail: TableDetail
+) -> tuple[WritePlan, DataFrame]:
+    """Give a source's whole-number keys the width that they have in the table."""
+    present = {field.name: field.dataType for field in detail.schema.fields}
+    keys = []
+    for key in write.chosen.keys:
+        there, given = present.get(key.name, key.dataType), source.schema[key.name].dataType
+        if there != given and isinstance(there, IntegralType) and isinstance(given, IntegralType):
+            source = source.withColumn(key.name, _fit(key.name, there))
+            key = StructField(key.name, there, key.nullable)
+        keys.append(key)
+    return replace(write, chosen=replace(write.chosen, keys=tuple(keys))), source
+
+
+def _fit(name: str, kind: DataType) -> Column:
+    """Read a number in another width; one that is too large for it ends the run."""
+    column, fitted = F.col(quote(name)), F.expr(f"try_cast({quote(name)} AS {kind.simpleString()})")
+    too_large = F.concat(
+        F.lit(f"the key {name} is {kind.simpleString()} in the table, too short for "),
+        column.cast("string"),
     )
-    if not write.recompute:
-        check_same_models(given, present, wanted, list(write.columns))
+    return F.when(column.isNull() | fitted.isNotNull(), fitted).otherwise(
+        F.raise_error(too_large).cast(kind)
+    )
 
 
-def make_table(spark: SparkSession, write: PreparedWrite) -> TableDetail:
+def is_blank(detail: TableDetail) -> bool:
+    """Whether a table without rows is its owner's, who left its columns of models to a write."""
+    return detail.is_empty and KEYS_PROPERTY not in detail.properties
+
+
+def make_table(spark: SparkSession, write: WritePlan) -> TableDetail:
     """Make the table, or bring the one that is there to what the write needs.
 
     Args:
@@ -61,33 +94,31 @@ def make_table(spark: SparkSession, write: PreparedWrite) -> TableDetail:
         return retry_conflicts(write.location, lambda: _make_table(spark, write))
 
 
-def _make_table(spark: SparkSession, write: PreparedWrite) -> TableDetail:
+def _make_table(spark: SparkSession, write: WritePlan) -> TableDetail:
     location = write.location
     # Another writer may have been here since the table was checked: the survey takes its time.
     detail = read_detail(spark, location)
-    schema = table_schema(write.chosen, write.columns, write.identities)
-    properties = write.table_properties | write.column_properties()
-    constraints = vector_constraints(write.columns, write.identities)
+    properties = write.table_properties | write.column_properties
     if detail is None:
-        create_table(spark, location, schema, properties, constraints)
+        create_table(spark, location, write.schema, properties, write.constraints, write.options)
         detail = _read(spark, write)
-    check_table(spark, write, detail)
-    if write.recompute:
+    check_table(write, detail)
+    if write.options.recompute:
         _empty_columns(spark, write, detail)
         detail = _read(spark, write)
-    if extend_table(spark, location, detail.properties, schema, properties):
+    if extend_table(spark, location, detail.properties, write.schema, properties):
         detail = _read(spark, write)
         # Of two writers who add one column at once, one has said last whose it is.
-        check_table(spark, write, detail)
-    add_constraints(spark, location, detail.properties, constraints)
+        check_table(write, detail)
+    add_constraints(spark, location, detail.properties, write.constraints)
     return detail
 
 
-def _empty_columns(spark: SparkSession, write: PreparedWrite, detail: TableDetail) -> None:
+def _empty_columns(spark: SparkSession, write: WritePlan, detail: TableDetail) -> None:
     filled = filled_columns(detail.properties, detail.columns)
     for name in write.columns:
         parts = filled[name].parts if name in filled else ()
-        wanted = write.column_properties(name)
+        wanted = write.properties_by_column[name]
         empty_column(spark, write.location, name, parts)
         if differing_model(name, detail.properties, wanted):
             set_properties(spark, write.location, wanted)
@@ -95,7 +126,7 @@ def _empty_columns(spark: SparkSession, write: PreparedWrite, detail: TableDetai
             empty_column(spark, write.location, name, parts)
 
 
-def _read(spark: SparkSession, write: PreparedWrite) -> TableDetail:
+def _read(spark: SparkSession, write: WritePlan) -> TableDetail:
     detail = read_detail(spark, write.location)
     if detail is None:
         raise TableError(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
+from pyspark.sql.types import StructType
 
 from spark_vision.errors import TableError
 from spark_vision.images.urls import redact_text
@@ -87,14 +88,19 @@ class TableDetail:
     Attributes:
         properties: The table's.
         folder: Where its files are.
-        table_id: Delta's own name for it.
-        columns: The names of its columns.
+        schema: Its columns.
+        is_empty: Whether it has no rows.
     """
 
     properties: dict[str, str]
     folder: str
-    table_id: str
-    columns: tuple[str, ...]
+    schema: StructType
+    is_empty: bool
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of its columns."""
+        return tuple(self.schema.names)
 
 
 def read_detail(spark: SparkSession, location: TableLocation) -> TableDetail | None:
@@ -119,8 +125,17 @@ def read_detail(spark: SparkSession, location: TableLocation) -> TableDetail | N
         raise
     if detail is None or detail["format"] != "delta":
         raise TableError(f"{location.given} is not a Delta table; choose another table")
-    columns = tuple(spark.table(location.sql).columns)
-    return TableDetail(dict(detail["properties"]), detail["location"], detail["id"], columns)
+    schema = spark.table(location.sql).schema
+    is_empty = detail["numFiles"] == 0
+    return TableDetail(dict(detail["properties"]), detail["location"], schema, is_empty)
+
+
+def read_version(spark: SparkSession, location: TableLocation) -> int:
+    """Read which version of a Delta table is the newest."""
+    row = spark.sql(f"DESCRIBE HISTORY {location.sql} LIMIT 1").head()
+    if row is None:
+        raise TableError(f"{location.given} has no history; choose another table")
+    return int(row["version"])
 
 
 def quoted_path(table: str) -> str | None:

@@ -7,9 +7,8 @@ not been filled in yet, or where it failed and is to be tried again.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from operator import or_
+from operator import and_, or_
 
-from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
@@ -18,6 +17,7 @@ from spark_vision.tables.identity import FilledColumn
 from spark_vision.tables.location import quote
 from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT
 from spark_vision.tables.source import INPUTS, SourceColumns, source_hash
+from spark_vision.tables.source_files import file_column
 
 BASE = "__spark_vision_base"
 SOURCE_FILE = "__spark_vision_source_file"
@@ -28,6 +28,11 @@ _SOURCE_HASH = "__spark_vision_source_hash"
 _TABLE_HASH = "__spark_vision_table_hash"
 _STATUSES = "__spark_vision_statuses"
 _NEEDED = "__spark_vision_needed"
+_REASONS = "__spark_vision_reasons"
+_SOURCE_KEPT = "__spark_vision_source_kept"
+_TABLE_KEPT = "__spark_vision_table_kept"
+# Stands among the columns that a row needs where its kept ones are to be copied.
+_REFRESH = ""
 _HASH_TYPE = "struct<" + ", ".join(f"{name}: string" for name in INPUTS) + ">"
 _EXAMPLE_COUNT = 3
 
@@ -38,7 +43,7 @@ class Pending:
 
     Attributes:
         is_new: Whether the table lacks them.
-        columns: What is to be computed of each.
+        columns: What is to be computed of each; nothing where kept columns alone have changed.
         count: Of rows.
         rows: Their keys, with `BASE` (the table's `updated_at` of a row that is there), and where
             there is one, the file of the source and of the table that holds them.
@@ -61,6 +66,7 @@ class Survey:
         pending: What is to be computed, by kind; empty where nothing is.
         missing_keys: The keys of the `missing` rows, and `BASE`.
         has_source_files: Whether the rows know their files in the source.
+        matched: All keys, with what is known of them.
     """
 
     source_rows: int
@@ -76,6 +82,25 @@ class Survey:
         """Rows that are to be computed."""
         return sum(each.count for each in self.pending)
 
+    def count_reasons(self, names: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Count pending rows by column and reason.
+
+        Args:
+            names: The columns, in the order in which they were surveyed.
+        """
+        counts: dict[str, dict[str, int]] = {name: {} for name in names}
+        rows = self.matched.filter(F.col(_IN_SOURCE) > 0).groupBy(_REASONS).count().collect()
+        for row in rows:
+            for name, reason in zip(names, row[_REASONS], strict=True):
+                if reason is not None:
+                    counts[name][reason] = counts[name].get(reason, 0) + row["count"]
+        return counts
+
+    def source_files(self) -> DataFrame:
+        """Give the files of the source that hold pending rows."""
+        pending = self.matched.filter(F.size(_NEEDED) > 0)
+        return pending.select(F.col(SOURCE_FILE)).distinct()
+
     def release(self) -> None:
         """Give back what the session holds of the keys."""
         self.matched.unpersist()
@@ -89,23 +114,27 @@ def survey_rows(
     *,
     retry: Collection[str] = (),
     recompute: bool = False,
+    refresh: Sequence[str] = (),
 ) -> Survey:
     """Compare a source with a table, by their keys and hashes.
 
     Args:
         source: Its column pruning decides that no image is read where `version_columns` say what
             changed; without them, images are read to be hashed.
-        table: The table's rows; None where it is new.
+        table: The table's rows, of one version: Spark takes what it holds of rows for out of date
+            where they come from the version that is the newest, and reads all again after each
+            commit. None where the table is new.
         chosen: The source's columns.
         wanted: The columns of this write.
         retry: The statuses of rows that are to be computed again.
         recompute: Compute every row's columns of this write again.
+        refresh: Kept columns that are copied again where they have changed.
 
     Raises:
         TableError: A key is null, or occurs twice; the message names examples.
     """
     keys = [F.col(quote(name)) for name in chosen.key_names]
-    file, has_source_files = _file_of(source)
+    file = file_column(source)
     no_hash = F.lit(None).cast(_HASH_TYPE)
     sides = source.select(
         *keys,
@@ -116,34 +145,54 @@ def survey_rows(
         no_hash.alias(_TABLE_HASH),
         F.lit(None).cast("array<string>").alias(_STATUSES),
         F.lit(None).cast("timestamp").alias(BASE),
-        file.alias(SOURCE_FILE),
+        (F.lit(None).cast("string") if file is None else file).alias(SOURCE_FILE),
         F.lit(None).cast("string").alias(TABLE_FILE),
+        _hash_of(refresh, source).alias(_SOURCE_KEPT),
+        F.lit(None).cast("bigint").alias(_TABLE_KEPT),
     )
     if table is not None:
-        sides = sides.unionByName(_table_side(table, keys, wanted))
-    columns = (_SOURCE_HASH, _TABLE_HASH, _STATUSES, BASE, SOURCE_FILE, TABLE_FILE)
+        sides = sides.unionByName(_table_side(table, keys, wanted, refresh))
+    columns = [_SOURCE_HASH, _TABLE_HASH, _STATUSES, BASE, SOURCE_FILE, TABLE_FILE]
+    columns += [_SOURCE_KEPT, _TABLE_KEPT]
     matched = sides.groupBy(*keys).agg(
         F.sum(_IN_SOURCE).alias(_IN_SOURCE),
         F.sum(_IN_TABLE).alias(_IN_TABLE),
         *(F.max(name).alias(name) for name in columns),
     )
-    needed = [
-        F.when(_is_needed(index, column.reads, retry, recompute), F.lit(name))
-        for index, (name, column) in enumerate(wanted.items())
+    reasons = [
+        _reason(index, column.reads, retry, recompute)
+        for index, column in enumerate(wanted.values())
     ]
+    needed = [
+        F.when(reason.isNotNull(), F.lit(name))
+        for name, reason in zip(wanted, reasons, strict=True)
+    ]
+    if refresh:
+        differs = (F.col(_IN_TABLE) > 0) & ~F.col(_SOURCE_KEPT).eqNullSafe(F.col(_TABLE_KEPT))
+        needed.append(F.when(differs, F.lit(_REFRESH)))
     needs = F.when(F.col(_IN_SOURCE) > 0, F.array_compact(F.array(*needed)))
     matched = matched.select(
-        *keys, _IN_SOURCE, _IN_TABLE, BASE, SOURCE_FILE, TABLE_FILE, needs.alias(_NEEDED)
+        *keys,
+        _IN_SOURCE,
+        _IN_TABLE,
+        BASE,
+        SOURCE_FILE,
+        TABLE_FILE,
+        needs.alias(_NEEDED),
+        F.array(*reasons).alias(_REASONS),
     ).persist()
     try:
-        return _count(matched, keys, chosen, has_source_files)
+        return _count(matched, keys, chosen, has_source_files=file is not None)
     except BaseException:
         matched.unpersist()
         raise
 
 
 def _table_side(
-    table: DataFrame, keys: Sequence[Column], wanted: Mapping[str, FilledColumn]
+    table: DataFrame,
+    keys: Sequence[Column],
+    wanted: Mapping[str, FilledColumn],
+    refresh: Sequence[str],
 ) -> DataFrame:
     nothing = F.lit(None).cast("string")
     statuses = [
@@ -160,23 +209,33 @@ def _table_side(
         F.col(UPDATED_AT).alias(BASE),
         nothing.alias(SOURCE_FILE),
         F.col("_metadata.file_path").alias(TABLE_FILE),
+        F.lit(None).cast("bigint").alias(_SOURCE_KEPT),
+        _hash_of(refresh, table).alias(_TABLE_KEPT),
     )
 
 
-def _is_needed(index: int, reads: Sequence[str], retry: Collection[str], recompute: bool) -> Column:
-    """Whether a row that is in the source lacks the value of a column."""
-    if recompute:
-        return F.lit(True)
+def _hash_of(names: Sequence[str], rows: DataFrame) -> Column:
+    """Hash kept columns, of any type; JSON leaves out what is null, and so what is not there."""
+    there = [F.col(quote(name)) for name in names if name in rows.columns]
+    return F.xxhash64(F.to_json(F.struct(*there)) if there else F.lit("{}"))
+
+
+def _reason(index: int, reads: Sequence[str], retry: Collection[str], recompute: bool) -> Column:
+    """Say why a row that is in the source needs a column; null where it does not."""
     status = F.get(F.col(_STATUSES), F.lit(index))
-    lacks = (F.col(_IN_TABLE) == 0) | status.isNull()
-    for name in reads:
-        same = F.col(_TABLE_HASH)[name].eqNullSafe(F.col(_SOURCE_HASH)[name])
-        lacks = lacks | ~same
-    return lacks | status.isin(*retry) if retry else lacks
+    same = [F.col(_TABLE_HASH)[name].eqNullSafe(F.col(_SOURCE_HASH)[name]) for name in reads]
+    reason = (
+        F.when(F.col(_IN_TABLE) == 0, F.lit("new"))
+        .when(status.isNull(), F.lit("not filled in"))
+        .when(~reduce(and_, same), F.lit("changed"))
+    )
+    if retry:
+        reason = reason.when(status.isin(*retry), F.lit("failed"))
+    return reason.otherwise(F.lit("recomputed")) if recompute else reason
 
 
 def _count(
-    matched: DataFrame, keys: Sequence[Column], chosen: SourceColumns, has_source_files: bool
+    matched: DataFrame, keys: Sequence[Column], chosen: SourceColumns, *, has_source_files: bool
 ) -> Survey:
     null_key = reduce(or_, (key.isNull() for key in keys))
     bad = (F.col(_IN_SOURCE) > 0) & (null_key | (F.col(_IN_SOURCE) > 1))
@@ -209,7 +268,8 @@ def _count(
                 F.col(_NEEDED) == F.array(*map(F.lit, row[_NEEDED]))
             )
             rows = matched.filter(of_kind).select(*keys, BASE, SOURCE_FILE, TABLE_FILE)
-            pending.append(Pending(row["is_new"], tuple(row[_NEEDED]), row["keys"], rows))
+            columns = tuple(name for name in row[_NEEDED] if name != _REFRESH)
+            pending.append(Pending(row["is_new"], columns, row["keys"], rows))
     pending.sort(key=lambda each: (each.is_new, each.columns))
     in_source = [row for row in counts if row[_NEEDED] is not None]
     return Survey(
@@ -221,13 +281,3 @@ def _count(
         has_source_files=has_source_files,
         matched=matched,
     )
-
-
-def _file_of(source: DataFrame) -> tuple[Column, bool]:
-    """The file that holds a row of a source, where Spark knows it."""
-    file = F.col("_metadata.file_path")
-    try:
-        _ = source.select(file).schema
-    except AnalysisException:
-        return F.lit(None).cast("string"), False
-    return file, True

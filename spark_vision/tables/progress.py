@@ -113,7 +113,7 @@ def reporting(
     """Report the progress of what the block writes, every two seconds, from a thread of its own.
 
     Args:
-        spark: Where it runs; nothing is reported of a Connect session before the end.
+        spark: Where it runs; of a Connect session, a wave is reported when it has ended.
         total: Rows to be computed.
         statuses: The counter of each column, as given to its function.
         report: Told how far the write is; None reports nothing.
@@ -121,8 +121,11 @@ def reporting(
     Yields:
         What is to be told that a wave begins.
     """
-    if report is None or not _is_classic(spark):
+    if report is None:
         yield _Unwatched()
+        return
+    if not _is_classic(spark):
+        yield _WaveByWave(total, report)
         return
     context = spark.sparkContext
     described_before = context.getLocalProperty(_DESCRIPTION)
@@ -146,6 +149,22 @@ def reporting(
 class _Unwatched:
     def begin(self, number: int, rows_before: int) -> None:
         """Nobody is told."""
+
+
+class _WaveByWave:
+    """Reports where a wave begins, for sessions that say nothing of what runs."""
+
+    def __init__(self, total: int, report: Report) -> None:
+        self._total = total
+        self._report = report
+        self._started = time.monotonic()
+
+    def begin(self, number: int, rows_before: int) -> None:
+        """Report what is done before the wave."""
+        seconds = time.monotonic() - self._started
+        rate = rows_before / seconds if seconds else 0.0
+        progress = Progress(rows_before, self._total, seconds, rate)
+        tell(self._report, lambda: progress)
 
 
 class _Watcher:

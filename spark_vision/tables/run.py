@@ -1,33 +1,44 @@
-"""One run of a write: pick up what was left, survey, then infer, stage and commit each wave."""
+"""One run of a write: survey, then compute and commit each wave."""
 
 import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
-from spark_vision.errors import CommitConflictError, TableError
+from spark_vision.errors import TableError
 from spark_vision.executor.failures import check_failure_rate, is_rate_exceeded
-from spark_vision.operators import Operator
-from spark_vision.tables.commit import StagedWave, commit_wave, delete_rows
-from spark_vision.tables.hadoop_folder import HadoopFolder
-from spark_vision.tables.identity import filled_columns
-from spark_vision.tables.layout import check_table, make_table
-from spark_vision.tables.location import TableDetail, read_detail
+from spark_vision.operators import QwenVLImageUnderstanding
+from spark_vision.tables.commit import (
+    KeptRows,
+    WaveContent,
+    commit_wave,
+    count_statuses,
+    delete_rows,
+    find_examples,
+    new_stamp,
+    remove_wave,
+)
+from spark_vision.tables.layout import check_table, fit_keys, is_blank, make_table
+from spark_vision.tables.location import read_detail, read_version
+from spark_vision.tables.pace import Pace
 from spark_vision.tables.pending import BASE, Survey, survey_rows
-from spark_vision.tables.prepared import PreparedWrite
+from spark_vision.tables.plan import WritePlan
+from spark_vision.tables.points import reach
 from spark_vision.tables.progress import Progress, reporting, tell
-from spark_vision.tables.recovery import recover_waves
-from spark_vision.tables.stage import STAGE_FOLDER, CheckpointStage, RunFolder, Stage
 from spark_vision.tables.storage_errors import explaining
 from spark_vision.tables.structs import compute_rows
 from spark_vision.tables.transaction import Transaction, is_committed
-from spark_vision.tables.waves import Wave, count_waves, cut_waves
+from spark_vision.tables.waves import Wave, count_slots, cut_waves
 
 logger = logging.getLogger(__name__)
+
+# A run looks again what is pending where a wave found fewer rows than surveyed: a source that is
+# rewritten meanwhile has its rows in other files. It gives up where that brings nothing any more.
+_LOST_SURVEY_COUNT = 3
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,8 @@ class WriteResult:
         source_rows: Rows in the source.
         there: Those whose keys the table had already.
         computed: Rows that were computed and committed.
-        recovered: Rows that a run which was killed had computed, and this one committed.
+        refreshed: Rows whose kept columns alone were copied again.
+        left: Rows that are pending still, where the run was to end before.
         deleted: Rows that were removed, because the source no longer has them.
         statuses: Of the computed rows, rows by status, for each column.
         seconds: What it all took.
@@ -49,18 +61,20 @@ class WriteResult:
     source_rows: int
     there: int
     computed: int
-    recovered: int
+    refreshed: int
+    left: int
     deleted: int
     statuses: Mapping[str, Mapping[str, int]]
     seconds: float
 
 
 def run_write(
-    write: PreparedWrite,
+    write: WritePlan,
     source: DataFrame,
     transaction: Transaction | None = None,
     *,
     completes: bool = True,
+    is_kept: bool = False,
 ) -> WriteResult:
     """Do a write; `write_vision_columns` says what it does and raises.
 
@@ -70,51 +84,66 @@ def run_write(
         transaction: Nothing is done where the table has it already; the session is its own then.
         completes: Whether the last commit completes it, if need be one without rows; else, what
             comes after.
+        is_kept: Whether the session holds the source's rows, so that reading them again is cheap.
     """
     started = time.monotonic()
-    spark = source.sparkSession
-    location = write.location
-    recovered = 0
+    spark, location = source.sparkSession, write.location
     with explaining(f"read the table {location.given}"):
         detail = read_detail(spark, location)
         if detail is not None:
-            check_table(spark, write, detail)
-            root = _stage_root(spark, write, detail)
-            if root is not None:
-                recovered = recover_waves(spark, location, root)
+            write, source = fit_keys(write, source, detail)
+            check_table(write, detail)
             if transaction is not None and is_committed(spark, detail.folder, transaction):
                 logger.info("the table has transaction %d already", transaction.version)
-                return WriteResult(location.sql, 0, 0, 0, recovered, 0, {}, _since(started))
-    logger.info("survey")
-    survey = _survey(spark, write, source, has_table=detail is not None)
-    try:
-        _refuse_to_empty(write, survey)
-        detail = make_table(spark, write)
-        statuses = {name: Counter[str]() for name in write.columns}
-        computed = 0
-        completed = transaction if completes else None
-        if survey.pending:
-            computed = _run_waves(spark, write, source, survey, detail, statuses, completed)
-        elif completed is not None:
-            # A commit without rows: what others write from now on is newer than this.
-            nothing, keys = survey.missing_keys.limit(0), write.chosen.key_names
-            with explaining(f"write to {location.given}"):
-                delete_rows(location, keys, nothing, unchanged=True, transaction=completed)
-        deleted = survey.missing if write.delete_missing else 0
-        if deleted:
-            logger.info("delete %d rows", deleted)
-            with explaining(f"remove rows from {location.given}"):
-                delete_rows(location, write.chosen.key_names, survey.missing_keys, unchanged=True)
-    finally:
-        survey.release()
+                return WriteResult(location.sql, 0, 0, 0, 0, 0, 0, {}, _since(started))
+    pace = Pace(write)
+    done = _Done(KeptRows(any(map(_takes_long, write.columns.values()))), write.columns)
+    has_table = detail is not None and not is_blank(detail)
+    first, lost_count = None, 0
+    while True:
+        logger.info("survey")
+        reach("before survey")
+        survey = survey_source(spark, write, source, has_table=has_table)
+        reach("after survey")
+        first = first or survey
+        try:
+            _refuse_to_empty(write, survey)
+            make_table(spark, write)
+            has_table = True
+            before = done.rows
+            is_complete = _run_waves(
+                write,
+                source,
+                survey,
+                pace,
+                done,
+                transaction if completes else None,
+                is_kept=is_kept,
+            )
+            lost_count = lost_count + 1 if done.rows == before else 0
+            if is_complete or transaction is not None or lost_count == _LOST_SURVEY_COUNT:
+                deleted = survey.missing if write.options.delete_missing else 0
+                if deleted:
+                    logger.info("delete %d rows", deleted)
+                    with explaining(f"remove rows from {location.given}"):
+                        delete_rows(
+                            location, write.chosen.key_names, survey.missing_keys, unchanged=True
+                        )
+                break
+            # What this run has emptied or tried again is not so once more.
+            again = replace(write.options, recompute=False, retry=())
+            write = replace(write, options=again)
+        finally:
+            survey.release()
     result = WriteResult(
         table=location.sql,
-        source_rows=survey.source_rows,
-        there=survey.there,
-        computed=computed,
-        recovered=recovered,
+        source_rows=first.source_rows,
+        there=first.there,
+        computed=done.computed,
+        refreshed=done.refreshed,
+        left=done.left,
         deleted=deleted,
-        statuses={name: dict(counts) for name, counts in statuses.items()},
+        statuses={name: dict(counts) for name, counts in done.statuses.items()},
         seconds=_since(started),
     )
     if write.progress:
@@ -122,30 +151,65 @@ def run_write(
     return result
 
 
-def _survey(
-    spark: SparkSession, write: PreparedWrite, source: DataFrame, *, has_table: bool
+class _Done:
+    """What a run has written so far."""
+
+    def __init__(self, kept: KeptRows, columns: Mapping[str, object]) -> None:
+        self.kept = kept
+        self.computed = 0
+        self.refreshed = 0
+        self.left = 0
+        self.statuses = {name: Counter[str]() for name in columns}
+
+    @property
+    def rows(self) -> int:
+        """Rows that have been committed."""
+        return self.computed + self.refreshed
+
+
+def _takes_long(operator: object) -> bool:
+    """Whether a row takes so long that none is to be computed twice."""
+    return isinstance(operator, QwenVLImageUnderstanding)
+
+
+def survey_source(
+    spark: SparkSession, write: WritePlan, source: DataFrame, *, has_table: bool
 ) -> Survey:
-    wanted = filled_columns(write.column_properties())
+    """Compare a source with the table, at the version that is the newest now."""
+    table, refresh = None, list[str]()
+    if has_table:
+        version = read_version(spark, write.location)
+        table = spark.read.option("versionAsOf", version).table(write.location.sql)
+        refresh += [
+            name
+            for name in write.chosen.kept_names
+            if write.options.refresh_kept or name not in table.columns
+        ]
     return survey_rows(
         source,
-        spark.table(write.location.sql) if has_table else None,
+        table,
         write.chosen,
-        {name: wanted[name] for name in write.columns},
-        retry=write.retry,
-        recompute=write.recompute,
+        write.filled,
+        retry=write.options.retry,
+        recompute=write.options.recompute,
+        refresh=refresh,
     )
 
 
-def _refuse_to_empty(write: PreparedWrite, survey: Survey) -> None:
-    if not survey.missing or not (write.delete_missing or write.recompute):
+def _refuse_to_empty(write: WritePlan, survey: Survey) -> None:
+    if not survey.missing or not (write.options.delete_missing or write.options.recompute):
         return
     if not survey.source_rows:
-        what = "delete_missing would remove" if write.delete_missing else "recompute would empty"
+        what = (
+            "delete_missing would remove"
+            if write.options.delete_missing
+            else "recompute would empty"
+        )
         raise TableError(
             f"the source has no rows, and {what} all {survey.missing} of {write.location.given}; "
             "look whether the source is what it should be"
         )
-    if write.recompute and not write.delete_missing:
+    if write.options.recompute and not write.options.delete_missing:
         logger.warning(
             "recompute: %d rows of %s are not in the source; they are left without %s",
             survey.missing,
@@ -155,114 +219,118 @@ def _refuse_to_empty(write: PreparedWrite, survey: Survey) -> None:
 
 
 def _run_waves(
-    spark: SparkSession,
-    write: PreparedWrite,
+    write: WritePlan,
     source: DataFrame,
     survey: Survey,
-    detail: TableDetail,
-    statuses: Mapping[str, Counter[str]],
+    pace: Pace,
+    done: _Done,
     transaction: Transaction | None,
-) -> int:
-    root = _stage_root(spark, write, detail)
-    stage: Stage = CheckpointStage() if root is None else RunFolder(spark, root)
-    total, done = count_waves(survey, write.rows_per_commit), 0
+    *,
+    is_kept: bool,
+) -> bool:
+    """Compute and commit what a survey found; say whether all of it was there to be computed."""
+    spark, location, keys = source.sparkSession, write.location, write.chosen.key_names
+    if not survey.pending:
+        if transaction is not None:
+            # A commit without rows: what others write from now on is newer than this.
+            nothing = survey.missing_keys.limit(0)
+            with explaining(f"write to {location.given}"):
+                delete_rows(location, keys, nothing, unchanged=True, transaction=transaction)
+        return True
+    left, before, held = survey.pending_rows, done.rows, None
+    if left > pace.rows and not survey.has_source_files and not is_kept:
+        # Each wave would read the whole source: it is read once, to the executors' disks.
+        source = held = source.persist(StorageLevel.DISK_ONLY)
+    slots = count_slots(spark) if write.has_small_rows else None
+    is_stable = survey.has_source_files and not is_kept
     with (
-        explaining(f"write rows to {write.location.given}"),
+        explaining(f"write rows to {location.given}"),
         reporting(spark, survey.pending_rows, write.counters, write.progress) as watch,
-        stage.kept_alive(),
     ):
-        waves = cut_waves(survey, write.chosen.key_names, write.rows_per_commit)
         try:
-            for number, wave in enumerate(waves, start=1):
-                watch.begin(number, done)
-                logger.info("wave %d of %d: infer %d rows", number, total, wave.count)
-                rows = _stage_wave(write, source, wave, stage, statuses)
-                logger.info("wave %d of %d: commit", number, total)
-                completed = transaction if number == total else None
-                commit_wave(write.location, _describe(write, wave), rows, completed)
-                logger.info("wave %d of %d: clean", number, total)
-                stage.drop()
-                done += wave.count
-        except CommitConflictError:
-            # What was computed waits for the next run.
-            raise
-        except BaseException:
-            stage.end()
-            raise
-        stage.end()
-    return done
+            for number, wave in enumerate(cut_waves(survey, keys, pace), start=1):
+                watch.begin(number, done.rows - before)
+                logger.info("wave %d: infer %d of %d rows", number, wave.count, left)
+                left -= wave.count
+                started = time.monotonic()
+                rows, stamp = _compute(write, source, wave, slots)
+                content = _describe(write, wave, is_stable=is_stable)
+                completed = transaction if not left else None
+                reach("before merge")
+                count = commit_wave(location, content, rows, done.kept, completed)
+                reach("after commit")
+                logger.info("wave %d: committed %d rows", number, count)
+                _take_account(write, spark, wave, stamp, count, done)
+                pace.take_account(wave.count, _since(started))
+                if count < wave.count and transaction is None:
+                    done.left = left + wave.count - count
+                    return False
+        finally:
+            if held is not None:
+                held.unpersist()
+    done.left = left
+    return True
 
 
-def _stage_wave(
-    write: PreparedWrite,
-    source: DataFrame,
-    wave: Wave,
-    stage: Stage,
-    statuses: Mapping[str, Counter[str]],
-) -> DataFrame:
-    computed = compute_rows(
-        wave.select_from(source, write.chosen.key_names),
-        write.chosen,
-        {name: write.columns[name] for name in wave.columns},
-        write.counters,
-        passed=[BASE],
-    )
-    rows = stage.write(computed)
-    logger.info("stage %d rows", wave.count)
-    counts = [row.asDict() for row in rows.groupBy(*_status_names(wave)).count().collect()]
-    count = sum(row["count"] for row in counts)
-    if count != wave.count:
-        raise TableError(
-            f"the source gave {count} rows where it had {wave.count} when its keys were read; it "
-            "changed meanwhile, and this wave was not committed: run again once it stands still"
-        )
-    for row in counts:
-        for name in wave.columns:
-            statuses[name][row[f"{name}_status"]] += row["count"]
-    for name in wave.columns:
-        _check_failures(rows, name, write.columns[name], statuses[name])
-    stage.finish(_describe(write, wave))
-    return rows
+def _compute(
+    write: WritePlan, source: DataFrame, wave: Wave, slots: int | None
+) -> tuple[DataFrame, str]:
+    """Plan a wave's rows; they are computed when they are read."""
+    rows, stamp = wave.select_from(source, write.chosen.key_names), new_stamp()
+    if slots is not None:
+        # A single file may hold all of them, and one task would compute them.
+        rows = rows.repartition(slots)
+    columns = {name: write.columns[name] for name in wave.columns}
+    return compute_rows(rows, write.chosen, columns, write.counters, [BASE], stamp), stamp
 
 
-def _check_failures(
-    rows: DataFrame, name: str, operator: Operator, counts: Mapping[str, int]
+def _take_account(
+    write: WritePlan, spark: SparkSession, wave: Wave, stamp: str, count: int, done: _Done
 ) -> None:
-    """Stop where too many rows of this run failed; the wave that shows it is not committed."""
-    if is_rate_exceeded(counts, operator.max_failure_rate):
-        status, error = F.col(f"{name}_status"), F.first(f"{name}_error", ignorenulls=True)
-        examples = {row[0]: row[1] for row in rows.groupBy(status).agg(error).dropna().collect()}
-        check_failure_rate(counts, operator.max_failure_rate, examples)
+    """Compare what a commit says of itself with what was to be committed."""
+    location = write.location
+    if count > wave.count and wave.is_new:
+        remove_wave(spark, location, stamp)
+        raise TableError(
+            f"the source gave {count} rows where it had {wave.count} when its keys were read: keys "
+            "have come twice meanwhile; this wave was taken out of the table again: run again once "
+            "the source stands still"
+        )
+    if count < wave.count:
+        logger.warning(
+            "%d of %d rows of a wave of %s were not written: another writer was first, or the "
+            "source no longer has them",
+            wave.count - count,
+            wave.count,
+            location.given,
+        )
+    if not wave.columns:
+        done.refreshed += count
+        return
+    done.computed += count
+    for name, counts in count_statuses(spark, location, stamp, wave.columns).items():
+        done.statuses[name] += counts
+        max_rate = write.columns[name].max_failure_rate
+        if is_rate_exceeded(done.statuses[name], max_rate):
+            examples = find_examples(spark, location, stamp, name)
+            check_failure_rate(done.statuses[name], max_rate, examples)
 
 
-def _status_names(wave: Wave) -> list[str]:
-    return [f"{name}_status" for name in wave.columns]
-
-
-def _since(started: float) -> float:
-    return time.monotonic() - started
-
-
-def _describe(write: PreparedWrite, wave: Wave) -> StagedWave:
-    return StagedWave(
+def _describe(write: WritePlan, wave: Wave, *, is_stable: bool) -> WaveContent:
+    return WaveContent(
         is_new=wave.is_new,
         keys=write.chosen.key_names,
         kept=write.chosen.kept_names,
         columns=wave.columns,
         inputs=write.chosen.inputs,
-        identity=write.deciding_properties(*wave.columns),
-        count=wave.count,
+        identity=write.deciding_properties(wave.columns),
+        bounds=wave.key_bounds(write.chosen.key_names[0]),
+        is_stable=is_stable,
     )
 
 
-def _stage_root(
-    spark: SparkSession, write: PreparedWrite, detail: TableDetail
-) -> HadoopFolder | None:
-    if not hasattr(spark, "_jvm"):
-        return None
-    folder = detail.folder if write.stage_folder is None else write.stage_folder.rstrip("/")
-    name = STAGE_FOLDER if write.stage_folder is None else f"{STAGE_FOLDER}-{detail.table_id}"
-    return HadoopFolder(spark, f"{folder}/{name}")
+def _since(started: float) -> float:
+    return time.monotonic() - started
 
 
 def _final_progress(result: WriteResult) -> Progress:

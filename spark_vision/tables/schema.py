@@ -18,9 +18,10 @@ from spark_vision.checks import ModelIdentity
 from spark_vision.errors import TableError
 from spark_vision.operators import EmbeddingOperator, Operator
 from spark_vision.tables.identity import FilledColumn
-from spark_vision.tables.location import TableLocation, literal, quote
+from spark_vision.tables.location import TableLocation, literal, quote, quoted_path
 from spark_vision.tables.source import INPUTS, SourceColumns
 from spark_vision.udfs import value_type
+from spark_vision.write_options import WriteOptions
 
 SOURCE_HASH = "source_hash"
 UPDATED_AT = "updated_at"
@@ -28,11 +29,10 @@ _CONSTRAINTS = "delta.constraints."
 _SETTINGS = {
     # An index follows the table by what has changed.
     "delta.enableChangeDataFeed": "true",
-    # An update writes the rows that it changes, not the files that hold them.
-    "delta.enableDeletionVectors": "true",
-    # A wave of many tasks becomes few files, and many small waves are put together.
-    "delta.autoOptimize.optimizeWrite": "true",
-    "delta.autoOptimize.autoCompact": "true",
+    # Any reader of Delta can read the table; waves of updates are whole files.
+    "delta.enableDeletionVectors": "false",
+    # Two writers who insert one key at once conflict, also where the default is weaker.
+    "delta.isolationLevel": "Serializable",
 }
 
 
@@ -74,27 +74,50 @@ def create_table(
     schema: StructType,
     properties: Mapping[str, str],
     constraints: Mapping[str, str],
+    options: WriteOptions,
 ) -> None:
-    """Create an empty table with change data feed and deletion vectors.
+    """Create an empty table with change data feed.
 
     Raises:
         TableError: Something that is not a Delta table is in its place.
     """
     columns = ", ".join(_ddl(field) for field in schema.fields)
     checks = {f"{_CONSTRAINTS}{name}": condition for name, condition in constraints.items()}
-    listed = _property_list({**_SETTINGS, **properties, **checks})
+    asked = options.table_properties or {}
+    listed = _property_list({**_SETTINGS, **asked, **properties, **checks})
+    layout = ""
+    for clause, names in (
+        ("PARTITIONED BY", options.partition_by),
+        ("CLUSTER BY", options.cluster_by),
+    ):
+        if names:
+            layout += f"{clause} ({', '.join(map(quote, names))}) "
     try:
         spark.sql(
             f"CREATE TABLE IF NOT EXISTS {location.sql} ({columns}) USING delta "
-            f"TBLPROPERTIES ({listed})"
+            f"{layout}TBLPROPERTIES ({listed})"
         )
     except AnalysisException as error:
         condition = error.getCondition() or ""
+        if "NON_EMPTY_LOCATION" in condition and _has_log(spark, location):
+            # Another writer is about to make the table: a conflict, after which it is there.
+            raise
         if condition == "TABLE_OR_VIEW_ALREADY_EXISTS" or "NON_EMPTY_LOCATION" in condition:
             raise TableError(
                 f"{location.given} holds something that is not a Delta table; choose another place"
             ) from error
         raise
+
+
+def _has_log(spark: SparkSession, location: TableLocation) -> bool:
+    folder = quoted_path(location.sql)
+    if folder is None:
+        return False
+    try:
+        _ = spark.read.text(f"{folder}/_delta_log").schema
+    except AnalysisException:
+        return False
+    return True
 
 
 def extend_table(
@@ -191,42 +214,41 @@ def check_schema(
     wanted: StructType,
     filled: Mapping[str, FilledColumn],
     columns: Mapping[str, Operator],
+    may_lack: Collection[str],
 ) -> None:
     """Make sure that a table has the columns of this write, or can have them.
+
+    Columns that are neither this write's nor another one's are their owner's, and left alone.
 
     Args:
         location: The table.
         present: Its columns.
         wanted: Those of this write.
-        filled: Its columns of models, which a write may leave out.
+        filled: Its columns of models.
         columns: Those of this write, which the table may lack.
+        may_lack: More columns that it may lack.
 
     Raises:
         TableError: Naming the column that differs.
     """
     was = {field.name: field.dataType.simpleString() for field in present.fields}
     now = {field.name: field.dataType.simpleString() for field in wanted.fields}
-    may_lack = {part for name in columns for part in column_parts(name, columns[name]).values()}
-    others = {
-        part for name, column in filled.items() if name not in columns for part in column.parts
-    }
+    computed = {part for name in columns for part in column_parts(name, columns[name]).values()}
     ours = {part for column in filled.values() for part in column.parts}
     spelled = {name.lower(): name for name in was}
-    for name in now:
+    for name, kind in now.items():
         if spelled.get(name.lower(), name) != name:
             raise TableError(
                 f"{location.given} has the column {spelled[name.lower()]}, and this write calls it "
                 f"{name}; Delta does not tell them apart: spell it alike, or choose another name"
             )
-    for name in [*now, *was]:
-        lacks = name in may_lack and name not in was
-        taken = name in may_lack and name in was and name not in ours
-        left_out = name in others and name not in now
-        if (was.get(name) != now.get(name) and not lacks and not left_out) or taken:
+        is_added = name not in was and (name in computed or name in may_lack)
+        taken = name in was and (name in computed) != (name in ours)
+        if (was.get(name) != kind and not is_added) or taken:
             raise TableError(
                 f"{location.given} has the column {name} as {was.get(name, 'nothing')}, and this "
-                f"write has it as {now.get(name, 'nothing')}; keep the same columns, or choose "
-                "another name or another table"
+                f"write has it as {kind}; keep the same columns, or choose another name or another "
+                "table"
             )
 
 

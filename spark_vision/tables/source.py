@@ -8,10 +8,16 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_type
 from pyspark.sql.types import (
+    ArrayType,
     BooleanType,
+    CalendarIntervalType,
     CharType,
+    DataType,
     DateType,
+    DayTimeIntervalType,
     LongType,
+    MapType,
+    NullType,
     NumericType,
     StringType,
     StructField,
@@ -19,12 +25,14 @@ from pyspark.sql.types import (
     TimestampNTZType,
     TimestampType,
     VarcharType,
+    YearMonthIntervalType,
 )
 
 from spark_vision.errors import InputTypeError, TableError
 from spark_vision.images.sources import check_input_type
 from spark_vision.operators import ImageOperator, Operator, QwenVLImageUnderstanding
 from spark_vision.tables.location import quote
+from spark_vision.write_options import WriteOptions
 
 # What an operator can read of a row; `source_hash` has a field for each.
 INPUTS = ("image", "text", "prompt")
@@ -40,6 +48,8 @@ _COMPARABLE = (
     TimestampType,
     VarcharType,
 )
+
+_NOT_STORED = (CalendarIntervalType, DayTimeIntervalType, NullType, YearMonthIntervalType)
 
 # A row of Spark's binaryFile says of itself when it changed.
 _FILE_MARKS = {"modificationTime": TimestampType(), "length": LongType()}
@@ -96,11 +106,7 @@ def choose_columns(
     source: DataFrame,
     keys: Sequence[str],
     columns: Mapping[str, Operator],
-    image_column: str,
-    text_column: str,
-    prompt_column: str | None,
-    keep: Sequence[str],
-    version_columns: Sequence[str] | None = None,
+    options: WriteOptions,
 ) -> SourceColumns:
     """Find the columns of a source, and check that they can be what they shall be.
 
@@ -113,7 +119,7 @@ def choose_columns(
         raise TableError(f"keys got {keys!r}; allowed: a list of one or more column names")
     fields = _fields_by_name(source)
     chosen = {name: _find(fields, name, what="key") for name in keys}
-    kept = {name: _find(fields, name, what="kept") for name in keep}
+    kept = {name: _find(fields, name, what="kept") for name in options.keep}
     for name in (*chosen, *kept):
         if re.search(r"[ ,;{}()\n\t=]", name):
             raise TableError(
@@ -122,14 +128,16 @@ def choose_columns(
             )
     for field in chosen.values():
         _check_comparable(field, what="key")
+    for field in kept.values():
+        _check_storable(field)
     image = text = None
     for operator in columns.values():
         if isinstance(operator, ImageOperator):
-            image = _find(fields, image_column, what="image")
+            image = _find(fields, options.image_column, what="image")
             check_input_type(to_arrow_type(image.dataType), operator.image_src_type)
         else:
-            text = _find_strings(fields, text_column, what="text")
-    prompt = None
+            text = _find_strings(fields, options.text_column, what="text")
+    prompt, prompt_column = None, options.prompt_column
     if prompt_column is not None:
         if not any(isinstance(each, QwenVLImageUnderstanding) for each in columns.values()):
             raise TableError(
@@ -147,10 +155,21 @@ def choose_columns(
                 f"the column {name} has no prompt: its operator's is none, and there is no "
                 "prompt_column; give one of them"
             )
-    versions = _choose_versions(fields, version_columns) if image else ()
+    versions = _choose_versions(fields, options.version_columns) if image else ()
     return SourceColumns(
         tuple(chosen.values()), tuple(kept.values()), image, text, prompt, versions
     )
+
+
+def check_columns(source: DataFrame, names: Sequence[str], *, what: str) -> None:
+    """Make sure that a source has columns whose values have an order.
+
+    Raises:
+        TableError: One is not there, or has no order.
+    """
+    fields = _fields_by_name(source)
+    for name in names:
+        _check_comparable(_find(fields, name, what=what), what=what)
 
 
 def inputs_of(operator: Operator, prompt_column: str | None) -> tuple[str, ...]:
@@ -226,11 +245,41 @@ def _readable(field: StructField) -> Column:
 
 def _fields_by_name(source: DataFrame) -> dict[str, StructField]:
     fields: dict[str, StructField] = {}
+    spelled: dict[str, str] = {}
     for field in source.schema.fields:
+        other = spelled.setdefault(field.name.lower(), field.name)
         if field.name in fields:
             raise TableError(f"the source has two columns {field.name}; rename one")
+        if other != field.name:
+            raise TableError(
+                f"the source has the columns {other} and {field.name}, which Spark does not tell "
+                "apart; rename one"
+            )
         fields[field.name] = field
     return fields
+
+
+def _check_storable(field: StructField) -> None:
+    lacking = _lacking_type(field.dataType)
+    if lacking is not None:
+        raise TableError(
+            f"the kept column {field.name} has the type {lacking.simpleString()}, which Delta does "
+            "not store; cast it, or leave it out"
+        )
+
+
+def _lacking_type(kind: DataType) -> DataType | None:
+    """Find what Delta cannot store in a type."""
+    if isinstance(kind, _NOT_STORED):
+        return kind
+    if isinstance(kind, ArrayType):
+        return _lacking_type(kind.elementType)
+    if isinstance(kind, MapType):
+        return _lacking_type(kind.keyType) or _lacking_type(kind.valueType)
+    if isinstance(kind, StructType):
+        found = (_lacking_type(each.dataType) for each in kind.fields)
+        return next((each for each in found if each is not None), None)
+    return None
 
 
 def _find_strings(fields: Mapping[str, StructField], name: str, *, what: str) -> StructField:

@@ -1,4 +1,4 @@
-"""What a file system refuses, said in one sentence with the place and the way out."""
+"""What a storage or a table refuses, said in one sentence with the place and the way out."""
 
 import re
 from collections.abc import Iterator
@@ -18,6 +18,27 @@ _WAYS_OUT = (
         "the storage does not allow it",
         "give this user the right to write there, or choose another place",
     ),
+    (
+        r"DELTA_CANNOT_MODIFY_APPEND_ONLY",
+        "the table only takes new rows, by its property delta.appendOnly",
+        "take the property away, or write without what changes rows: retry, recompute, "
+        "delete_missing, a column that is filled in",
+    ),
+    (
+        r"DELTA_VIOLATE_CONSTRAINT_WITH_VALUES|CHECK constraint",
+        "a row does not fulfil a constraint of the table",
+        "leave such rows out of the source, or drop the constraint: ALTER TABLE … DROP CONSTRAINT",
+    ),
+    (
+        r"DELTA_NOT_NULL_CONSTRAINT_VIOLATED|DELTA_MISSING_NOT_NULL_COLUMN_VALUE",
+        "a column of the table takes no null",
+        "give it by keep, or let it be null: ALTER TABLE … ALTER COLUMN … DROP NOT NULL",
+    ),
+    (
+        r"DELTA_MULTIPLE_SOURCE_ROW_MATCHING_TARGET_ROW_IN_MERGE",
+        "keys have come twice into the source while it was read",
+        "run again once the source stands still",
+    ),
 )
 
 
@@ -29,7 +50,7 @@ def explaining(what: str) -> Iterator[None]:
         what: What is tried in the block, such as `make the table /data/vectors`.
 
     Raises:
-        TableError: There is no space, or no permission.
+        TableError: There is no space, no permission, or the table's own rules forbid it.
     """
     try:
         yield

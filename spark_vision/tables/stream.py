@@ -10,26 +10,29 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import and_
+from typing import Any
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
-from spark_vision.errors import SessionError, TableError
+from spark_vision.errors import SessionError, SparkVisionError, TableError
 from spark_vision.operators import Operator
 from spark_vision.tables.commit import delete_rows
-from spark_vision.tables.hadoop_folder import HadoopFolder
-from spark_vision.tables.layout import make_table
-from spark_vision.tables.location import quote
-from spark_vision.tables.prepared import PreparedWrite, prepare_write
+from spark_vision.tables.layout import fit_keys, make_table
+from spark_vision.tables.location import quote, read_detail
+from spark_vision.tables.plan import WritePlan, plan_write
 from spark_vision.tables.run import run_write
+from spark_vision.tables.source import check_columns
 from spark_vision.tables.transaction import Transaction
-from spark_vision.tables.write import ROWS_PER_COMMIT
+from spark_vision.write_options import parse_write_options, takes_write_options
 
 _CHANGE, _VERSION, _TIME = "_change_type", "_commit_version", "_commit_timestamp"
 _LATEST = "__spark_vision_latest"
+_PLACE = "__spark_vision_place"
 
 
+@takes_write_options(is_stream=True)
 def stream_vision_columns(
     source: DataFrame,
     table: str,
@@ -38,13 +41,7 @@ def stream_vision_columns(
     *,
     checkpoint: str,
     interval: str | None = None,
-    image_column: str = "content",
-    text_column: str = "text",
-    prompt_column: str | None = None,
-    keep: Sequence[str] = (),
-    version_columns: Sequence[str] | None = None,
-    rows_per_commit: int = ROWS_PER_COMMIT,
-    stage_folder: str | None = None,
+    **options: Any,
 ) -> StreamingQuery:
     """Write a stream's rows to a Delta table with the columns computed, each row exactly once.
 
@@ -59,13 +56,8 @@ def stream_vision_columns(
         checkpoint: The folder where Spark notes how far the stream is; one for each stream.
         interval: Look for new rows so often, such as `1 minute`; None: take what is there, then
             end.
-        image_column: What image operators read.
-        text_column: What text operators read.
-        prompt_column: What is asked of each image.
-        keep: Columns of the source that the table has as they are.
-        version_columns: Columns that change whenever the image does.
-        rows_per_commit: Rows of a commit, where a batch has more.
-        stage_folder: Where waves wait between model and table.
+        options: Those of `WriteOptions` that mean something to a stream. `rows_per_commit` counts
+            where a batch has more.
 
     Returns:
         The running query; `awaitTermination()` waits for its end and raises its error.
@@ -91,36 +83,31 @@ def stream_vision_columns(
         )
     if not hasattr(source, "_jdf"):
         raise SessionError("streams need a classic session; this one is of Spark Connect")
-    own = sorted({_CHANGE, _VERSION, _TIME} & {*keys, *keep, *(version_columns or ())})
+    parsed = parse_write_options(options, is_stream=True)
+    taken = {*keys, *parsed.keep, *(parsed.version_columns or ())}
+    own = sorted({_CHANGE, _VERSION, _TIME} & taken)
     if own:
         raise TableError(
             f"the stream's own columns {', '.join(own)} say nothing of a row and are not kept; "
             "leave them out of keys, keep and version_columns"
         )
-    prepared = prepare_write(
-        source,
-        table,
-        keys,
-        columns,
-        image_column=image_column,
-        text_column=text_column,
-        prompt_column=prompt_column,
-        keep=keep,
-        version_columns=version_columns,
-        rows_per_commit=rows_per_commit,
-        retry=(),
-        recompute=False,
-        delete_missing=False,
-        stage_folder=stage_folder,
-        progress=None,
-    )
+    check_columns(source, parsed.latest_by, what="latest_by")
+    plan = plan_write(source, table, keys, columns, parsed, progress=None)
     # What does not fit is said here, not by the query; and Delta makes no table where a checkpoint
     # is already.
-    make_table(source.sparkSession, prepared)
+    detail = read_detail(source.sparkSession, plan.location)
+    if detail is not None:
+        plan, _ = fit_keys(plan, source, detail)
+    make_table(source.sparkSession, plan)
 
     def write_batch(batch: DataFrame, number: int) -> None:
         name = _read_name(batch.sparkSession, checkpoint)
-        _write_batch(prepared, batch, Transaction(name, number))
+        try:
+            _write_batch(plan, batch, Transaction(name, number))
+        except SparkVisionError as error:
+            # Spark's stream looks through an error's text by a pattern that needs more of the JVM's
+            # stack the longer it is: without our own stack it is a sentence.
+            raise error.with_traceback(None) from None
 
     writer = source.writeStream.option("checkpointLocation", checkpoint).foreachBatch(write_batch)
     if interval is None:
@@ -128,27 +115,66 @@ def stream_vision_columns(
     return writer.trigger(processingTime=interval).start()
 
 
+@takes_write_options(is_stream=True)
+def write_vision_batch(
+    batch: DataFrame,
+    batch_id: int,
+    table: str,
+    keys: Sequence[str],
+    columns: Mapping[str, Operator],
+    *,
+    app_id: str,
+    **options: Any,
+) -> None:
+    """Write a batch of one's own `foreachBatch`, once, however often Spark hands it over.
+
+    Args:
+        batch: The rows, or the changes of a Delta table's feed.
+        batch_id: As Spark gives it: it grows from batch to batch.
+        table: As for `write_vision_columns`, like all that is not said here.
+        keys: No two rows of a batch may have the same, unless `on_duplicate_keys` allows it.
+        columns: What to compute.
+        app_id: The stream's name: one for each checkpoint, and for as long as it lives.
+        options: As for `stream_vision_columns`.
+
+    Raises:
+        SparkVisionError: As `stream_vision_columns`.
+
+    Example:
+        >>> def write(batch, number):
+        ...     write_vision_batch(batch, number, "/data/vectors", ["id"], columns, app_id="photos")
+        >>> arriving.writeStream.foreachBatch(write).start()
+    """
+    parsed = parse_write_options(options, is_stream=True)
+    plan = plan_write(batch, table, keys, columns, parsed, progress=None)
+    _write_batch(plan, batch, Transaction(app_id, batch_id))
+
+
 def _read_name(spark: SparkSession, checkpoint: str) -> str:
     """Name a stream by the id that Spark has written into its checkpoint."""
-    noted = HadoopFolder(spark, checkpoint).read("metadata")
+    noted = spark.read.text(f"{checkpoint}/metadata", wholetext=True).head()
     if noted is None:
         raise TableError(f"the stream's checkpoint {checkpoint} has gone while the stream ran")
-    return f"spark_vision-{json.loads(noted)['id']}"
+    return f"spark_vision-{json.loads(noted[0])['id']}"
 
 
-def _write_batch(write: PreparedWrite, batch: DataFrame, transaction: Transaction) -> None:
-    rows = batch.persist()
+def _write_batch(write: WritePlan, batch: DataFrame, transaction: Transaction) -> None:
+    # Of rows that are alike in all that is asked for, the one that Spark gives last is the last.
+    rows = batch.withColumn(_PLACE, F.monotonically_increasing_id()).persist()
+    keys, is_feed = write.chosen.key_names, _CHANGE in rows.columns
+    order = [F.col(_VERSION), ~_is_gone()] if is_feed else []
+    if write.options.latest_by:
+        order += [*map(_column, write.options.latest_by), F.col(_PLACE)]
     try:
-        if _CHANGE not in rows.columns:
-            run_write(write, rows, transaction)
-            return
-        latest = _latest_changes(rows, write.chosen.key_names).persist()
+        latest = _latest_rows(rows, keys, order).persist() if order else rows
         try:
-            keys = write.chosen.key_names
+            if not is_feed:
+                run_write(write, latest.drop(_PLACE), transaction, is_kept=True)
+                return
             gone = latest.filter(_is_gone()).select(*map(_column, keys))
-            present = latest.filter(~_is_gone()).drop(_CHANGE, _VERSION, _TIME)
+            present = latest.filter(~_is_gone()).drop(_CHANGE, _VERSION, _TIME, _PLACE)
             nothing_gone = gone.isEmpty()
-            run_write(write, present, transaction, completes=nothing_gone)
+            run_write(write, present, transaction, completes=nothing_gone, is_kept=True)
             if not nothing_gone:
                 delete_rows(write.location, keys, gone, unchanged=False, transaction=transaction)
         finally:
@@ -157,13 +183,14 @@ def _write_batch(write: PreparedWrite, batch: DataFrame, transaction: Transactio
         rows.unpersist()
 
 
-def _latest_changes(rows: DataFrame, keys: Sequence[str]) -> DataFrame:
-    """Leave the last change of each row; a row put back by the commit that removed it is there.
+def _latest_rows(rows: DataFrame, keys: Sequence[str], order: Sequence[Column]) -> DataFrame:
+    """Leave the last row of each key.
 
-    An update removes the row with the key that was, and puts the one with the key that is: where
-    both are one, it is there.
+    Of a feed's changes, a row put back by the commit that removed it is there. An update removes
+    the row with the key that was, and puts the one with the key that is: where both are one, it is
+    there.
     """
-    changes = rows.withColumn(_LATEST, F.struct(F.col(_VERSION), ~_is_gone()))
+    changes = rows.withColumn(_LATEST, F.struct(*order))
     # Only keys are shuffled: the rows hold images.
     latest = changes.groupBy(*map(_column, keys)).agg(F.max(_LATEST).alias(_LATEST))
     # A null key is one that the write refuses, not one that gets lost here.

@@ -79,7 +79,8 @@ def compute_rows(
     chosen: SourceColumns,
     columns: Mapping[str, Operator],
     counters: Mapping[str, StatusCounter | None],
-    passed: Sequence[str] = (),
+    passed: Sequence[str],
+    stamp: str,
 ) -> DataFrame:
     """Compute the columns of a source's rows: each function is called once per row.
 
@@ -89,6 +90,7 @@ def compute_rows(
         columns: The operators by column.
         counters: As for `column_structs`.
         passed: Columns of the source that go through as they are.
+        stamp: What `updated_at` is to be, in SQL.
 
     Returns:
         Keys, kept columns, `source_hash`, the columns with their statuses, `updated_at`.
@@ -105,9 +107,7 @@ def compute_rows(
         for name, operator in columns.items()
         for part, alias in column_parts(name, operator).items()
     ]
-    return computed.select(
-        *copied, F.col(SOURCE_HASH), *fields, F.current_timestamp().alias(UPDATED_AT)
-    )
+    return computed.select(*copied, F.col(SOURCE_HASH), *fields, F.expr(stamp).alias(UPDATED_AT))
 
 
 def _naming_keys(chosen: SourceColumns, operators: Iterable[Operator]) -> tuple[str, ...]:

@@ -10,10 +10,12 @@ def describe_result(result: WriteResult) -> str:
         f"rows: {result.source_rows:,} in the input, {result.there:,} in the table before, "
         f"{result.computed:,} computed",
     ]
-    if result.recovered:
-        lines.append(f"of a run that was killed: {result.recovered:,} rows committed")
+    if result.refreshed:
+        lines.append(f"kept columns copied again: {result.refreshed:,} rows")
     if result.deleted:
         lines.append(f"deleted: {result.deleted:,} rows that the input no longer has")
+    if result.left:
+        lines.append(f"left for another run: {result.left:,} rows")
     for column, counts in result.statuses.items():
         if counts:
             said = ", ".join(f"{status} {count:,}" for status, count in counts.items())

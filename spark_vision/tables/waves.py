@@ -1,82 +1,117 @@
-"""Pending rows cut into waves: each is inferred, staged and committed before the next one begins.
+"""Pending rows cut into waves: each is computed and committed before the next one begins.
 
 Rows lie in a wave as they lie in files, the table's first, then the source's: a wave reads few
-files of either, and an update touches few files of the table.
+files of either. Rows that are in the table are cut where its files end, so that an update writes
+each file anew once. A wave's keys are on the driver, from where Spark broadcasts them: what is
+computed of them then depends on nothing that a commit or a lost executor takes away.
 """
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 
-from pyspark.sql import Column, DataFrame
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import DateType, DecimalType, IntegralType, StringType, StructType
 
 from spark_vision.tables.location import literal, quote
+from spark_vision.tables.pace import Pace
 from spark_vision.tables.pending import BASE, SOURCE_FILE, TABLE_FILE, Pending, Survey
 
 _NUMBER = "__spark_vision_number"
 # What `monotonically_increasing_id` puts a row's place within its partition into.
 _PLACE_BITS = 33
+# How many times as large as asked a wave may be, to end where a file of the table ends.
+_LONGEST_FILE = 4
 
 
 @dataclass(frozen=True)
 class Wave:
-    """Rows that are inferred, staged and committed together.
+    """Rows that are computed and committed together.
 
     Attributes:
         is_new: Whether the table lacks them.
         columns: What is computed of each.
-        count: Of rows.
         rows: Their keys and `BASE`.
+        schema: Of `rows`, as Spark has it.
         source_files: The source's files that hold them; None where that is not known.
     """
 
     is_new: bool
     columns: tuple[str, ...]
-    count: int
-    rows: DataFrame
-    source_files: list[str] | None
+    rows: pa.Table
+    schema: StructType
+    source_files: tuple[str, ...] | None
 
-    def select_from(self, source: DataFrame, keys: tuple[str, ...]) -> DataFrame:
+    @property
+    def count(self) -> int:
+        """Of rows."""
+        return int(self.rows.num_rows)
+
+    def select_from(self, source: DataFrame, keys: Sequence[str]) -> DataFrame:
         """Leave this wave's rows of a source, with `BASE`; reads no other file."""
         if self.source_files is not None:
             # As text: thousands of values given one by one would take the driver a minute.
             listed = ", ".join(map(literal, self.source_files))
             source = source.filter(F.expr(f"_metadata.file_path IN ({listed})"))
+        rows = source.sparkSession.createDataFrame(self.rows, self.schema)
         # Without the broadcast, a join would shuffle images.
-        return source.join(F.broadcast(self.rows), list(keys))
+        return source.join(F.broadcast(rows), list(keys))
+
+    def key_bounds(self, key: str) -> tuple[str, str] | None:
+        """Say in SQL the least and the greatest value of a key; None for types without a text."""
+        kind = self.schema[key].dataType
+        # Of a string with a collation, Spark's order is another one than that of its bytes.
+        is_ordered = isinstance(kind, IntegralType | DateType | DecimalType) or kind == StringType()
+        if not is_ordered or not self.count:
+            return None
+        bounds = pc.min_max(self.rows[key]).as_py()
+        low, high = (
+            f"CAST({literal(str(bounds[end]))} AS {kind.simpleString()})" for end in bounds
+        )
+        return low, high
 
 
-def count_waves(survey: Survey, rows_per_commit: int) -> int:
-    """Say how many waves `cut_waves` will give."""
-    return sum(-(-each.count // rows_per_commit) for each in survey.pending)
+def count_slots(spark: SparkSession) -> int:
+    """Say how many tasks run at once, which is what Spark cuts a range of numbers into."""
+    return spark.range(1 << 16).select(F.spark_partition_id()).distinct().count()
 
 
-def cut_waves(survey: Survey, keys: tuple[str, ...], rows_per_commit: int) -> Iterator[Wave]:
-    """Cut a survey's pending rows.
+def cut_waves(survey: Survey, keys: Sequence[str], pace: Pace) -> Iterator[Wave]:
+    """Cut a survey's pending rows, until there is none left or the pace says that it is over.
 
     Args:
         survey: Of the source and the table.
         keys: The key columns' names.
-        rows_per_commit: Rows of a wave; the last one of a kind may have fewer.
+        pace: Asked for each wave's rows; one of rows that are in the table may have fewer or more,
+            to end with a file.
     """
     for pending in survey.pending:
-        for rows, count in _cut(pending, keys, rows_per_commit):
+        for cut in _cut(pending, keys, pace):
+            columns = [F.col(quote(name)) for name in (*keys, BASE, SOURCE_FILE)]
+            taken = cut.select(*columns)
+            rows = taken.toArrow()
             files = None
             if survey.has_source_files:
-                files = [row[0] for row in rows.select(SOURCE_FILE).distinct().collect()]
-            named = [F.col(quote(key)) for key in keys]
+                files = tuple(pc.unique(rows[SOURCE_FILE]).to_pylist())
             yield Wave(
-                pending.is_new, pending.columns, count, rows.select(*named, F.col(BASE)), files
+                is_new=pending.is_new,
+                columns=pending.columns,
+                rows=rows.drop_columns([SOURCE_FILE]),
+                schema=taken.drop(SOURCE_FILE).schema,
+                source_files=files,
             )
 
 
-def _cut(
-    pending: Pending, keys: tuple[str, ...], rows_per_commit: int
-) -> Iterator[tuple[DataFrame, int]]:
-    if pending.count <= rows_per_commit:
-        yield pending.rows, pending.count
+def _cut(pending: Pending, keys: Sequence[str], pace: Pace) -> Iterator[DataFrame]:
+    if pace.is_over:
+        return
+    if pending.count <= pace.rows:
+        yield pending.rows
         return
     ordered = (
         pending.rows.sort(TABLE_FILE, SOURCE_FILE, *(F.col(quote(key)) for key in keys))
@@ -87,11 +122,35 @@ def _cut(
         partition = F.shiftright(_NUMBER, _PLACE_BITS)
         counts = ordered.groupBy(partition.alias("partition")).count().collect()
         sizes = {row["partition"]: row["count"] for row in counts}
-        for start in range(0, pending.count, rows_per_commit):
-            end = min(start + rows_per_commit, pending.count)
-            yield ordered.filter(_between(sizes, start, end)), end - start
+        file_ends = [] if pending.is_new else _file_ends(ordered)
+        start = 0
+        while start < pending.count and not pace.is_over:
+            end = _end_of_wave(start, pace.rows, pending.count, file_ends)
+            yield ordered.filter(_between(sizes, start, end))
+            start = end
     finally:
         ordered.unpersist()
+
+
+def _file_ends(ordered: DataFrame) -> list[int]:
+    """Give the places in the order where files of the table end."""
+    counts = ordered.groupBy(TABLE_FILE).count().sort(TABLE_FILE).collect()
+    ends, end = [], 0
+    for row in counts:
+        end += row["count"]
+        ends.append(end)
+    return ends
+
+
+def _end_of_wave(start: int, rows: int, total: int, file_ends: Sequence[int]) -> int:
+    wanted = min(start + rows, total)
+    place = bisect_right(file_ends, wanted)
+    if place and file_ends[place - 1] > start:
+        return file_ends[place - 1]
+    # The file is longer than a wave.
+    if place < len(file_ends) and file_ends[place] <= start + _LONGEST_FILE * rows:
+        return file_ends[place]
+    return wanted
 
 
 def _between(sizes: dict[int, int], start: int, end: int) -> Column:

@@ -1,34 +1,27 @@
 """The one way to a table: `write_vision_columns` computes what a table lacks, wave by wave."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pyspark.sql import DataFrame
 
+from spark_vision.errors import TableError
 from spark_vision.operators import Operator
-from spark_vision.tables.prepared import prepare_write
+from spark_vision.tables.plan import plan_write
 from spark_vision.tables.progress import Report
 from spark_vision.tables.run import WriteResult, run_write
+from spark_vision.write_options import parse_write_options, takes_write_options
 
-ROWS_PER_COMMIT = 50_000
 
-
+@takes_write_options()
 def write_vision_columns(
     source: DataFrame,
     table: str,
     keys: Sequence[str],
     columns: Mapping[str, Operator],
     *,
-    image_column: str = "content",
-    text_column: str = "text",
-    prompt_column: str | None = None,
-    keep: Sequence[str] = (),
-    version_columns: Sequence[str] | None = None,
-    rows_per_commit: int = ROWS_PER_COMMIT,
-    retry: str | Sequence[str] = (),
-    recompute: bool = False,
-    delete_missing: bool = False,
-    stage_folder: str | None = None,
     progress: Report | None = None,
+    **options: Any,
 ) -> WriteResult:
     """Compute the columns of those rows that a Delta table does not have, and write them to it.
 
@@ -39,39 +32,25 @@ def write_vision_columns(
     changed is taken out. Each row is inferred once: where no row is missing, nothing is computed
     and nothing is written. Each image is fetched and decoded once for all columns.
 
-    The work goes in waves of `rows_per_commit` rows: inferred, staged as Parquet, committed. A run
-    that is killed loses at most the wave in flight; the next one goes on.
+    The work goes in waves, each of which is one commit: rows go from the model into the table's
+    files. A run that is killed loses at most the wave in flight; the next one goes on.
 
     Args:
         source: The rows; its keys are read first, then, wave by wave, the rest.
         table: A path, or a name in a catalog that persists.
         keys: Columns that tell the source's rows apart; unique and never null.
         columns: What to compute, by the name of its column.
-        image_column: What image operators read.
-        text_column: What text operators read.
-        prompt_column: What is asked of each image; null and blank mean the operator's prompt, as
-            everywhere without such a column.
-        keep: Columns of the source that the table has as they are when the row is computed.
-        version_columns: Columns that change whenever the image does: a modification time, an ETag,
-            a hash. A row is computed again where they, or the URL, changed, and no image is read to
-            know. None: `modificationTime` and `length` where the source has both, as the rows of
-            `binaryFile` do; else the image's bytes or the URL alone are compared, as with `[]`.
-        rows_per_commit: Rows of a wave, and of a commit.
-        retry: Which failed rows to compute again: `"failed"` for all, or a list of statuses.
-        recompute: Compute all rows again, by a model that may be another: its columns are emptied
-            first, in a commit of its own. A run that is then killed goes on without it.
-        delete_missing: Remove rows whose keys the source no longer has.
-        stage_folder: Where waves wait between model and table; None: in the table's own folder. The
-            next run commits what it finds there, so who can write there can write to the table.
         progress: Told every two seconds how far the write is, and once at its end.
+        options: Those of `WriteOptions`, which says what each is for.
 
     Returns:
         The counts of this run; those by status are exact.
 
     Raises:
+        InvalidOptionError: There is no such option, or its value is not allowed.
         TableError: The source's columns or keys, the table that is there, or the storage do not
-            allow it; others wrote to the table at each of several attempts; or the source changed
-            while it was read. What was committed before stays.
+            allow it; others wrote to the table at each of several attempts; or keys came twice into
+            the source while it was read. What was committed before stays.
         InputTypeError: A column has a type that its operator cannot read.
         SessionError: The session has no Delta.
         SparkVisionError: An operator's checkpoint is missing or is not what it needs.
@@ -82,21 +61,7 @@ def write_vision_columns(
         ...     photos, "/data/vectors", keys=["path"], columns={"embedding": ImageViTEmbedding()}
         ... )
     """
-    prepared = prepare_write(
-        source,
-        table,
-        keys,
-        columns,
-        image_column=image_column,
-        text_column=text_column,
-        prompt_column=prompt_column,
-        keep=keep,
-        version_columns=version_columns,
-        rows_per_commit=rows_per_commit,
-        retry=retry,
-        recompute=recompute,
-        delete_missing=delete_missing,
-        stage_folder=stage_folder,
-        progress=progress,
-    )
-    return run_write(prepared, source)
+    if source.isStreaming:
+        raise TableError("the source is a stream; call stream_vision_columns")
+    plan = plan_write(source, table, keys, columns, parse_write_options(options), progress)
+    return run_write(plan, source)

@@ -4,7 +4,6 @@ import pytest
 
 from encoded_images import encode, photo
 from spark_vision import ImageViTEmbedding
-from spark_vision.tables import stage
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def dino(checkpoints):
 
 @pytest.fixture
 def kill_at(monkeypatch):
-    """Makes a write stop as if killed before or after a step, its stage left where it is."""
+    """Makes a write stop as if killed before or after a step."""
 
     def kill(owner, name, error, *, after=False):
         work = getattr(owner, name)
@@ -42,7 +41,5 @@ def kill_at(monkeypatch):
             raise error
 
         monkeypatch.setattr(owner, name, killed)
-        # A process that is killed cleans nothing up.
-        monkeypatch.setattr(stage.RunFolder, "end", lambda self: None)
 
     return kill

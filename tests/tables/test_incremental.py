@@ -7,7 +7,7 @@ from pyspark.sql import functions as F
 
 from encoded_images import encode, photo
 from spark_vision import ClipTextEmbedding, write_vision_columns
-from spark_vision.errors import TableError
+from spark_vision.errors import SparkVisionError, TableError
 
 
 @pytest.fixture
@@ -185,13 +185,14 @@ def test_changes_are_noticed_by_bytes_or_by_columns_that_say_so(
         ({"retry": ["ok"]}, "retry got 'ok'; allowed: 'failed'"),
         ({"retry": "timeouts"}, "retry got 'timeouts'"),
         ({"rows_per_commit": 0}, "rows_per_commit got 0"),
+        ({"rows_per_comit": 5}, "no option 'rows_per_comit'; allowed: image_column"),
         ({"version_columns": ["nowhere"]}, "no column 'nowhere', the version column"),
         ({"version_columns": ["content"]}, "version column content has the type binary"),
     ],
     ids=str,
 )
 def test_a_wrong_option_is_refused(read_photos, dino, table, option, said):
-    with pytest.raises(TableError, match=said):
+    with pytest.raises(SparkVisionError, match=said):
         write_vision_columns(read_photos(), table, ["path"], {"embedding": dino}, **option)
 
 

@@ -3,9 +3,9 @@
 import pytest
 
 from encoded_images import encode, photo
-from spark_vision import stream_vision_columns, write_vision_columns
-from spark_vision.errors import TableError
-from spark_vision.tables import run, stage, stream
+from spark_vision import stream_vision_columns, write_vision_batch, write_vision_columns
+from spark_vision.errors import InvalidOptionError, TableError
+from spark_vision.tables import run, stream
 from spark_vision.tables.inputs import stream_images
 
 SECONDS = 120
@@ -142,7 +142,6 @@ def test_a_batch_that_is_in_the_table_is_not_written_over_what_came_after_it(
         with pytest.raises(Exception, match="killed"):
             follow(source(), "id")
         monkeypatch.undo()
-        monkeypatch.setattr(stage, "DEAD_SECONDS", 0.1)
 
     images(i1=1, i2=2, i3=3).write.format("delta").mode("append").save(place)
     if killed == "after the commit":
@@ -169,6 +168,47 @@ def test_a_batch_that_is_in_the_table_is_not_written_over_what_came_after_it(
     assert count_forwards() == forwards + 1
 
 
+@pytest.mark.parametrize("has_feed", [True, False])
+def test_a_key_that_comes_twice_in_a_batch_ends_it_or_leaves_its_latest_row(
+    spark, dino, table, place, tmp_path, has_feed, count_forwards
+):
+    if not has_feed:
+        spark.sql(
+            f"ALTER TABLE delta.`{place}` SET TBLPROPERTIES "
+            "('delta.enableChangeDataFeed' = 'false')"
+        )
+    spark.sql(f"ALTER TABLE delta.`{place}` ADD COLUMNS (at int)")
+    data = [
+        (number, encode(photo(48, 40, seed=seed), "JPEG"), at)
+        for number, seed, at in [(1, 1, 5), (1, 2, 7), (1, 3, 6), (2, 4, 1)]
+    ]
+    rows = spark.createDataFrame(data, "id int, content binary, at int")
+    rows.coalesce(1).write.format("delta").mode("append").save(place)
+
+    def follow(**options):
+        stream_vision_columns(
+            stream_images(spark, place, max_files=10),
+            table,
+            ["id"],
+            {"embedding": dino},
+            checkpoint=str(tmp_path / "checkpoint"),
+            keep=["at"],
+            **options,
+        ).awaitTermination(SECONDS)
+
+    with pytest.raises(Exception, match=r"keys must be unique and not null.*id=1"):
+        follow()
+    # The batch that has failed comes again.
+    follow(on_duplicate_keys="latest", latest_by=["at"])
+    found = rows_of(spark, table, "id")
+    assert {key: row["at"] for key, row in found.items()} == {1: 7, 2: 1}
+    assert count_forwards() == 2
+    with pytest.raises(InvalidOptionError, match="allowed: 'latest' with the columns"):
+        follow(on_duplicate_keys="latest")
+    with pytest.raises(TableError, match="no column 'nowhere', the latest_by column"):
+        follow(on_duplicate_keys="latest", latest_by=["nowhere"])
+
+
 def test_a_key_that_changes_takes_its_row_along_and_a_null_key_is_refused(
     spark, follow, table, place
 ):
@@ -190,6 +230,23 @@ def test_a_key_that_changes_takes_its_row_along_and_a_null_key_is_refused(
     spark.sql(f"UPDATE delta.`{place}` SET id = NULL WHERE id = 3")
     with pytest.raises(Exception, match=r"keys must be unique and not null.*id=None"):
         follow(stream_images(spark, place, max_files=100), "id")
+
+
+def test_a_batch_of_ones_own_stream_is_written_once(spark, dino, table, place, count_forwards):
+    data = [(number, encode(photo(48, 40, seed=number), "JPEG")) for number in range(4)]
+    images = spark.createDataFrame(data, "id int, content binary")
+
+    def write(rows, number):
+        session = rows.sparkSession
+        write_vision_batch(rows, number, table, ["id"], {"embedding": dino}, app_id="mine")
+        return rows_of(session, table, "id")
+
+    assert sorted(write(images.filter("id < 2"), 0)) == [0, 1]
+    assert count_forwards() == 2
+    spark.sql(f"DELETE FROM delta.`{table}` WHERE id = 0")
+    assert sorted(write(images.filter("id < 2"), 0)) == [1]
+    assert sorted(write(images.filter("id >= 2"), 1)) == [1, 2, 3]
+    assert count_forwards() == 4
 
 
 def test_a_streams_own_columns_are_not_kept(spark, dino, table, tmp_path, place):

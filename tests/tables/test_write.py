@@ -274,13 +274,14 @@ def test_what_is_not_our_table_is_refused(spark, dino, tmp_path):
             write_vision_columns(empty, str(tmp_path / name), ["path"], {"embedding": dino})
 
 
-def test_other_keys_or_kept_columns_are_refused(spark, dino, table):
+def test_other_keys_or_types_of_kept_columns_are_refused(spark, dino, table):
     empty = spark.createDataFrame([], "path string, other string, content binary")
     write_vision_columns(empty, table, ["path"], {"embedding": dino}, keep=["other"])
     with pytest.raises(TableError, match="has the keys path"):
         write_vision_columns(empty, table, ["path", "other"], {"embedding": dino})
-    with pytest.raises(TableError, match="column other as string"):
-        write_vision_columns(empty, table, ["path"], {"embedding": dino})
+    number = empty.withColumn("other", F.lit(1))
+    with pytest.raises(TableError, match="column other as string, and this write has it as int"):
+        write_vision_columns(number, table, ["path"], {"embedding": dino}, keep=["other"])
 
 
 def test_a_key_column_may_have_any_name_that_delta_allows(spark, dino, table):

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 from pyspark.sql import functions as F
 
+from encoded_images import encode, photo
 from spark_vision import ImageViTEmbedding, write_vision_columns
 from spark_vision.errors import CommitConflictError, TableError
 from spark_vision.tables import commit, layout, run
@@ -21,33 +22,89 @@ def table(tmp_path):
     return str(tmp_path / "vectors")
 
 
-def test_two_writers_at_once_write_no_key_twice_and_infer_each_wave_once(
+def test_two_writers_at_once_write_no_key_twice_and_compute_one_wave_twice_at_most(
     spark, read_photos, dino, table, monkeypatch, caplog, count_forwards
 ):
     together = threading.Barrier(2)
-    commit_wave = run.commit_wave
+    check_models = commit._check_models
+    attempted = threading.local()
 
-    def commit_together(*args):
-        together.wait(WAIT_SECONDS)
-        commit_wave(*args)
+    def check_together(*args):
+        # Both look at the table before either has changed it.
+        filled = check_models(*args)
+        if not hasattr(attempted, "once"):
+            attempted.once = True
+            together.wait(WAIT_SECONDS)
+        return filled
 
     def write(names):
         source = read_photos().filter(F.regexp_extract("path", r"(\w+)\.jpg", 1).isin(names))
-        return write_vision_columns(source, table, ["path"], {"embedding": dino}).computed
+        return write_vision_columns(
+            source, table, ["path"], {"embedding": dino}, rows_per_commit=2
+        ).computed
 
     # The table is there, so that both meet in their commits.
     assert write([]) == 0
-    monkeypatch.setattr(run, "commit_wave", commit_together)
+    monkeypatch.setattr(commit, "_check_models", check_together)
     caplog.set_level(logging.INFO, logger="spark_vision.tables")
     with ThreadPoolExecutor(2) as pool:
-        computed = list(pool.map(write, [["0", "1", "2", "3"], ["2", "3", "4", "5", "text"]]))
-    assert computed == [4, 5]
-    assert count_forwards() == 8
+        computed = list(pool.map(write, [["0", "1", "2"], ["3", "4", "5", "text"]]))
+    assert computed == [3, 4]
     assert "met another writer" in caplog.text
+    # Of six images, the two of a wave have been computed once more for each writer at most.
+    assert 6 < count_forwards() <= 6 + 2 + 2
     names = [
         row["path"].rsplit("/")[-1] for row in spark.read.format("delta").load(table).collect()
     ]
     assert sorted(names) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg", "text.jpg"]
+
+
+def test_rows_that_another_writer_was_first_with_are_counted_for_that_one(
+    spark, read_photos, dino, table, monkeypatch, count_forwards
+):
+    commit_wave = run.commit_wave
+    write = partial(write_vision_columns, keys=["path"], columns={"embedding": dino})
+
+    def commit_late(*args):
+        monkeypatch.undo()
+        some = read_photos().filter(F.col("path").rlike("/[0-3].jpg"))
+        assert write(some, table).computed == 4
+        return commit_wave(*args)
+
+    monkeypatch.setattr(run, "commit_wave", commit_late)
+    result = write(read_photos(), table)
+    assert result.computed == 3
+    assert result.statuses == {"embedding": {"ok": 2, "not_an_image": 1}}
+    assert spark.read.format("delta").load(table).count() == 7
+
+
+def test_a_run_that_met_a_conflict_keeps_its_rows_and_computes_no_further_one_twice(
+    spark, read_photos, dino, table, monkeypatch, count_forwards
+):
+    write = partial(write_vision_columns, table=table, keys=["path"], columns={"embedding": dino})
+    source = read_photos().filter(F.col("path").rlike("/[0-5].jpg"))
+    write(source.filter(F.col("path").like("%/0.jpg")))
+    assert count_forwards() == 1
+    attempts = []
+    merge = spark.sql
+
+    def sql(statement, *args, **kwargs):
+        if statement.startswith("MERGE"):
+            attempts.append(statement)
+            if len(attempts) in (1, 3):
+                # What MERGE says where others have committed since it read the table.
+                merge(statement.replace(f"delta.`{table}`", f"delta.`{copy}`")).collect()
+                raise RuntimeError("[DELTA_CONCURRENT_APPEND] files were added")
+        return merge(statement, *args, **kwargs)
+
+    copy = f"{table}-copy"
+    spark.read.format("delta").load(table).write.format("delta").save(copy)
+    monkeypatch.setattr(spark, "sql", sql)
+    assert write(source, rows_per_commit=2).computed == 5
+    monkeypatch.undo()
+    # Waves of 2, 2 and 1; the first and the second one each met another writer once.
+    assert len(attempts) == 5
+    assert count_forwards() == 1 + 5 + 2
 
 
 @pytest.mark.parametrize("is_there", [False, True])
@@ -73,14 +130,14 @@ def test_two_writers_make_a_table_or_add_their_columns_at_once(
 
     with ThreadPoolExecutor(2) as pool:
         computed = list(pool.map(write, ["one", "other"]))
-    # Where both insert the same rows, the later one's column is left for the next run.
+    # Where both insert the same rows, the later one fills in its column in a second pass.
     monkeypatch.undo()
     again = write_vision_columns(
         read_photos(), table, ["path"], dict.fromkeys(["one", "other"], dino)
     )
     rows = spark.read.format("delta").load(table).collect()
     assert computed == [7, 7]
-    assert again.computed in ((0, 7) if is_there else (7,))
+    assert again.computed == 0
     assert len({row["path"] for row in rows}) == len(rows) == 7
     for row in rows:
         assert row["one"] == row["other"]
@@ -117,14 +174,14 @@ def test_a_column_that_another_model_has_taken_meanwhile_is_refused(
     other = ImageViTEmbedding(model_name=str(checkpoints / "dinov2-other"))
     write = partial(write_vision_columns, read_photos(), table, ["path"])
     write({"embedding": dino})
-    survey = run._survey
+    survey = run.survey_source
 
     def survey_slowly(*args, **kwargs):
         monkeypatch.undo()
         write({"later": other})
         return survey(*args, **kwargs)
 
-    monkeypatch.setattr(run, "_survey", survey_slowly)
+    monkeypatch.setattr(run, "survey_source", survey_slowly)
     with pytest.raises(TableError, match=r"later.*fingerprint"):
         write({"later": dino})
     assert write({"later": other}).computed == 0
@@ -174,25 +231,49 @@ def test_conflicts_are_met_a_bounded_number_of_times(spark, tmp_path, monkeypatc
     assert len(attempts) == commit.ATTEMPT_COUNT + 1
 
 
-def test_a_source_that_shrinks_while_it_is_read_is_an_error_and_the_table_as_it_was(
-    spark, photos, read_photos, dino, table, monkeypatch, tmp_path
+def test_of_a_source_that_shrinks_while_it_is_read_the_rest_is_written_with_a_warning(
+    spark, photos, read_photos, dino, table, monkeypatch, caplog
 ):
-    write_vision_columns(read_photos().filter("length < 0"), table, ["path"], {"embedding": dino})
-    stage_wave = run._stage_wave
+    compute = run._compute
 
     def shrink(*args):
+        monkeypatch.undo()
         (photos / "1.jpg").unlink()
-        return stage_wave(*args)
+        return compute(*args)
 
-    monkeypatch.setattr(run, "_stage_wave", shrink)
+    monkeypatch.setattr(run, "_compute", shrink)
     spark.conf.set("spark.sql.files.ignoreMissingFiles", "true")
     try:
-        with pytest.raises(TableError, match="gave 6 rows where it had 7"):
-            write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
+        result = write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
     finally:
         spark.conf.unset("spark.sql.files.ignoreMissingFiles")
+    assert result.computed == 6
+    assert "1 of 7 rows of a wave" in caplog.text
+    assert spark.read.format("delta").load(table).count() == 6
+
+
+def test_keys_that_come_twice_while_a_source_is_read_are_taken_out_again(
+    spark, dino, table, tmp_path, monkeypatch
+):
+    place = str(tmp_path / "source")
+    images = [(number, encode(photo(48, 40, seed=number), "JPEG")) for number in range(3)]
+    rows = spark.createDataFrame(images, "id int, content binary")
+    rows.write.format("delta").save(place)
+    source = spark.read.format("delta").load(place).groupBy("id", "content").count()
+    source = source.select(
+        "id", F.explode(F.expr("array_repeat(content, int(count))")).alias("content")
+    )
+    compute = run._compute
+
+    def grow(*args):
+        monkeypatch.undo()
+        rows.limit(1).write.format("delta").mode("append").save(place)
+        return compute(*args)
+
+    monkeypatch.setattr(run, "_compute", grow)
+    with pytest.raises(TableError, match="gave 4 rows where it had 3"):
+        write_vision_columns(source, table, ["id"], {"embedding": dino})
     assert spark.read.format("delta").load(table).count() == 0
-    assert not (tmp_path / "vectors" / "_spark_vision").exists()
 
 
 def test_a_place_that_cannot_be_written_is_named(read_photos, dino):
@@ -208,7 +289,7 @@ def test_a_disk_without_space_is_named_and_the_table_stays(
     def full(*_):
         raise OSError("java.io.IOException: No space left on device")
 
-    monkeypatch.setattr(run, "_stage_wave", full)
+    monkeypatch.setattr(run, "commit_wave", full)
     with pytest.raises(TableError, match=r"there is no space left .*; make room and run again"):
         write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
     assert spark.read.format("delta").load(table).count() == 0

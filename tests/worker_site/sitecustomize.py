@@ -7,6 +7,8 @@ COUNTED_FORWARDS  A folder: each forward pass of a DINOv2 adds its number of ima
                   there, and takes as long as the file `forward_seconds` beside it says. With more
                   images than the file `forward_limit` says, it raises that file's error of torch.
 COUNTED_DECODES   A folder: each JPEG that torchvision decodes adds a line to a file there.
+REACHED_POINTS    A folder: each forward pass of a DINOv2 is a point, `batch 1`, `batch 2`, …; a
+                  wanted one is also met by those after it.
 RECORDED_LOADS    A folder: each load of a model adds a line of JSON to a file there. It fails in
                   the executor that the file `failing_executor` beside it names.
 SIMULATED_GPUS    Their number, as torch reports it; what is loaded on one computes on the CPU.
@@ -79,6 +81,25 @@ def count_decodes(module):
     operators.decode_jpeg = counted
 
 
+def stop_at_batches(module):
+    import reached_points
+
+    forward = module.Dinov2Embeddings.forward
+    folder = Path(os.environ["REACHED_POINTS"])
+
+    def stopped(self, *args, **kwargs):
+        with (folder / "batches").open("ab") as file:
+            file.write(b".")
+            number = file.tell()
+        # The first one that comes is met, also where several come at once.
+        for wanted in folder.glob("batch *.wanted"):
+            if int(wanted.stem.split()[1]) <= number:
+                reached_points.stop_at(folder, wanted.stem)
+        return forward(self, *args, **kwargs)
+
+    module.Dinov2Embeddings.forward = stopped
+
+
 def record_loads(module):
     load = module.load_model
 
@@ -104,6 +125,7 @@ def simulate_gpus(module):
 CHANGES = {
     "COUNTED_FORWARDS": ("transformers.models.dinov2.modeling_dinov2", count_forwards),
     "COUNTED_DECODES": ("torchvision.io.image", count_decodes),
+    "REACHED_POINTS": ("transformers.models.dinov2.modeling_dinov2", stop_at_batches),
     "RECORDED_LOADS": ("spark_vision.models.families", record_loads),
     "SIMULATED_GPUS": ("torch", simulate_gpus),
 }

@@ -1,0 +1,113 @@
+"""What a write would do: one look at keys and hashes, without a model, a table or a commit."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from spark_vision.operators import Operator
+from spark_vision.tables.layout import check_table, fit_keys, is_blank
+from spark_vision.tables.location import read_detail
+from spark_vision.tables.pending import SOURCE_FILE, Survey
+from spark_vision.tables.plan import plan_write
+from spark_vision.tables.run import survey_source
+from spark_vision.write_options import parse_write_options, takes_write_options
+
+
+@dataclass(frozen=True)
+class WriteForecast:
+    """What a write would do.
+
+    Attributes:
+        table: The table, as Spark SQL takes it.
+        is_new: Whether it would be made.
+        source_rows: Rows in the source.
+        there: Those whose keys the table has.
+        pending: Rows that would be computed, by column and reason: `new`, `changed`, `not filled
+            in`, `failed` and `recomputed`.
+        pending_rows: Rows that would be written; one counts once, whatever it needs.
+        waves: Commits, where `rows_per_commit` says how many rows one has; else None.
+        source_bytes: The size of the source's files that would be read; None where the source does
+            not know its files.
+        missing: Rows of the table that the source does not have.
+    """
+
+    table: str
+    is_new: bool
+    source_rows: int
+    there: int
+    pending: Mapping[str, Mapping[str, int]]
+    pending_rows: int
+    waves: int | None
+    source_bytes: int | None
+    missing: int
+
+
+@takes_write_options()
+def plan_vision_columns(
+    source: DataFrame,
+    table: str,
+    keys: Sequence[str],
+    columns: Mapping[str, Operator],
+    **options: Any,
+) -> WriteForecast:
+    """Say what `write_vision_columns` would do with the same arguments; changes nothing.
+
+    No model is loaded. Where no column says when an image changed, images of rows that are in the
+    table are read to be hashed, as by the write itself.
+
+    Raises:
+        SparkVisionError: As `write_vision_columns`, for what is known before the first row.
+    """
+    write = plan_write(source, table, keys, columns, parse_write_options(options), progress=None)
+    detail = read_detail(source.sparkSession, write.location)
+    if detail is not None:
+        write, source = fit_keys(write, source, detail)
+        check_table(write, detail)
+    has_table = detail is not None and not is_blank(detail)
+    survey = survey_source(source.sparkSession, write, source, has_table=has_table)
+    try:
+        rows = write.options.rows_per_commit
+        return WriteForecast(
+            table=write.location.sql,
+            is_new=detail is None,
+            source_rows=survey.source_rows,
+            there=survey.there,
+            pending=survey.count_reasons(list(write.columns)),
+            pending_rows=survey.pending_rows,
+            waves=rows and sum(-(-each.count // rows) for each in survey.pending),
+            source_bytes=_count_bytes(source, survey),
+            missing=survey.missing,
+        )
+    finally:
+        survey.release()
+
+
+def _count_bytes(source: DataFrame, survey: Survey) -> int | None:
+    if not survey.has_source_files:
+        return None
+    sizes = source.select(
+        F.col("_metadata.file_path").alias(SOURCE_FILE), F.col("_metadata.file_size").alias("size")
+    ).distinct()
+    total = sizes.join(survey.source_files(), SOURCE_FILE).agg(F.sum("size")).head()
+    return int(total[0] or 0) if total is not None else 0
+
+
+def describe_forecast(forecast: WriteForecast) -> str:
+    """Say it in the few lines that a job prints."""
+    lines = [
+        f"table: {forecast.table}{', to be made' if forecast.is_new else ''}",
+        f"rows: {forecast.source_rows:,} in the input, {forecast.there:,} in the table, "
+        f"{forecast.pending_rows:,} to be written"
+        + (f" in {forecast.waves:,} waves" if forecast.waves is not None else ""),
+    ]
+    for column, reasons in forecast.pending.items():
+        said = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+        lines.append(f"{column}: {said or 'nothing'}")
+    if forecast.source_bytes is not None:
+        lines.append(f"to be read: files of {forecast.source_bytes:,} bytes")
+    if forecast.missing:
+        lines.append(f"missing in the input: {forecast.missing:,} rows of the table")
+    return "\n".join(lines)

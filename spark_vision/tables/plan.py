@@ -1,0 +1,159 @@
+"""A write before its first row: its columns, models and options, checked on the driver."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from pyspark.sql import DataFrame
+from pyspark.sql.types import StringType, StructType
+
+from spark_vision.checks import ModelIdentity, check_operator_on_driver, describe_operator
+from spark_vision.errors import TableError
+from spark_vision.operators import ImageOperator, Operator
+from spark_vision.session import check_delta
+from spark_vision.tables.identity import (
+    FilledColumn,
+    column_properties,
+    deciding,
+    filled_columns,
+    table_properties,
+)
+from spark_vision.tables.location import TableLocation, locate_table
+from spark_vision.tables.progress import Report, StatusCounter, status_accumulator
+from spark_vision.tables.schema import column_parts, table_schema, vector_constraints
+from spark_vision.tables.source import SourceColumns, choose_columns
+from spark_vision.tables.structs import column_structs
+from spark_vision.write_options import WriteOptions
+
+
+@dataclass(frozen=True)
+class WritePlan:
+    """What a write is to do, and what its table is to be; each is worked out once.
+
+    Attributes:
+        location: The table.
+        chosen: The columns of the source.
+        columns: The operators by column.
+        identities: Their models.
+        options: As given.
+        counters: Rows by status of each column, where there is a progress to tell.
+        progress: Told how far the write is.
+    """
+
+    location: TableLocation
+    chosen: SourceColumns
+    columns: Mapping[str, Operator]
+    identities: Mapping[str, ModelIdentity]
+    options: WriteOptions
+    counters: Mapping[str, StatusCounter | None]
+    progress: Report | None
+
+    @cached_property
+    def schema(self) -> StructType:
+        """The table's columns."""
+        return table_schema(self.chosen, self.columns, self.identities)
+
+    @cached_property
+    def constraints(self) -> dict[str, str]:
+        """What the table checks of a row."""
+        return vector_constraints(self.columns, self.identities)
+
+    @cached_property
+    def table_properties(self) -> dict[str, str]:
+        """What the table says of its rows."""
+        return table_properties(self.chosen)
+
+    @cached_property
+    def properties_by_column(self) -> dict[str, dict[str, str]]:
+        """What the table says of each column, and of who fills it."""
+        return {
+            name: column_properties(
+                name,
+                operator,
+                self.identities[name],
+                column_parts(name, operator).values(),
+                self.options.prompt_column,
+            )
+            for name, operator in self.columns.items()
+        }
+
+    @cached_property
+    def column_properties(self) -> dict[str, str]:
+        """What the table says of all columns of this write."""
+        said: dict[str, str] = {}
+        for properties in self.properties_by_column.values():
+            said |= properties
+        return said
+
+    @cached_property
+    def filled(self) -> dict[str, FilledColumn]:
+        """The columns of this write, as the table's properties have them."""
+        found = filled_columns(self.column_properties)
+        return {name: found[name] for name in self.columns}
+
+    def deciding_properties(self, names: Sequence[str]) -> dict[str, str]:
+        """What of the properties of columns decides their values."""
+        said: dict[str, str] = {}
+        for name in names:
+            said |= deciding(self.properties_by_column[name])
+        return said
+
+    @property
+    def has_small_rows(self) -> bool:
+        """Whether a row to be computed is a URL or a text: cheap to be moved to another slot."""
+        image = self.chosen.image
+        is_url = image is not None and isinstance(image.dataType, StringType)
+        operators = [each for each in self.columns.values() if isinstance(each, ImageOperator)]
+        return image is None or (
+            is_url and all(each.image_src_type == "image_url" for each in operators)
+        )
+
+
+def plan_write(
+    source: DataFrame,
+    table: str,
+    keys: Sequence[str],
+    columns: Mapping[str, Operator],
+    options: WriteOptions,
+    progress: Report | None,
+) -> WritePlan:
+    """Check a write; the arguments are those of `write_vision_columns`.
+
+    Raises:
+        TableError: The source's columns or the table's name do not allow it.
+        InputTypeError: A column has a type that its operator cannot read.
+        SessionError: The session has no Delta.
+        SparkVisionError: An operator's checkpoint is missing or is not what it needs.
+    """
+    spark = source.sparkSession
+    _check_columns(columns)
+    chosen = choose_columns(source, keys, columns, options)
+    check_delta(spark)
+    location = locate_table(spark, table)
+    counters = {name: status_accumulator(spark) if progress else None for name in columns}
+    for operator in columns.values():
+        check_operator_on_driver(operator)
+    # What an operator cannot compute of these columns is said before any task.
+    column_structs(columns, chosen, counters)
+    identities = {name: describe_operator(each, spark) for name, each in columns.items()}
+    plan = WritePlan(
+        location=location,
+        chosen=chosen,
+        columns=columns,
+        identities=identities,
+        options=options,
+        counters=counters,
+        progress=progress,
+    )
+    # Two columns of one name are refused here.
+    _ = plan.schema
+    return plan
+
+
+def _check_columns(columns: Mapping[str, Operator]) -> None:
+    if not columns:
+        raise TableError("columns got nothing; allowed: name: operator, one or more")
+    for name in columns:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise TableError(f"columns got the name {name!r}; allowed: ASCII letters, digits and _")

@@ -1,0 +1,163 @@
+"""What a write is told beside its source, keys and columns: each option stands here and only here.
+
+The signatures of `write_vision_columns` and `stream_vision_columns`, the jobs' command lines and
+the README's table are made from these fields.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from spark_vision.errors import InvalidOptionError
+from spark_vision.options import normalize_options, option, options_of
+from spark_vision.status import Status
+
+FAILED = tuple(status.value for status in Status if status is not Status.OK)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """Options of a write to a table."""
+
+    image_column: str = option("content", "The column that image operators read.")
+    text_column: str = option("text", "The column that text operators read.")
+    prompt_column: str | None = option(
+        None,
+        "The column with what is asked of each image; null and blank mean the operator's prompt.",
+    )
+    keep: tuple[str, ...] = option(
+        (), "Columns of the source that the table has as they are when a row is computed."
+    )
+    version_columns: tuple[str, ...] | None = option(
+        None,
+        "Columns that change whenever the image does, such as an ETag: no image is read to know. "
+        "None: `modificationTime` and `length` where the source has both; else the image's bytes "
+        "or URL are compared, as with an empty list.",
+    )
+    rows_per_commit: int | None = option(
+        None,
+        "Rows that are computed and committed together; a kill loses at most so many. None: as "
+        "many as take a minute and a half, by the rate so far.",
+        minimum=1,
+    )
+    max_rows: int | None = option(
+        None, "End after about so many rows, with what is left in the result.", minimum=1
+    )
+    max_seconds: float | None = option(
+        None,
+        "End with the wave that is at work after so many seconds, with what is left in the result; "
+        "a run does one wave at least.",
+        exclusive_minimum=0,
+    )
+    retry: tuple[str, ...] = option(
+        (), "Statuses of rows that are computed again; `failed` is all but `ok`."
+    )
+    recompute: bool = option(
+        False,
+        "Empty the columns and compute them for all rows, by a model that may be another.",
+    )
+    refresh_kept: bool = option(
+        False,
+        "Copy kept columns again where they have changed, without computing the row; a kept column "
+        "that the table does not have yet is copied for all rows anyway.",
+    )
+    partition_by: tuple[str, ...] = option(
+        (), "Keys or kept columns that a new table is partitioned by."
+    )
+    cluster_by: tuple[str, ...] = option(
+        (), "Keys or kept columns that a new table is clustered by (liquid clustering)."
+    )
+    table_properties: Mapping[str, str] | None = option(
+        None,
+        "Properties of a new table, such as `delta.enableChangeDataFeed`; they win over ours.",
+    )
+    on_duplicate_keys: str = option(
+        "error",
+        "In a stream, what a key that comes twice in a batch does: end it, or leave the row that "
+        "`latest_by` says is the last one.",
+        allowed=("error", "latest"),
+    )
+    latest_by: tuple[str, ...] = option(
+        (), "The columns that say which row of a key is the last one, such as a time."
+    )
+    delete_missing: bool = option(
+        False, "Remove rows from the table whose keys the source no longer has."
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values, and keep their normal form."""
+        normalize_options(self)
+        if self.partition_by and self.cluster_by:
+            raise InvalidOptionError(
+                "WriteOptions got partition_by and cluster_by; allowed: one of them, or none"
+            )
+        if (self.on_duplicate_keys == "latest") != bool(self.latest_by):
+            raise InvalidOptionError(
+                f"WriteOptions.on_duplicate_keys got {self.on_duplicate_keys!r}, and latest_by "
+                f"{list(self.latest_by)}; allowed: 'latest' with the columns that say which row is "
+                "the last one, or 'error' without any"
+            )
+        if self.retry == ("failed",):
+            object.__setattr__(self, "retry", FAILED)
+        for status in self.retry:
+            if status not in FAILED:
+                raise InvalidOptionError(
+                    f"WriteOptions.retry got {status!r}; allowed: 'failed', or a list of "
+                    f"{', '.join(FAILED)}"
+                )
+
+
+# What has no meaning where the rows come as a stream, and where they do not.
+NOT_STREAMED = ("max_rows", "max_seconds", "retry", "recompute", "delete_missing")
+STREAMED = ("on_duplicate_keys", "latest_by")
+
+
+def parse_write_options(given: Mapping[str, Any], *, is_stream: bool = False) -> WriteOptions:
+    """Make the options of a call from its keyword arguments.
+
+    Raises:
+        InvalidOptionError: There is no such option, or a value is not allowed.
+    """
+    allowed = _names(is_stream=is_stream)
+    for name in given:
+        if name not in allowed:
+            raise InvalidOptionError(
+                f"a {'stream' if is_stream else 'write'} has no option {name!r}; allowed: "
+                + ", ".join(allowed)
+            )
+    return WriteOptions(**given)
+
+
+def takes_write_options(*, is_stream: bool = False) -> Callable[[_Function], _Function]:
+    """Give a function with `**options` the signature that it has with all of them."""
+
+    def sign(function: _Function) -> _Function:
+        signature = inspect.signature(function)
+        own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        annotations = WriteOptions.__annotations__
+        names = _names(is_stream=is_stream)
+        more = [
+            inspect.Parameter(
+                each.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=each.default,
+                annotation=annotations[each.name],
+            )
+            for each in options_of(WriteOptions)
+            if each.name in names
+        ]
+        signed: Any = function
+        signed.__signature__ = signature.replace(parameters=[*own, *more])
+        return function
+
+    return sign
+
+
+def _names(*, is_stream: bool) -> list[str]:
+    return [
+        each.name
+        for each in options_of(WriteOptions)
+        if each.name not in (NOT_STREAMED if is_stream else STREAMED)
+    ]

@@ -1,0 +1,201 @@
+"""What a wave reads: its source's files and no other, once, by all slots, also while it changes."""
+
+import pytest
+from pyspark.sql import functions as F
+
+from encoded_images import encode, photo
+from spark_vision import write_vision_columns
+from spark_vision.tables import run
+from spark_vision.tables.source_files import file_column
+from spark_vision.tables.waves import count_slots
+
+
+@pytest.fixture
+def table(tmp_path):
+    return str(tmp_path / "vectors")
+
+
+@pytest.fixture
+def images(spark):
+    """Makes rows with images."""
+
+    def make(*numbers):
+        data = [(number, encode(photo(48, 40, seed=number), "JPEG")) for number in numbers]
+        return spark.createDataFrame(data, "id int, content binary")
+
+    return make
+
+
+@pytest.fixture
+def between_waves(monkeypatch):
+    """Runs something once, after the first wave's commit."""
+
+    def run_between(work):
+        commit_wave = run.commit_wave
+
+        def commit(*args):
+            count = commit_wave(*args)
+            monkeypatch.undo()
+            work()
+            return count
+
+        monkeypatch.setattr(run, "commit_wave", commit)
+
+    return run_between
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "OPTIMIZE delta.`{}`",
+        "UPDATE delta.`{}` SET content = unhex('00') WHERE id = 5",
+        "DELETE FROM delta.`{}` WHERE id = 5",
+    ],
+    ids=["optimized", "updated", "deleted from"],
+)
+def test_a_delta_source_may_be_rewritten_between_waves(
+    spark, images, dino, table, tmp_path, between_waves, count_forwards, statement
+):
+    place = str(tmp_path / "source")
+    for number in range(0, 6, 2):
+        images(number, number + 1).coalesce(1).write.format("delta").mode("append").save(place)
+    source = spark.read.format("delta").load(place)
+    between_waves(lambda: spark.sql(statement.format(place)).collect())
+    result = write_vision_columns(source, table, ["id"], {"embedding": dino}, rows_per_commit=2)
+    expected = {row["id"] for row in spark.read.format("delta").load(place).collect()}
+    rows = spark.read.format("delta").load(table).collect()
+    assert sorted(row["id"] for row in rows) == sorted(expected)
+    assert result.computed == len(expected)
+    computed_twice = {row["id"]: row["embedding_status"] for row in rows}
+    assert computed_twice.get(5) == (
+        "not_an_image" if "UPDATE" in statement else None if "DELETE" in statement else "ok"
+    )
+    assert count_forwards() == len(expected) - ("UPDATE" in statement)
+
+
+def test_a_source_that_is_rewritten_is_recomputed_once(
+    spark, images, dino, table, tmp_path, between_waves, count_forwards
+):
+    place = str(tmp_path / "source")
+    for number in range(0, 6, 2):
+        images(number, number + 1).coalesce(1).write.format("delta").mode("append").save(place)
+    source = spark.read.format("delta").load(place)
+    columns = {"embedding": dino}
+    write_vision_columns(source, table, ["id"], columns)
+    # Each file of the table is a wave of its own.
+    between_waves(lambda: spark.sql(f"OPTIMIZE delta.`{place}`").collect())
+    result = write_vision_columns(source, table, ["id"], columns, rows_per_commit=1, recompute=True)
+    assert result.computed == 6
+    assert count_forwards() == 12
+    assert spark.read.format("delta").load(table).filter("embedding IS NULL").count() == 0
+
+
+def test_a_source_that_the_session_holds_fills_in_a_second_column(
+    spark, images, dino, table, tmp_path
+):
+    place = str(tmp_path / "source")
+    images(*range(4)).write.parquet(place)
+    source = spark.read.parquet(place).cache()
+    try:
+        assert source.count() == 4
+        write_vision_columns(source, table, ["id"], {"embedding": dino})
+        both = {"embedding": dino, "other": dino}
+        assert write_vision_columns(source, table, ["id"], both).computed == 4
+    finally:
+        source.unpersist()
+
+
+def test_many_urls_in_one_file_are_computed_by_all_slots(
+    spark, photos, dino, table, tmp_path, forwards_folder, monkeypatch
+):
+    place = str(tmp_path / "urls")
+    urls = [(str(file),) for file in sorted(photos.iterdir())]
+    spark.createDataFrame(urls, "content string").coalesce(1).write.parquet(place)
+    tasks = []
+    compute_rows = run.compute_rows
+
+    def watched(*args):
+        rows = compute_rows(*args)
+        tasks.append(rows.select(F.spark_partition_id()).distinct().count())
+        return rows
+
+    monkeypatch.setattr(run, "compute_rows", watched)
+    source = spark.read.parquet(place)
+    assert source.rdd.getNumPartitions() == 1
+    result = write_vision_columns(source, table, ["content"], {"embedding": dino})
+    assert result.computed == len(urls)
+    assert tasks == [count_slots(spark)] == [2]
+
+
+def test_sources_of_several_sides_do_not_name_files(spark, images, tmp_path, capfd):
+    place = str(tmp_path / "source")
+    images(1, 2).write.parquet(place)
+    left = spark.read.parquet(place)
+    right = spark.read.parquet(place).withColumnRenamed("id", "other").drop("content")
+    joined = left.join(right, left["id"] == right["other"], "left").select("id", "content")
+    assert file_column(joined) is None
+    assert file_column(left.union(left)) is None
+    assert file_column(left.groupBy("id").count()) is None
+    assert file_column(left.filter("id > 1").select("id")) is not None
+    # An error that is caught is not printed.
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["join", "union"])
+def test_a_source_of_several_sides_is_computed_in_waves_and_read_once(
+    spark, images, dino, table, tmp_path, kind, count_forwards
+):
+    places = [str(tmp_path / name) for name in ("one", "other")]
+    read = tmp_path / "read"
+    read.mkdir()
+    folder = str(read)
+    images(*range(3)).write.parquet(places[0])
+    images(*range(3, 6)).write.parquet(places[1])
+
+    @F.udf("binary")
+    def counted(content):
+        import uuid
+        from pathlib import Path
+
+        (Path(folder) / uuid.uuid4().hex).touch()
+        return content
+
+    counted = counted.asNondeterministic()
+    one, other = (spark.read.parquet(place) for place in places)
+    if kind == "union":
+        source = one.union(other).select("id", counted("content").alias("content"))
+        count = 6
+    else:
+        ids = other.select((F.col("id") - 3).alias("other"))
+        source = one.join(ids, one["id"] == ids["other"], "left")
+        source = source.select("id", counted("content").alias("content"))
+        count = 3
+    result = write_vision_columns(source, table, ["id"], {"embedding": dino}, rows_per_commit=1)
+    assert result.computed == count_forwards() == count
+    # The survey of a new table reads no image.
+    assert len(list(read.iterdir())) == count
+
+
+def test_a_wave_looks_for_keys_in_its_own_range_alone(
+    spark, images, dino, table, tmp_path, monkeypatch
+):
+    write_vision_columns(images(*range(100, 104)), table, ["id"], {"embedding": dino})
+    folder = tmp_path / "vectors"
+    hidden = list(folder.glob("*.parquet"))
+    commit_wave = run.commit_wave
+
+    def commit(*args):
+        # What a wave does not read may as well be gone.
+        for file in hidden:
+            file.rename(file.with_suffix(".hidden"))
+        try:
+            return commit_wave(*args)
+        finally:
+            for file in hidden:
+                file.with_suffix(".hidden").rename(file)
+
+    monkeypatch.setattr(run, "commit_wave", commit)
+    source = images(*range(4), *range(100, 104))
+    result = write_vision_columns(source, table, ["id"], {"embedding": dino}, rows_per_commit=2)
+    assert (result.there, result.computed) == (4, 4)
+    assert spark.read.format("delta").load(table).count() == 8

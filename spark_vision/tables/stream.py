@@ -16,7 +16,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
-from spark_vision.errors import SessionError, SparkVisionError, TableError
+from spark_vision.errors import SessionError, TableError
 from spark_vision.operators import Operator
 from spark_vision.tables.commit import delete_rows
 from spark_vision.tables.layout import fit_keys, make_table
@@ -102,12 +102,7 @@ def stream_vision_columns(
 
     def write_batch(batch: DataFrame, number: int) -> None:
         name = _read_name(batch.sparkSession, checkpoint)
-        try:
-            _write_batch(plan, batch, Transaction(name, number))
-        except SparkVisionError as error:
-            # Spark's stream looks through an error's text by a pattern that needs more of the JVM's
-            # stack the longer it is: without our own stack it is a sentence.
-            raise error.with_traceback(None) from None
+        _write_batch(plan, batch, Transaction(name, number))
 
     writer = source.writeStream.option("checkpointLocation", checkpoint).foreachBatch(write_batch)
     if interval is None:

@@ -8,7 +8,7 @@ from spark_vision.errors import InvalidOptionError, TableError
 from spark_vision.tables import run, stream
 from spark_vision.tables.inputs import stream_images
 
-SECONDS = 120
+SECONDS = 600
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from spark_vision.status import Status
 # Of fewer rows no share is judged: the first one may fail in any source.
 LEAST_JUDGED_ROWS = 100
 _SHOWN_STATUSES = 5
+_SHOWN_CHARACTERS = 8192
 
 Columns: TypeAlias = pa.Array | tuple[pa.Array, ...]
 
@@ -69,7 +70,7 @@ class RowNames:
         here = named.slice(row - start, 1)
         if not self._keys:
             return in_one_line(f"{place} ({_show(here)[0]})")
-        values = zip(self._keys, _show(here.flatten()), strict=True)
+        values = zip(self._keys, _show(here.flatten(), are_keys=True), strict=True)
         return in_one_line(", ".join(f"{key}={value}" for key, value in values))
 
     def _addresses(self, images: pa.Array) -> pa.Array | None:
@@ -77,8 +78,14 @@ class RowNames:
         return images if is_text and self._are_addresses else None
 
 
-def _show(texts: pa.Array) -> list[str]:
-    return ["null" if text is None else redact(text) for text in read_texts(texts)]
+def _show(texts: pa.Array, *, are_keys: bool = False) -> list[str]:
+    # No more of a text is shown, and a huge one costs time to clean.
+    shown = [None if text is None else text[:_SHOWN_CHARACTERS] for text in read_texts(texts)]
+    # A key is what its user calls the row, unless it is a URL, with what that may hold.
+    return [
+        "null" if text is None else text if are_keys and "://" not in text else redact(text)
+        for text in shown
+    ]
 
 
 class FailurePolicy:

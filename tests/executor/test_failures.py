@@ -132,13 +132,15 @@ def test_a_placement_needs_no_good_row(vit, file):
 
 def test_names_of_rows_that_are_done_are_not_kept(vit):
     names = RowNames([vit(on_error="raise")])
-    batches = list(names.watch([pa.array(["a", "b"]), pa.array(["c"]), pa.array(["d"])]))
+    batches = list(
+        names.watch([pa.array(["/a.jpg", "/b.jpg"]), pa.array(["/c.jpg"]), pa.array(["/d.jpg"])])
+    )
     assert [len(each) for each in batches] == [2, 1, 1]
     names.forget(1)
-    assert "(b)" in names.name(1)
+    assert "(/b.jpg)" in names.name(1)
     names.forget(3)
     assert len(names._held) == 1
-    assert names.name(3) == "row 4 of its task (d)"
+    assert names.name(3) == "row 4 of its task (/d.jpg)"
     silent = RowNames([vit()])
     list(silent.watch(batches))
     assert not silent._held

@@ -317,6 +317,43 @@ def test_refused_files_leave_no_descriptor_open(root, fetcher):
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+def test_a_read_that_is_left_behind_reads_no_other_file(root, monkeypatch):
+    monkeypatch.setattr("spark_vision.images.local_files.may_hang", lambda *_: True)
+    fetcher = make_fetcher(str(root), fetch_seconds=0.2)
+    hangs, ends, has_read = threading.Event(), threading.Event(), threading.Event()
+    real_read, real_close, read, closed = os.read, os.close, [], []
+
+    def hanging_read(descriptor, size):
+        read.append(descriptor)
+        hangs.set()
+        assert ends.wait(20)
+        try:
+            return real_read(descriptor, size)
+        finally:
+            has_read.set()
+
+    def close(descriptor):
+        real_close(descriptor)
+        if descriptor in read:
+            closed.append(threading.current_thread())
+
+    monkeypatch.setattr(os, "read", hanging_read)
+    monkeypatch.setattr(os, "close", close)
+    assert failure_of(root / "a.png", fetcher).status == Status.TIMEOUT
+    assert hangs.is_set()
+    # They get the lowest numbers that are free, the one of the file left behind among them.
+    others = [(root.parent / "secret.png").open("rb", buffering=0) for _ in range(5)]
+    ends.set()
+    assert has_read.wait(20)
+    assert [other.read() for other in others] == [b"secret"] * 5
+    for other in others:
+        other.close()
+    for thread in threading.enumerate():
+        if thread.name == "spark-vision-store":
+            thread.join(20)
+    assert len(closed) == 1
+
+
 def test_file_url_of_another_host_is_a_read_error(fetcher):
     failure = failure_of("file://server/share/a.png?token=topsecret", fetcher)
     assert failure.status == Status.READ_ERROR

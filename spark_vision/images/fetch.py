@@ -104,7 +104,15 @@ class Fetcher:
             path = path_of_file_url(url)
         except ValueError as error:
             raise RowFailure(Status.READ_ERROR, f"{error}: {redact(url)}") from None
-        self._files.read(path, transfer)
+        try:
+            self._files.read(path, transfer)
+        except RowFailure as failure:
+            # Hadoop, and with it binaryFile, writes a file's name as it is, `%` included.
+            as_written = path_of_file_url(url, is_encoded=False)
+            is_missing = failure.status == Status.READ_ERROR and not transfer.data()
+            if as_written == path or not is_missing:
+                raise
+            self._files.read(as_written, transfer)
 
 
 def too_long() -> RowFailure:

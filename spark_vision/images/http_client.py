@@ -53,6 +53,7 @@ class HttpClient:
 
     def __init__(self, limits: ImageLimits, rules: AddressRules) -> None:
         self._turns = HostTurns(limits.host_concurrency)
+        self._is_closed = False
         self._pool = httpcore.ConnectionPool(
             ssl_context=httpx.create_ssl_context(),
             max_connections=limits.fetch_concurrency,
@@ -62,7 +63,8 @@ class HttpClient:
         )
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and make no further ones."""
+        self._is_closed = True
         self._pool.close()
 
     def fetch(self, url: str, transfer: Transfer) -> None:
@@ -149,6 +151,8 @@ class HttpClient:
         with transfer.uncounted():
             self._turns.begin(host)
         try:
+            if self._is_closed:
+                raise RowFailure(Status.READ_ERROR, "the task has ended")
             request = httpcore.Request(
                 "GET",
                 httpcore.URL(

@@ -54,20 +54,35 @@ class LocalFiles:
         if not self._is_written_below(path):
             raise refuse(redact(path))
         if not self._may_hang:
-            self._read(path, transfer, lambda work, undo=None: work())
+            self._read(path, transfer, lambda work, undo=None: work(), os.close)
             return
         with self._threads.take() as thread:
+
+            def close(descriptor: int) -> None:
+                # Its number would be another file's before a thread that is late reads it.
+                if thread.is_abandoned:
+                    thread.leave(lambda: os.close(descriptor))
+                else:
+                    os.close(descriptor)
+
             self._read(
                 path,
                 transfer,
                 lambda work, undo=None: thread.call(work, transfer.remaining_seconds(), undo),
+                close,
             )
 
     def close(self) -> None:
         """End the threads that wait."""
         self._threads.close()
 
-    def _read(self, path: str, transfer: Transfer, call: Callable[..., Any]) -> None:
+    def _read(
+        self,
+        path: str,
+        transfer: Transfer,
+        call: Callable[..., Any],
+        close: Callable[[int], None],
+    ) -> None:
         open_file = self._pin if self._can_pin else self._resolve
         try:
             descriptor, size = call(lambda: open_file(path), lambda made: os.close(made[0]))
@@ -79,7 +94,7 @@ class LocalFiles:
                 ):
                     transfer.keep(piece)
             finally:
-                os.close(descriptor)
+                close(descriptor)
         except RowFailure:
             raise
         except _LedOutError:

@@ -74,8 +74,12 @@ class PatientThread:
             raise error
         return result  # type: ignore[no-any-return]
 
+    def leave(self, work: Callable[[], object]) -> None:
+        """Have an abandoned thread make one more call when it comes back; nobody waits for it."""
+        self._calls.put((work, None))
+
     def end(self) -> None:
-        """Let the thread end when it has made its call."""
+        """Let the thread end when it has made its calls."""
         self._calls.put(None)
 
     def _work(self) -> None:
@@ -90,12 +94,10 @@ class PatientThread:
                 is_late = self.is_abandoned
                 if not is_late:
                     self._outcomes.put((result, error))
-            if is_late:
-                if undo is not None and error is None:
-                    undo(result)
-                with _lock:
+                else:
                     _hanging.discard(self)
-                return
+            if is_late and undo is not None and error is None:
+                undo(result)
             # What a call has made is not held until the next one.
             del call, work, undo, result, error
 

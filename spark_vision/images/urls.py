@@ -96,7 +96,7 @@ def _redact_segments(path: str) -> str:
 
 
 _USERS_IN_TEXT = re.compile(
-    r"([A-Za-z][A-Za-z0-9+.-]{0,31}:[/\\]{1,3})([^\s'\"`]{0,500}:[^\s'\"`]{0,500}|[^\s'\"`/]{0,500})@"
+    r"([A-Za-z][A-Za-z0-9+.-]{0,31}:[/\\]{1,3})([^\s'\"`:]{0,500}:[^\s'\"`]{0,999}|[^\s'\"`/]{0,500})@"
 )
 
 
@@ -109,3 +109,20 @@ def redact_text(text: str) -> str:
         return found[0] if is_container else f"{found[1]}{HIDDEN}@"
 
     return _USERS_IN_TEXT.sub(hide, text)
+
+
+def holds_user(address: str) -> bool:
+    """Say whether a URL has a user name or password; one with an `@` in its path has none."""
+    url = _URL.match(address)
+    if url is not None:
+        scheme, authority = url[1].lower(), address[url.end() :].partition("/")[0]
+        if len(url[2]) != 2:
+            is_plain = scheme in _HOSTLESS
+        elif "@" in authority:
+            is_plain = scheme in _CONTAINER_SCHEMES and bool(_CONTAINER.fullmatch(authority))
+        else:
+            # What looks like a port may be a password's beginning, before the slash in it.
+            is_plain = ":" not in authority or scheme in _HOSTLESS
+        if is_plain:
+            return False
+    return redact_text(address) != address

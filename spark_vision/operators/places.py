@@ -66,8 +66,8 @@ def scheme_of(address: str) -> str | None:
     return scheme if match[2] or scheme in ("file", "data") else None
 
 
-def path_of_file_url(url: str) -> str:
-    """Return the local path of a `file:` URL, percent-decoded.
+def path_of_file_url(url: str, *, is_encoded: bool = True) -> str:
+    """Return the local path of a `file:` URL, percent-decoded where the URL is encoded.
 
     `file:/x`, `file:///x` and `file://localhost/x` are the same. As in Hadoop's paths, `#` and
     `?` belong to the name: a file has neither fragment nor query.
@@ -81,7 +81,7 @@ def path_of_file_url(url: str) -> str:
         if host.lower() not in ("", "localhost"):
             raise ValueError("the file URL names another host")
         rest = slash + path
-    return unquote(rest)
+    return unquote(rest) if is_encoded else rest
 
 
 @dataclass(frozen=True)

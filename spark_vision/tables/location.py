@@ -9,7 +9,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
 from spark_vision.errors import TableError
-from spark_vision.images.urls import redact_text
+from spark_vision.images.urls import holds_user, redact_text
 from spark_vision.operators.places import scheme_of
 
 _PART = re.compile(r"`[^`]+`|[\w-]+")
@@ -160,7 +160,7 @@ def check_place(what: str, place: str) -> None:
         TableError: It has `${…}`, which Spark's SQL replaces by settings and the environment, even
             within quotes; a backslash, which file systems read in different ways; or a password.
     """
-    if redact_text(place) != place:
+    if holds_user(quoted_path(place) or place.strip()):
         raise TableError(
             f"the {what} {redact_text(place)!r} has a user name or password in it; give them by "
             "Spark's settings of that file system (spark.hadoop.…)"

@@ -586,6 +586,18 @@ def hang_up(request):
     request.close_connection = True
 
 
+@pytest.mark.parametrize("answer", [status_answer(503), status_answer(302, Location="/b")])
+def test_after_the_task_has_ended_nothing_more_is_asked(server, fetcher, answer):
+    def end_task(request):
+        fetcher.close()
+        answer(request)
+
+    server.answers["/a"] = end_task
+    assert failure_of(fetcher, server.url("/a")).status in (Status.READ_ERROR, Status.HTTP_ERROR)
+    assert server.requests == ["/a"]
+    assert "the task has ended" in failure_of(fetcher, server.url("/b")).reason
+
+
 def test_connection_closed_without_an_answer_is_tried_again(server, fetcher):
     server.give("/good", b"image")
     server.give_in_turn("/a", hang_up, server.answers["/good"])

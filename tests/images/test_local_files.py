@@ -63,6 +63,20 @@ def test_local_path_means_itself(root, fetcher, name):
     assert fetcher.fetch(str(path)) == b"image"
     assert fetcher.fetch(path.as_uri()) == b"image"
     assert fetcher.fetch(path.as_uri().replace("file:///", "file:/")) == b"image"
+    # As Hadoop writes it, and with it the path column of binaryFile.
+    assert fetcher.fetch(f"file:{path}") == b"image"
+
+
+def test_file_url_is_percent_decoded_where_there_is_such_a_file(root, fetcher):
+    (root / "50%20off.png").write_bytes(b"as written")
+    assert fetcher.fetch(f"file:{root}/50%20off.png") == b"as written"
+    (root / "50 off.png").write_bytes(b"decoded")
+    assert fetcher.fetch(f"file:{root}/50%20off.png") == b"decoded"
+    assert failure_of(f"file:{root}/no%20such.png", fetcher).reason.startswith("no such file")
+    (root / "..%2Fsecret.png").write_bytes(b"image")
+    assert is_blocked(f"file:{root}/..%2Fsecret.png", fetcher)
+    (root / "%6Cink.png").symlink_to(root.parent / "secret.png")
+    assert is_blocked(f"file:{root}/%6Cink.png", fetcher)
 
 
 def test_relative_path_is_from_the_working_directory(root, fetcher, monkeypatch):
@@ -315,6 +329,41 @@ def test_refused_files_leave_no_descriptor_open(root, fetcher):
         for path in (root, root / "pipe", root / "link.png", root / "missing"):
             failure_of(path, fetcher)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_read_that_is_left_behind_reads_no_other_file(root, monkeypatch):
+    monkeypatch.setattr("spark_vision.images.local_files.may_hang", lambda *_: True)
+    fetcher = make_fetcher(str(root), fetch_seconds=0.2)
+    hangs, ends = threading.Event(), threading.Event()
+    has_read, has_closed = threading.Event(), threading.Event()
+    real_read, real_close, read = os.read, os.close, []
+
+    def hanging_read(descriptor, size):
+        read.append(descriptor)
+        hangs.set()
+        assert ends.wait(20)
+        try:
+            return real_read(descriptor, size)
+        finally:
+            has_read.set()
+
+    def close(descriptor):
+        real_close(descriptor)
+        if descriptor in read and has_read.is_set():
+            has_closed.set()
+
+    monkeypatch.setattr(os, "read", hanging_read)
+    monkeypatch.setattr(os, "close", close)
+    assert failure_of(root / "a.png", fetcher).status == Status.TIMEOUT
+    assert hangs.is_set()
+    # They get the lowest numbers that are free, the one of the file left behind among them.
+    others = [(root.parent / "secret.png").open("rb", buffering=0) for _ in range(5)]
+    ends.set()
+    assert has_read.wait(20)
+    assert [other.read() for other in others] == [b"secret"] * 5
+    for other in others:
+        other.close()
+    assert has_closed.wait(20)
 
 
 def test_file_url_of_another_host_is_a_read_error(fetcher):

@@ -56,6 +56,9 @@ def test_where_no_table_is_there_is_no_detail(spark, tmp_path):
         ("delta.`C:\\data`", "several ways"),
         ("s3a://key:hunter2@bucket/vectors", "a user name or password"),
         ("s3a://hunter2@bucket/vectors", "a user name or password"),
+        ("s3a://key:hunter2/hunter2@bucket/vectors", "a user name or password"),
+        ("s3a://key:12345/hunter2@bucket/vectors", "a user name or password"),
+        ("s3a:/key:hunter2@bucket/vectors", "a user name or password"),
         ("delta.`s3a://key:hunter2@bucket/vectors`", "a user name or password"),
         ("abfss://c:hunter2@account.dfs.core.windows.net/vectors", "a user name or password"),
     ],
@@ -67,8 +70,19 @@ def test_what_spark_would_read_in_another_way_is_refused(spark, given, said):
         assert "hunter2" not in str(caught.value)
 
 
-def test_a_container_of_azure_is_no_user(spark):
-    path = "abfss://container@account.dfs.core.windows.net/vectors"
+@pytest.mark.parametrize(
+    "path",
+    [
+        "abfss://container@account.dfs.core.windows.net/vectors",
+        "abfss://container@account.dfs.core.windows.net/at=12:30/me@corp.example/vectors",
+        "hdfs://namenode:8020/user/me@corp.example/vectors",
+        "s3a://bucket/at=12:30/me@corp.example",
+        "dbfs:/Users/me@corp.example/12:30@noon",
+        "file:/home/me:us@corp.example/vectors",
+        "file:///home/me:us@corp.example/vectors",
+    ],
+)
+def test_a_container_and_a_folder_with_an_at_sign_are_no_user(spark, path):
     assert locate_table(spark, path).sql == f"delta.`{path}`"
 
 

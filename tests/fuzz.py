@@ -11,15 +11,23 @@ seed and where the last hundred cases begin.
 """
 
 import argparse
+import functools
+import ipaddress
+import json
 import random
+import socket
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
+import httpcore
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -44,14 +52,19 @@ from hostile_images import (
     webp_with_unflagged_alpha,
 )
 from spark_vision.errors import RowFailure
+from spark_vision.executor.channel import Channel
+from spark_vision.executor.shared_tensors import TensorReader, TensorWriter
+from spark_vision.images import http_client
 from spark_vision.images.decoding import decode
+from spark_vision.images.fetch import Fetcher
 from spark_vision.images.headers import Header, read_header
-from spark_vision.operators import ImageLimits
+from spark_vision.operators import ImageLimits, ImageViTEmbedding
 
 MOST_STEPS = 500_000
 """Calls of functions that reading one header may make."""
 LIMITS = ImageLimits(max_pixels=200_000)
 REPORT_EVERY = 100
+OUTSIDE = b"what no string may read"
 EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0xFFFF, 0x10000, 2**31 - 1, 2**31, 2**32 - 1)
 
 
@@ -209,6 +222,110 @@ def check_decoding(data: bytes) -> None:
     assert 0 < pixels.numel() <= 3 * LIMITS.max_pixels, pixels.shape
 
 
+def make_addresses() -> list[bytes]:
+    """Addresses of every kind that is read, and of kinds that must not be."""
+    folder = str(_folder())
+    texts = (
+        "http://127.0.0.1/a",
+        "https://user:hunter2@0x7f.1:80/x?y#z",
+        "http://[::ffff:169.254.169.254]/",
+        "http://2130706433/",
+        "http://１２７.0.0.1/",
+        "http://[fe80::1%25lo]/",
+        "http://[64:ff9b::7f00:1]/",
+        "http://8.8.8.8/",
+        "http://xn--bcher-kva.example/",
+        "http:\\\\user:hunter2@host/a",
+        f"{folder}/root/inside",
+        f"file://{folder}/root/../outside",
+        f"{folder}/root/link",
+        f"{folder}/root/%2e%2e/outside",
+        f"zip://x::file://{folder}/outside",
+        f"simplecache::file://{folder}/outside",
+        f"local:{folder}/outside",
+        "reference://x::data:,{}",
+        "data:;base64,AAAA",
+        "s3://bucket/key",
+        "hdfs:/a",
+        "/proc/self/environ",
+        "/dev/zero",
+    )
+    return [text.encode() for text in texts]
+
+
+@functools.cache
+def _fetcher() -> Fetcher:
+    return Fetcher(ImageViTEmbedding(allow_paths=str(_folder() / "root")))
+
+
+@functools.cache
+def _folder() -> Path:
+    """A folder with a root below which files may be read, and a file outside of it."""
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    (folder / "root").mkdir()
+    (folder / "root" / "inside").write_bytes(b"image")
+    (folder / "outside").write_bytes(OUTSIDE)
+    (folder / "root" / "link").symlink_to("../outside")
+    return folder
+
+
+def check_address(data: bytes) -> None:
+    """A string reaches nothing but public addresses and what is below its root."""
+    dialled: list[str] = []
+
+    def connect(_: object, host: str, *__: object) -> None:
+        dialled.append(host)
+        raise httpcore.ConnectError("refused")
+
+    def resolve(host: str, port: int, *_: object, **__: object) -> list[object]:
+        answers = ("127.0.0.1", "10.0.0.1", "8.8.8.8")[: 1 + len(host) % 3]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in answers]
+
+    with (
+        patch.object(httpcore.SyncBackend, "connect_tcp", connect),
+        patch.object(socket, "getaddrinfo", resolve),
+        patch.object(http_client, "MAX_RETRIES", 0),
+    ):
+        try:
+            read = _fetcher().fetch(data.decode("utf-8", "replace"))
+        except RowFailure as failure:
+            _check_failure(failure)
+        else:
+            assert read != OUTSIDE
+    assert all(ipaddress.ip_address(each).is_global for each in dialled), dialled
+
+
+def make_messages() -> list[bytes]:
+    """Packets as clients of a model server write them, for a memory of 1 MiB."""
+    layout, _ = TensorWriter().write({"ids": torch.zeros(2, 3), "mask": torch.zeros(0)})
+    message = {"method": "embed_texts", "arguments": {}, "tensors": layout}
+    pixels, _ = TensorWriter().write({"pixels": torch.zeros(2, 4, 5, 3).permute(0, 3, 1, 2)})
+    other = {"method": "embed_images", "arguments": {"pooling": "cls"}, "tensors": pixels}
+    return [json.dumps(each).encode() for each in (message, other)]
+
+
+def check_message(data: bytes) -> None:
+    """A packet is refused, or shows tensors that lie in the client's memory."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.close()
+    channel = Channel(ours)
+    channel._reader = _shared_memory()
+    try:
+        _, tensors = channel.parse(data)
+    except ValueError:
+        return
+    finally:
+        channel.close()
+    assert sum(tensor.nbytes for tensor in tensors.values()) <= 2**20, tensors
+
+
+@functools.cache
+def _shared_memory() -> TensorReader:
+    reader = TensorReader()
+    reader.replace(TensorWriter().write({"x": torch.zeros(1)})[1])
+    return reader
+
+
 def _check_failure(failure: RowFailure) -> None:
     assert failure.reason, failure
     assert len(failure.reason) <= 200, failure
@@ -218,6 +335,8 @@ def _check_failure(failure: RowFailure) -> None:
 TARGETS = {
     "headers": Target(make_images, check_header),
     "decoding": Target(make_images, check_decoding),
+    "addresses": Target(make_addresses, check_address),
+    "messages": Target(make_messages, check_message),
 }
 
 

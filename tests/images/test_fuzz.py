@@ -43,8 +43,9 @@ def test_what_must_never_happen_is_reported_with_its_case():
     assert "--seed 7 --first" in caught.value.__notes__[0]
 
 
-def test_header_of_any_bytes_is_read_or_refused_in_bounded_steps():
-    assert fuzz.fuzz(fuzz.TARGETS["headers"], 0, range(600)) == 600
+@pytest.mark.parametrize("target", ["headers", "addresses", "messages"])
+def test_any_bytes_are_read_or_refused(target):
+    assert fuzz.fuzz(fuzz.TARGETS[target], 0, range(600)) == 600
 
 
 def test_image_of_any_bytes_is_decoded_or_fails():

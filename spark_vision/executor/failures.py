@@ -4,6 +4,7 @@ Rows are named only where an error needs their names: by the key that a table's 
 else by their place in the task, and by their address where they have one.
 """
 
+import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -20,7 +21,8 @@ from spark_vision.status import Status
 # Of fewer rows no share is judged: the first one may fail in any source.
 LEAST_JUDGED_ROWS = 100
 _SHOWN_STATUSES = 5
-_SHOWN_CHARACTERS = 8192
+# A number, a word, a date and a time of day: none of the marks that stand around a password.
+_PLAIN_KEY = re.compile(r"(?:[^:/\\@?#&;=%]|(?<=\d):(?=\d))*+")
 
 Columns: TypeAlias = pa.Array | tuple[pa.Array, ...]
 
@@ -69,8 +71,9 @@ class RowNames:
             return place
         here = named.slice(row - start, 1)
         if not self._keys:
-            return in_one_line(f"{place} ({_show(here)[0]})")
-        values = zip(self._keys, _show(here.flatten(), are_keys=True), strict=True)
+            (address,) = read_texts(here)
+            return in_one_line(f"{place} ({'null' if address is None else redact(address)})")
+        values = zip(self._keys, map(_show_key, read_texts(here.flatten())), strict=True)
         return in_one_line(", ".join(f"{key}={value}" for key, value in values))
 
     def _addresses(self, images: pa.Array) -> pa.Array | None:
@@ -78,14 +81,10 @@ class RowNames:
         return images if is_text and self._are_addresses else None
 
 
-def _show(texts: pa.Array, *, are_keys: bool = False) -> list[str]:
-    # No more of a text is shown, and a huge one costs time to clean.
-    shown = [None if text is None else text[:_SHOWN_CHARACTERS] for text in read_texts(texts)]
-    # A key is what its user calls the row, unless it is a URL, with what that may hold.
-    return [
-        "null" if text is None else text if are_keys and "://" not in text else redact(text)
-        for text in shown
-    ]
+def _show_key(key: str | None) -> str:
+    if key is None:
+        return "null"
+    return key if _PLAIN_KEY.fullmatch(key) else redact(key)
 
 
 class FailurePolicy:

@@ -1,11 +1,10 @@
 """The segments of a JPEG up to its first scan: size, orientation, and what its scans will cost.
 
 A walk of one step per segment, bounded in steps and bytes, whatever the bytes are. Only a JPEG in
-several scans (progressive, or one scan per channel) is searched further, for the number of them.
+several scans (progressive, or one scan per channel) is walked further, for the number of them.
 """
 
 import re
-from itertools import islice
 from struct import Struct
 from typing import NamedTuple
 
@@ -21,7 +20,8 @@ MOST_SCANS = 1000
 _MARKER_AND_LENGTH = Struct(">HH")
 # Decoders skip stray bytes, fill bytes and marks without a length that stand between segments.
 _NEXT_SEGMENT = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
-_SCAN = re.compile(rb"\xff\xda")
+# After a scan the next segment begins at a mark that decoders do not pass over within pixels.
+_AFTER_SCAN = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 _START_OF_SCAN = 0xFFDA
 _END_OF_IMAGE = 0xFFD9
 _APP1 = 0xFFE1
@@ -108,12 +108,26 @@ def _measure(
     if not is_progressive and data[scan_at + 4 : scan_at + 5] == frame[9:10]:
         return JpegHeader(size, orientation, peak_bytes, 0)
     samples = _count_samples(size, bytes(data[frame_at + 10 : frame_at + 10 + 3 * channel_count]))
-    scans = islice(_SCAN.finditer(data, scan_at), MOST_SCANS + 1)
-    scan_count = sum(1 for _ in scans)
-    if scan_count > MOST_SCANS:
-        raise RowFailure(Status.TOO_LARGE, f"the JPEG has more than {MOST_SCANS:,} scans")
+    scan_count = _count_scans(data, scan_at)
     peak_bytes += cost.JPEG_COEFFICIENT * samples
     return JpegHeader(size, orientation, peak_bytes, scan_count * samples)
+
+
+def _count_scans(data: memoryview, at: int) -> int:
+    """Count the scans up to the end of the image; another image or a film may follow it."""
+    scan_count = 0
+    for _ in range(MOST_SEGMENTS):
+        found = _AFTER_SCAN.search(data, at)
+        if not found or found.end() + 2 > len(data):
+            return scan_count
+        marker, length = _MARKER_AND_LENGTH.unpack_from(data, found.start())
+        if marker == _END_OF_IMAGE:
+            return scan_count
+        scan_count += marker == _START_OF_SCAN
+        if scan_count > MOST_SCANS:
+            break
+        at = found.end() + length
+    raise RowFailure(Status.TOO_LARGE, f"the JPEG has more than {MOST_SCANS:,} scans")
 
 
 def _count_samples(size: tuple[int, int], channels: bytes) -> int:

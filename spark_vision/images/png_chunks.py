@@ -17,8 +17,9 @@ def check_png(data: memoryview) -> bytes | memoryview:
         data: The whole file; one that ends early is given back as far as it goes.
 
     Raises:
-        ValueError: A checksum is wrong, or there are more chunks than any encoder writes: each of
-            them costs Pillow microseconds.
+        ValueError: A checksum is wrong; there is a second header, by which Pillow would go, though
+            the first one was judged; or there are more chunks than any encoder writes: each of them
+            costs Pillow microseconds.
     """
     kept_from, at, count = 0, _MAGIC_BYTES, 0
     kept: list[memoryview] = []
@@ -30,6 +31,8 @@ def check_png(data: memoryview) -> bytes | memoryview:
             raise ValueError(f"it has more than {MOST_CHUNKS:,} chunks")
         if end > len(data):
             break
+        if kind == b"IHDR" and at != _MAGIC_BYTES:
+            raise ValueError("it has a second header")
         if kind == b"IDAT" and zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(
             data[end - 4 : end], "big"
         ):

@@ -23,6 +23,11 @@ _STRIPS, _TILES = 273, 324
 _ORIENTATION, _CHANNELS, _ROWS_PER_STRIP = 274, 277, 278
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _DIRECTORIES = {34665: "EXIF", 34853: "GPS", 40965: "interoperability"}
+_HEADER_BYTES = 8
+_READ = {
+    *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIPS, _TILES, _ORIENTATION),
+    *(_CHANNELS, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT, *_DIRECTORIES),
+}
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _TYPE_BYTES |= {16: 8, 17: 8, 18: 8}
 _WHOLE_NUMBERS = {1: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}
@@ -63,11 +68,21 @@ def read_tiff(data: memoryview) -> TiffHeader:
     layout = _read_layout(data)
     tags = _read_directory(data, layout, layout.first, "first")
     for tag, name in _DIRECTORIES.items():
-        if tag in tags:
-            _read_directory(data, layout, tags[tag][0], name)
+        at, _ = tags.get(tag, (0, 0))
+        if at >= _HEADER_BYTES:
+            _check_directory(data, layout, at, name)
     if _WIDTH not in tags or _HEIGHT not in tags:
         raise RowFailure(Status.DECODE_ERROR, "the TIFF does not say how large it is")
     return _measure(tags)
+
+
+def _check_directory(data: memoryview, layout: _Layout, at: int, name: str) -> None:
+    """Bound a directory that pixels do not need: editors leave pointers that lead nowhere."""
+    try:
+        _read_directory(data, layout, at, name)
+    except RowFailure as failure:
+        if failure.status is not Status.INCOMPLETE:
+            raise
 
 
 def _read_layout(data: memoryview) -> _Layout:
@@ -83,18 +98,18 @@ def _read_layout(data: memoryview) -> _Layout:
 def _read_directory(
     data: memoryview, layout: _Layout, at: int, name: str
 ) -> dict[int, tuple[int, int]]:
-    """Check a directory, and give its whole numbers: by tag the greatest value and the count."""
+    """Check a directory, and give the numbers of `_READ`: by tag the greatest and the count."""
     order, count_bytes, entry_bytes, offset_bytes, _ = layout
 
     def number(at: int, size: int) -> int:
         return int.from_bytes(data[at : at + size], order)
 
     entry_count = number(at, count_bytes)
-    if entry_count > MOST_ENTRIES:
-        raise _too_large(f"the {name} directory of the TIFF has {entry_count:,} entries")
     start = at + count_bytes
     if start + entry_count * entry_bytes > len(data):
         raise _incomplete()
+    if entry_count > MOST_ENTRIES:
+        raise _too_large(f"the {name} directory of the TIFF has {entry_count:,} entries")
     values: dict[int, tuple[int, int]] = {}
     far_bytes = 0
     for entry in range(start, start + entry_count * entry_bytes, entry_bytes):
@@ -112,7 +127,7 @@ def _read_directory(
             raise RowFailure(Status.TOO_LARGE, reason)
         if count > MOST_NUMBERS and unit and kind not in _TEXTS:
             raise _too_large(f"the TIFF has {count:,} values in its entry {tag}")
-        if tag in values or kind not in _WHOLE_NUMBERS or not count:
+        if tag not in _READ or tag in values or kind not in _WHOLE_NUMBERS or not count:
             continue
         if value_at + size > len(data):
             raise _incomplete()

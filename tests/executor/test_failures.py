@@ -130,17 +130,37 @@ def test_a_placement_needs_no_good_row(vit, file):
     assert array.null_count == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        ("17", "17"),
+        ("-1.5", "-1.5"),
+        ("2024-02-29 12:30:00.5", "2024-02-29 12:30:00.5"),
+        ("n02123_7", "n02123_7"),
+        ("猫 1", "猫 1"),
+        ("https://host/a.png?token=hunter2", "https://host/a.png"),
+        ("user:hunter2", "…"),
+        ("AccountKey=hunter2", "…"),
+        (None, "null"),
+    ],
+)
+def test_a_key_is_shown_but_for_what_may_be_a_secret(vit, key, shown):
+    names = RowNames([vit(on_error="raise")], ["id"])
+    list(names.watch([(pa.array(["a.png"]), pa.array([[key]], pa.list_(pa.string())))]))
+    assert names.name(0) == f"id={shown}"
+
+
 def test_names_of_rows_that_are_done_are_not_kept(vit):
     names = RowNames([vit(on_error="raise")])
     batches = list(
-        names.watch([pa.array(["/a.jpg", "/b.jpg"]), pa.array(["/c.jpg"]), pa.array(["/d.jpg"])])
+        names.watch([pa.array(["a.png", "b.png"]), *map(pa.array, (["c.png"], ["d.png"]))])
     )
     assert [len(each) for each in batches] == [2, 1, 1]
     names.forget(1)
-    assert "(/b.jpg)" in names.name(1)
+    assert "(b.png)" in names.name(1)
     names.forget(3)
     assert len(names._held) == 1
-    assert names.name(3) == "row 4 of its task (/d.jpg)"
+    assert names.name(3) == "row 4 of its task (d.png)"
     silent = RowNames([vit()])
     list(silent.watch(batches))
     assert not silent._held

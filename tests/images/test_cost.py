@@ -221,6 +221,26 @@ def test_ordinary_progressive_jpeg_of_many_pixels_is_not_too_much_work(subsampli
     assert 0 < header.work <= cost.most_work(LIMITS) / 2
 
 
+def test_what_follows_a_progressive_jpeg_is_not_counted():
+    """Such as a film, or a smaller image for screens."""
+    data = encode(photo(64, 48), "JPEG", progressive=True)
+    work = read_header(memoryview(data)).work
+    assert work > 0
+    assert read_header(memoryview(data + data + b"\xff\xda" * 5000)).work == work
+
+
+@pytest.mark.parametrize(
+    "between",
+    [b"\xff\xfe\0\x04\xff\xd9", b"\xff\x02\xff\xff", b"\xff\xd8\xff\xff", b"\xff\0\xff\xd0\xff"],
+    ids=["end in a comment", "reserved mark", "start of an image", "stuffed bytes"],
+)
+def test_no_scan_is_hidden_from_the_count(between):
+    data = encode(photo(64, 48), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    more = data[:last] + between + data[last:]
+    assert read_header(memoryview(more)).work == read_header(memoryview(data)).work
+
+
 def test_scans_are_counted_for_no_other_jpeg():
     """The body of an ordinary JPEG is not searched."""
     data = encode(photo(64, 48), "JPEG")

@@ -107,6 +107,20 @@ def test_tiff_without_a_size_is_a_decode_error():
     assert failure_of(tiff([(256, 4, 1, 5)])).status == Status.DECODE_ERROR
 
 
+@pytest.mark.parametrize("pointer", [0, 4_000_000_000])
+@pytest.mark.parametrize("tag", [34665, 34853])
+def test_tiff_whose_metadata_is_not_where_it_says_is_read(tag, pointer):
+    data = encode(photo(640, 480), "TIFF", tiffinfo={tag: pointer})
+    pixels = decode(as_tensor(data), ImageLimits()).permute(1, 2, 0)
+    np.testing.assert_array_equal(pixels, np.asarray(photo(640, 480)))
+
+
+def test_tiff_with_a_value_of_its_own_beyond_its_end_is_read():
+    entries = [(256, 4, 1, 16), (257, 4, 1, 16), (50_001, 4, 30, 1_000_000)]
+    assert header_of(tiff(entries)).size == (16, 16)
+    assert failure_of(tiff([*entries, (273, 4, 30, 1_000_000)])).status == Status.INCOMPLETE
+
+
 def test_frame_larger_than_the_screen_of_its_gif_counts():
     data = bytearray(encode(photo(64, 48), "GIF"))
     at = data.index(b"\x2c\0\0\0\0") + 5

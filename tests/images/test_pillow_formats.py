@@ -84,6 +84,16 @@ def test_wrong_checksum_alone_is_a_decode_error():
     assert failure_of(bytes(data)).status == Status.DECODE_ERROR
 
 
+def test_second_header_of_a_png_is_a_decode_error():
+    """What decoding takes was judged by the first one."""
+    header, *rest = chunks_of(encode(photo(64, 48).convert("1"), "PNG"))
+    larger, *pixels = chunks_of(png_16_bit(np.zeros((96, 128, 4), np.uint16)))
+    failure = failure_of(png_of([header, larger, *pixels]))
+    assert failure.status == Status.DECODE_ERROR
+    assert "second header" in failure.reason
+    assert decode_to_array(png_of([header, *rest])).shape == (48, 64, 3)
+
+
 def test_png_whose_compressed_pixels_end_early_fails():
     chunks = [
         (kind, payload[: len(payload) // 2] if kind == b"IDAT" else payload)

@@ -103,7 +103,9 @@ class Job:
             # Some end by themselves meanwhile.
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(targets, timeout=JOB_SECONDS)
+        while not all(map(_is_dead, targets)):
+            assert time.monotonic() < self._deadline, f"{kind} does not end"
+            time.sleep(0.005)
 
     def _find(self, kind):
         me = psutil.Process(self._process.pid)
@@ -138,6 +140,14 @@ def _command(process):
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def _is_dead(process):
+    """Whether a process has ended, also where nobody has taken note of it yet."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _children(process):

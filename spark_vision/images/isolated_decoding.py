@@ -49,7 +49,8 @@ _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PAT
 
 _idle: list["DecoderProcess"] = []
 _lock = threading.Lock()
-_is_possible = True
+_is_possible: bool | None = None
+"""Whether a process can be started in this worker; None before the first."""
 
 
 def decode_isolated(
@@ -245,11 +246,15 @@ class DecoderProcess:
 
 
 def _take() -> DecoderProcess | None:
-    """Give a process that is idle, or a new one; None where there can be none."""
+    """Give a process that is idle, or a new one; None where there can be none.
+
+    Raises:
+        RowFailure: `out_of_memory`: there have been some, and this host can start no other now.
+    """
     global _is_possible
     while True:
         with _lock:
-            if not _is_possible:
+            if _is_possible is False:
                 return None
             if not _idle:
                 break
@@ -258,11 +263,16 @@ def _take() -> DecoderProcess | None:
             return process
         process.kill()
     try:
-        return DecoderProcess()
+        process = DecoderProcess()
     except OSError as error:
         with _lock:
-            is_first, _is_possible = _is_possible, False
-        if is_first:
+            before = _is_possible
+            _is_possible = before or False
+        if before:
+            raise RowFailure(
+                Status.OUT_OF_MEMORY, f"no process can be started to decode it ({error})"
+            ) from None
+        if before is None:
             print(
                 f"spark_vision: no decoder process can be started ({error}); this Python worker "
                 "decodes GIF, BMP, TIFF and AVIF itself, and an image that ends a decoder ends it",
@@ -270,6 +280,9 @@ def _take() -> DecoderProcess | None:
                 flush=True,
             )
         return None
+    with _lock:
+        _is_possible = True
+    return process
 
 
 def _give_back(process: DecoderProcess) -> None:

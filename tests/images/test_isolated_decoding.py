@@ -68,7 +68,7 @@ def fresh_processes(monkeypatch):
             isolated_decoding._idle.pop().kill()
 
     end_all()
-    monkeypatch.setattr(isolated_decoding, "_is_possible", True)
+    monkeypatch.setattr(isolated_decoding, "_is_possible", None)
     yield
     end_all()
     assert decoder_pids() == set()
@@ -283,6 +283,16 @@ def test_without_a_process_images_are_decoded_here_and_stderr_says_so_once(
     assert decode_to_array(jpeg, isolate=True).shape == (60, 40, 3)
     said = capfd.readouterr().err
     assert said.count("no decoder process can be started") == 1
+
+
+def test_where_processes_could_be_started_none_is_decoded_here_for_want_of_another(monkeypatch):
+    decode_to_array(gif(50))
+    isolated_decoding._idle.pop().kill()
+    with monkeypatch.context() as context:
+        context.setattr(sys, "executable", "/bin/false")
+        with pytest.raises(RowFailure, match="out_of_memory: no process can be started"):
+            decode_to_array(gif(50))
+    np.testing.assert_array_equal(decode_to_array(gif(50)), by_pillow_here(gif(50)))
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

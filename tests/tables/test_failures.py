@@ -10,6 +10,7 @@ from spark_vision.errors import FailureRateError
 from spark_vision.job import say_in_one_line
 from spark_vision.tables.source import choose_columns
 from spark_vision.tables.structs import column_structs
+from spark_vision.write_options import WriteOptions
 
 ROW_COUNT = 150
 
@@ -42,7 +43,7 @@ def test_keys_of_any_type_and_name_reach_the_error(spark, dino, monkeypatch, she
         .selectExpr("DATE '2024-02-29' AS data", "name AS mode", "id", "content")
     )
     strict = {"embedding": dataclasses.replace(dino, on_error="raise")}
-    chosen = choose_columns(source, ["data", "mode", "id"], strict, "content", "text", None, (), ())
+    chosen = choose_columns(source, ["data", "mode", "id"], strict, WriteOptions())
     (struct,) = column_structs(strict, chosen, {"embedding": None})
     with pytest.raises(Exception, match="not_an_image") as raised:
         source.select(struct.column).collect()

@@ -85,7 +85,7 @@ def test_whole_number_keys_of_another_width_are_the_same_keys(
 
 @pytest.mark.parametrize("layout", ["partition_by", "cluster_by"])
 def test_a_new_table_is_laid_out_as_it_is_asked_for(spark, rows, dino, table, layout):
-    properties = {"delta.enableChangeDataFeed": "false", "owner": "me"}
+    properties = {"delta.enableChangeDataFeed": "false", "team": "search"}
     options = {layout: ["name"], "table_properties": properties, "keep": ["name"]}
     write_vision_columns(rows, table, ["id"], {"embedding": dino}, **options)
     detail = spark.sql(f"DESCRIBE DETAIL delta.`{table}`").first()

@@ -21,6 +21,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,7 +38,8 @@ from random_checkpoints import write_feather_clip
 from spark_vision import ClipImageEmbedding, ImageLimits, configure, embed_image
 
 CORE_COUNT = 2
-FILE_COUNT = 2048
+IMAGE_SIZE = 112
+FILE_COUNT = 1024
 BAD_SHARE = 10
 SILENT_SHARE = 40
 """One in so many bad rows waits for its whole time limit."""
@@ -88,7 +90,7 @@ def bad_files() -> dict[str, bytes]:
         "empty": b"",
         "half a JPEG": photograph[: len(photograph) // 2],
         "zeros in a JPEG's header": photograph[:4] + bytes(200) + photograph[204:],
-        "1 MB of stray bytes in a JPEG": photograph[:2] + b"\x01" * 2**20 + photograph[2:],
+        "1 MB of stray bytes in a JPEG": photograph[:20] + b"\x01" * 2**20 + photograph[20:],
         "a JPEG of 3,000 scans": progressive[:scans] + scan * 3000 + b"\xff\xd9",
         "JPEG of 65,500² pixels": photograph.replace(
             struct.pack(">HH", 375, 500), struct.pack(">HH", 65500, 65500), 1
@@ -252,10 +254,11 @@ def main() -> None:
         folder = Path(name)
         images = folder / "images"
         images.mkdir()
-        good = []
-        for seed in range(FILE_COUNT):
-            good.append(str(images / f"{seed}.jpg"))
-            Path(good[-1]).write_bytes(jpeg_bytes(seed))
+        good = [str(images / f"{seed}.jpg") for seed in range(FILE_COUNT)]
+        with ProcessPoolExecutor() as pool:
+            contents = pool.map(jpeg_bytes, range(FILE_COUNT), chunksize=64)
+            for path, content in zip(good, contents, strict=True):
+                Path(path).write_bytes(content)
         outside = folder / "outside.jpg"
         outside.write_bytes(jpeg_bytes(0))
         bad: dict[str, str] = {}
@@ -275,7 +278,7 @@ def main() -> None:
         write_rows(folder / "mixed", mixed)
 
         operator = ClipImageEmbedding(
-            model_name=str(write_feather_clip(folder / "clip")),
+            model_name=str(write_feather_clip(folder / "clip", IMAGE_SIZE)),
             batch_size=128,
             allow_paths=(str(images),),
             allow_hosts=("127.0.0.1",),

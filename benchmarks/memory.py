@@ -91,7 +91,7 @@ def main() -> None:
                 allow_paths=folder,
             )
         else:
-            name = str(write_feather_clip(Path(folder) / "clip"))
+            name = str(write_feather_clip(Path(folder) / "clip", 224))
             operator = ClipImageEmbedding(model_name=name, allow_paths=folder)
         task = Task(gpu_addresses=(), cpus=arguments.cpus)
         small = pa.array([jpeg_bytes(0)] * 8, pa.binary())

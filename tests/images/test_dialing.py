@@ -2,10 +2,7 @@
 
 import ipaddress
 import random
-import shutil
 import socket
-import ssl
-import subprocess
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -313,26 +310,6 @@ def test_metadata_is_refused_though_everything_is_allowed(network, make_fetcher,
     network.names["metadata"] = [[PUBLIC]]
     assert_blocked(fetcher, url)
     assert network.dialled == []
-
-
-@pytest.fixture
-def certificate(tmp_path):
-    """A self-signed certificate for images.example, and a server context that shows it."""
-    program = shutil.which("openssl")
-    if program is None:
-        pytest.skip("no openssl to make a certificate with")
-    key, path = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    names = ["-subj", "/CN=images.example", "-addext", "subjectAltName=DNS:images.example"]
-    files = ["-keyout", str(key), "-out", str(path)]
-    subprocess.run(
-        [program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *names, *files],
-        check=True,
-        capture_output=True,
-        timeout=30,
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path, key)
-    return path, context
 
 
 def test_https_asks_for_the_name_at_the_address_that_was_judged(certificate, fetcher, monkeypatch):

@@ -4,10 +4,7 @@ import gzip
 import logging
 import random
 import resource
-import shutil
 import socket
-import ssl
-import subprocess
 import threading
 import time
 import zlib
@@ -678,26 +675,6 @@ def test_second_address_is_tried_when_the_first_refuses(server, make_fetcher, mo
 )
 def test_url_that_is_none_fails_only_its_row(fetcher, url):
     assert failure_of(fetcher, url).status == Status.HTTP_ERROR
-
-
-@pytest.fixture
-def certificate(tmp_path):
-    """A self-signed certificate for 127.0.0.1, and a server context that shows it."""
-    program = shutil.which("openssl")
-    if program is None:
-        pytest.skip("no openssl to make a certificate with")
-    key, path = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-keyout", str(key), "-out", str(path)]
-    subprocess.run(
-        [program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *names, *files],
-        check=True,
-        capture_output=True,
-        timeout=30,
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path, key)
-    return path, context
 
 
 def test_untrusted_certificate_is_refused(certificate, fetcher):

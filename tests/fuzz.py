@@ -14,6 +14,7 @@ import argparse
 import functools
 import ipaddress
 import json
+import os
 import random
 import socket
 import sys
@@ -297,9 +298,15 @@ def check_address(data: bytes) -> None:
 
 def make_messages() -> list[bytes]:
     """Packets as clients of a model server write them, for a memory of 1 MiB."""
-    layout, _ = TensorWriter().write({"ids": torch.zeros(2, 3), "mask": torch.zeros(0)})
+
+    def write(tensors: dict[str, torch.Tensor]) -> object:
+        layout, descriptor = TensorWriter().write(tensors)
+        os.close(descriptor)
+        return layout
+
+    layout = write({"ids": torch.zeros(2, 3), "mask": torch.zeros(0)})
     message = {"method": "embed_texts", "arguments": {}, "tensors": layout}
-    pixels, _ = TensorWriter().write({"pixels": torch.zeros(2, 4, 5, 3).permute(0, 3, 1, 2)})
+    pixels = write({"pixels": torch.zeros(2, 4, 5, 3).permute(0, 3, 1, 2)})
     other = {"method": "embed_images", "arguments": {"pooling": "cls"}, "tensors": pixels}
     return [json.dumps(each).encode() for each in (message, other)]
 

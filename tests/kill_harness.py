@@ -117,7 +117,14 @@ class Job:
         if kind == "executor":
             return executors[:1]
         if kind == "server":
-            return [each for each in below if "executor.model_server" in _command(each)][:1]
+            # Its starter may have been killed, and then it is nobody's child.
+            owners = [f'"pid": {each.pid},' for each in executors]
+            commands = ((each, _command(each)) for each in psutil.process_iter())
+            return [
+                each
+                for each, command in commands
+                if "executor.model_server" in command and any(map(command.count, owners))
+            ][:1]
         daemons = [each for each in below if "pyspark.daemon" in _command(each)]
         return [child for each in daemons for child in _children(each)][:1]
 

@@ -282,7 +282,7 @@ def main() -> None:
             batch_size=128,
             allow_paths=(str(images),),
             allow_hosts=("127.0.0.1",),
-            limits=ImageLimits(fetch_seconds=1.0),
+            limits=ImageLimits(fetch_seconds=1.0, max_bytes=10 * 2**20),
         )
         builder = SparkSession.builder.master(f"local[{CORE_COUNT}]")
         spark = configure(builder.config("spark.ui.enabled", False)).getOrCreate()

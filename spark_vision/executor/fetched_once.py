@@ -101,6 +101,11 @@ class FetchedOnce(ImageColumn):
     ) -> EncodedImage | RawImage:
         try:
             image = self._column.read(row, on_bytes)
+        except RowFailure as failure:
+            # Not this one: its traceback leads to this frame, and so to the fetch that would hold
+            # it, with all bytes on the way, until Python looks for cycles.
+            fetch.set_exception(RowFailure(failure.status, failure.reason))
+            raise
         except BaseException as error:
             fetch.set_exception(error)
             raise

@@ -31,6 +31,8 @@ from spark_vision.operators import ImageOperator
 from spark_vision.status import Status
 
 IN_FLIGHT_BYTES = 256 * 2**20
+# A row that is late holds back only what is so far behind it.
+FETCHED_AHEAD_COUNT = 1024
 # Beside them: what was fetched for rows to come that have the same address.
 KEPT_BYTES = 64 * 2**20
 
@@ -113,7 +115,8 @@ class ImageRows:
         fetches = head[0].needs_fetch
         thread_count = self._operator.limits.fetch_concurrency if fetches else self._cpu_count
         row_count = 1 if fetches else self._portion_row_count
-        in_flight_count = -(-self._ahead_count // row_count) + thread_count
+        ahead_count = max(self._ahead_count, FETCHED_AHEAD_COUNT if fetches else 0)
+        in_flight_count = -(-ahead_count // row_count) + thread_count
 
         def may_add(waiting_count: int) -> bool:
             waiting_bytes = waiting_count * self._largest_portion_bytes
@@ -178,7 +181,8 @@ def _or_failure(work: Callable[[], Result]) -> Result | RowFailure:
     try:
         return work()
     except RowFailure as failure:
-        return failure
+        # What it was raised from, and the frames with the row's bytes, would live as long as it.
+        return RowFailure(failure.status, failure.reason)
     except Exception as error:
         if is_out_of_memory(error):
             return RowFailure(Status.OUT_OF_MEMORY, "no memory to decode and resize this image")

@@ -81,5 +81,13 @@ class RowFailure(SparkVisionError, ValueError):  # noqa: N818 - it is data first
         place = "" if row is None else f"{row}: "
         super().__init__(f"{place}{status.value}: {self.reason}")
 
+    def afresh(self) -> "RowFailure":
+        """Return the same failure as a new exception, without its cause and traceback.
+
+        Frames in a traceback keep a row's bytes alive, and each thread that raises one adds to it.
+        """
+        kind, arguments = self.__reduce__()
+        return kind(*arguments)
+
     def __reduce__(self) -> tuple[type["RowFailure"], tuple[Status, str, str | None]]:
         return type(self), (self.status, self.reason, self.row)

@@ -85,8 +85,7 @@ class FetchedOnce(ImageColumn):
         try:
             image = fetch.result()
         except RowFailure as failure:
-            # Each thread has an exception of its own: raising one adds to its traceback.
-            raise RowFailure(failure.status, failure.reason) from None
+            raise failure.afresh() from None
         finally:
             self._count_down(first)
         if on_bytes is not None:
@@ -104,7 +103,7 @@ class FetchedOnce(ImageColumn):
         except RowFailure as failure:
             # Not this one: its traceback leads to this frame, and so to the fetch that would hold
             # it, with all bytes on the way, until Python looks for cycles.
-            fetch.set_exception(RowFailure(failure.status, failure.reason))
+            fetch.set_exception(failure.afresh())
             raise
         except BaseException as error:
             fetch.set_exception(error)

@@ -1,8 +1,9 @@
 """From Arrow arrays of images to what the models take, by threads ahead of them.
 
-What is in flight is bounded twice: by the rows that a model batch and the threads need, and by
-bytes. Decoded images live only until they are resized, one per thread; large ones wait for each
-other, so that all of them together take no more memory than one may.
+What is in flight is bounded twice: by rows, those that a model batch and the threads need, or more
+where they are fetched; and by bytes. Decoded images live only until they are resized, one per
+thread; large ones wait for each other, so that all of them together take no more memory than one
+may.
 """
 
 import itertools
@@ -181,8 +182,7 @@ def _or_failure(work: Callable[[], Result]) -> Result | RowFailure:
     try:
         return work()
     except RowFailure as failure:
-        # What it was raised from, and the frames with the row's bytes, would live as long as it.
-        return RowFailure(failure.status, failure.reason)
+        return failure.afresh()
     except Exception as error:
         if is_out_of_memory(error):
             return RowFailure(Status.OUT_OF_MEMORY, "no memory to decode and resize this image")

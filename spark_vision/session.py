@@ -35,11 +35,7 @@ _RUNTIME_SETTINGS = {
     # Spark 4.2 would keep the rows of a columnar source on the heap, where they cannot spill.
     "spark.sql.execution.arrow.pythonUDF.columnarInput.enabled": "false",
 }
-_STATIC_SETTINGS = {
-    "spark.ui.showConsoleProgress": "false",
-    # Metrics of running tasks travel with the heartbeats: the progress of a write is as fresh.
-    "spark.executor.heartbeatInterval": "2s",
-}
+_STATIC_SETTINGS = {"spark.ui.showConsoleProgress": "false"}
 # On one machine the fifty tasks in which Delta reads a table's log cost seconds at each commit.
 _LOCAL_SETTINGS = {"spark.databricks.delta.snapshotPartitions": "2"}
 

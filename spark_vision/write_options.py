@@ -73,6 +73,9 @@ class WriteOptions:
         None,
         "Properties of a new table, such as `delta.enableChangeDataFeed`; they win over ours.",
     )
+    optimize: bool = option(
+        False, "Compact the table's small files when all waves are written (Delta's OPTIMIZE)."
+    )
     on_duplicate_keys: str = option(
         "error",
         "In a stream, what a key that comes twice in a batch does: end it, or leave the row that "
@@ -110,7 +113,7 @@ class WriteOptions:
 
 
 # What has no meaning where the rows come as a stream, and where they do not.
-NOT_STREAMED = ("max_rows", "max_seconds", "retry", "recompute", "delete_missing")
+NOT_STREAMED = ("max_rows", "max_seconds", "retry", "recompute", "delete_missing", "optimize")
 STREAMED = ("on_duplicate_keys", "latest_by")
 
 

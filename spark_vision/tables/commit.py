@@ -6,43 +6,24 @@ writer doubles a row or overwrites a newer one.
 """
 
 import logging
-import random
-import re
-import threading
-import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
-from spark_vision.errors import CommitConflictError, TableError
+from spark_vision.errors import TableError
+from spark_vision.tables.conflicts import retry_conflicts
 from spark_vision.tables.identity import FilledColumn, filled_columns
 from spark_vision.tables.location import TableLocation, quote, read_detail
 from spark_vision.tables.pending import BASE
 from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT
 from spark_vision.tables.session_settings import settings
 from spark_vision.tables.source import INPUTS
-from spark_vision.tables.transaction import Transaction, carrying
+from spark_vision.tables.transaction import Transaction
 
 logger = logging.getLogger(__name__)
-
-ATTEMPT_COUNT = 10
-_FIRST_PAUSE_SECONDS = 0.2
-_LONGEST_PAUSE_SECONDS = 10.0
-_CONFLICT = re.compile(
-    r"DELTA_CONCURRENT_|Concurrent\w+Exception|DELTA_METADATA_CHANGED|MetadataChangedException|"
-    r"DELTA_PROTOCOL_CHANGED|ProtocolChangedException|DELTA_SCHEMA_CHANGE_SINCE_ANALYSIS|"
-    # Two writers make one table, or add one column or one constraint, at once.
-    r"DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION|"
-    r"FIELD_ALREADY_EXISTS|DELTA_DUPLICATE_COLUMNS_FOUND|DELTA_CONSTRAINT_ALREADY_EXISTS"
-)
-_Result = TypeVar("_Result")
-
 
 # Of a first write, optimizeWrite would leave one task per wave to write, while no model runs; and
 # autoCompact would write again what has just been written.
@@ -150,54 +131,6 @@ def commit_wave(
         rows.unpersist()
 
 
-def count_statuses(
-    spark: SparkSession, location: TableLocation, stamp: str, columns: tuple[str, ...]
-) -> dict[str, Counter[str]]:
-    """Count the rows of a commit by status of each column.
-
-    Args:
-        spark: The session.
-        location: The table.
-        stamp: What `updated_at` is in these rows and no other, in SQL.
-        columns: What was computed.
-    """
-    names = [quote(f"{name}_status") for name in columns]
-    rows = spark.table(location.sql).filter(F.col(UPDATED_AT) == F.expr(stamp))
-    counts = {name: Counter[str]() for name in columns}
-    for row in rows.groupBy(*names).agg(F.count("*").alias("rows")).collect():
-        for place, name in enumerate(columns):
-            counts[name][row[place]] += row["rows"]
-    return counts
-
-
-def find_examples(
-    spark: SparkSession, location: TableLocation, stamp: str, column: str
-) -> dict[str, str]:
-    """Give an error of the rows of a commit for each status of a column that has one."""
-    status, error = F.col(quote(f"{column}_status")), F.col(quote(f"{column}_error"))
-    rows = spark.table(location.sql).filter(F.col(UPDATED_AT) == F.expr(stamp))
-    found = rows.groupBy(status).agg(F.first(error, ignorenulls=True)).dropna()
-    return {row[0]: row[1] for row in found.collect()}
-
-
-def remove_wave(spark: SparkSession, location: TableLocation, stamp: str) -> None:
-    """Take a wave that was inserted out of the table again."""
-    statement = f"DELETE FROM {location.sql} WHERE {UPDATED_AT} = {stamp}"
-    retry_conflicts(location, lambda: spark.sql(statement).collect())
-
-
-_stamp_lock = threading.Lock()
-_last_stamp = 0
-
-
-def new_stamp() -> str:
-    """Give the present moment in SQL, to the microsecond, and never the same one twice."""
-    global _last_stamp
-    with _stamp_lock:
-        _last_stamp = max(time.time_ns() // 1000, _last_stamp + 1)
-        return f"timestamp_micros({_last_stamp})"
-
-
 def delete_rows(
     location: TableLocation,
     keys: tuple[str, ...],
@@ -253,7 +186,8 @@ def _merge(
 
     def attempt() -> int:
         statement = f"MERGE INTO {location.sql} AS t USING {view} AS s ON {match} {clause()}"
-        with settings(spark, begin_attempt()), carrying(spark, transaction):
+        carried = {} if transaction is None else transaction.settings
+        with settings(spark, {**begin_attempt(), **carried}):
             counts = spark.sql(statement).collect()
         # Delta gives no row where it left the statement out.
         return int(counts[0]["num_affected_rows"]) if counts else 0
@@ -262,47 +196,6 @@ def _merge(
         return retry_conflicts(location, attempt, left, meet_conflict)
     finally:
         spark.catalog.dropTempView(view)
-
-
-def retry_conflicts(
-    location: TableLocation,
-    change: Callable[[], _Result],
-    left: str = "this one was not made",
-    meet_conflict: Callable[[], None] = lambda: None,
-) -> _Result:
-    """Change a table, again where another writer came in between, a bounded number of times.
-
-    Args:
-        location: The table.
-        change: Changes it, in one commit.
-        left: What the error says of how things stand.
-        meet_conflict: Is told before the next attempt.
-
-    Raises:
-        CommitConflictError: At every attempt one did.
-    """
-    pause = _FIRST_PAUSE_SECONDS
-    for attempt in range(1, ATTEMPT_COUNT + 1):
-        try:
-            return change()
-        except Exception as error:
-            if not is_conflict(error):
-                raise
-            if attempt == ATTEMPT_COUNT:
-                raise CommitConflictError(
-                    f"{location.given} was changed by others during each of {ATTEMPT_COUNT} "
-                    f"attempts to commit; {left}: run again when fewer writers are at work"
-                ) from error
-            logger.info("attempt %d to commit met another writer", attempt)
-            meet_conflict()
-        time.sleep(random.uniform(pause / 2, pause))
-        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def is_conflict(error: BaseException) -> bool:
-    """Whether a commit was refused because of another one, by classic sessions or by Connect."""
-    return bool(_CONFLICT.search(f"{type(error).__name__} {error}"))
 
 
 def _check_models(

@@ -12,7 +12,7 @@ from spark_vision.tables.layout import check_table, fit_keys, is_blank
 from spark_vision.tables.location import read_detail
 from spark_vision.tables.pending import SOURCE_FILE, Survey
 from spark_vision.tables.plan import plan_write
-from spark_vision.tables.run import survey_source
+from spark_vision.tables.write import survey_source
 from spark_vision.write_options import parse_write_options, takes_write_options
 
 

@@ -53,7 +53,7 @@ class IndexTarget:
     needs_feed: bool = False
 
 
-# As the products documented them in 2026.
+# As the products' documentation had them on 2026-11-21.
 TARGETS: Mapping[str, IndexTarget] = {
     "databricks_ai_search": IndexTarget(
         dimensions=(1, 4096),

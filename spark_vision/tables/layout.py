@@ -7,7 +7,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, IntegralType, StructField
 
 from spark_vision.errors import TableError
-from spark_vision.tables.commit import retry_conflicts
+from spark_vision.tables.conflicts import retry_conflicts
 from spark_vision.tables.identity import (
     KEYS_PROPERTY,
     check_same_models,

@@ -1,20 +1,18 @@
-"""How far a running write is: rows from Spark's live metrics, failures from finished tasks.
+"""How far a running write is: rows of the waves committed, and of the finished tasks of the next.
 
-Executors send the metrics of running tasks with each heartbeat, so the rows that came out of the
-model are known every few seconds; an accumulator arrives when its task ends.
+An accumulator brings what a task counted when the task ends. A Connect session has none: there a
+write is as far as its last commit.
 """
 
 import logging
-import re
 import threading
 import time
-import uuid
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import NamedTuple
 
 from pyspark import Accumulator, AccumulatorParam
 from pyspark.sql import SparkSession
@@ -23,10 +21,6 @@ logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 2.0
 RATE_WINDOW_SECONDS = 30.0
-_RECENT_EXECUTION_COUNT = 20
-_OUR_NODE = re.compile(r"\b(embed|caption|embed_and_caption)_(image|text)\(")
-_ROWS_METRIC = "number of output rows"
-_DESCRIPTION = "spark.job.description"
 
 
 @dataclass(frozen=True)
@@ -75,14 +69,13 @@ class StatusCounts(AccumulatorParam[dict[str, int]]):
         self, value1: dict[str, int], value2: dict[str, int]
     ) -> dict[str, int]:
         """Add the second counts to the first."""
-        for status, count in value2.items():
-            value1[status] = value1.get(status, 0) + count
-        return value1
+        # Not in place, whatever the name: a thread may be reading the first ones.
+        return dict(Counter(value1) + Counter(value2))
 
 
 def status_accumulator(spark: SparkSession) -> StatusCounter | None:
     """Make a counter of rows by status; None in a Connect session, which has none."""
-    if not _is_classic(spark):
+    if not hasattr(spark, "_jsparkSession"):
         return None
     return spark.sparkContext.accumulator({}, StatusCounts())
 
@@ -95,155 +88,78 @@ def tell(report: Report, look: Callable[[], Progress]) -> None:
         logger.warning("the progress could not be reported", exc_info=True)
 
 
-class WaveWatch(Protocol):
-    """Is told where one wave ends and the next begins."""
-
-    def begin(self, number: int, rows_before: int) -> None:
-        """Take what is written from now on as a wave, after so many rows."""
-        ...
-
-
-@contextmanager
-def reporting(
-    spark: SparkSession,
-    total: int,
-    statuses: Mapping[str, StatusCounter | None],
-    report: Report | None,
-) -> Iterator[WaveWatch]:
-    """Report the progress of what the block writes, every two seconds, from a thread of its own.
+class Watch:
+    """Knows how far the waves of a run are.
 
     Args:
-        spark: Where it runs; of a Connect session, a wave is reported when it has ended.
-        total: Rows to be computed.
-        statuses: The counter of each column, as given to its function.
-        report: Told how far the write is; None reports nothing.
-
-    Yields:
-        What is to be told that a wave begins.
+        total: Rows that they compute.
+        counters: The counter of each column, as given to its function; None where there is none.
     """
-    if report is None:
-        yield _Unwatched()
-        return
-    if not _is_classic(spark):
-        yield _WaveByWave(total, report)
-        return
-    context = spark.sparkContext
-    described_before = context.getLocalProperty(_DESCRIPTION)
-    ended = threading.Event()
-    watcher = _Watcher(_LiveRows(spark, total), total, statuses)
 
-    def watch() -> None:
-        while not ended.wait(REPORT_SECONDS):
-            tell(report, watcher.look)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="spark-vision-progress") as pool:
-        pool.submit(watch)
-        try:
-            yield watcher.rows
-        finally:
-            ended.set()
-            # None takes it away again, which pyspark's hints do not say.
-            context.setLocalProperty(_DESCRIPTION, cast(str, described_before))
-
-
-class _Unwatched:
-    def begin(self, number: int, rows_before: int) -> None:
-        """Nobody is told."""
-
-
-class _WaveByWave:
-    """Reports where a wave begins, for sessions that say nothing of what runs."""
-
-    def __init__(self, total: int, report: Report) -> None:
+    def __init__(self, total: int, counters: Mapping[str, StatusCounter | None]) -> None:
         self._total = total
-        self._report = report
+        self._counters = counters
         self._started = time.monotonic()
+        self._seen = deque([(self._started, 0)])
+        self._wave = _CountedWave(0, 0, (), 0)
 
-    def begin(self, number: int, rows_before: int) -> None:
-        """Report what is done before the wave."""
-        seconds = time.monotonic() - self._started
-        rate = rows_before / seconds if seconds else 0.0
-        progress = Progress(rows_before, self._total, seconds, rate)
-        tell(self._report, lambda: progress)
+    def begin(self, rows_before: int, rows: int, columns: Sequence[str]) -> None:
+        """Take what is counted from now on as a wave.
 
-
-class _Watcher:
-    def __init__(
-        self,
-        rows: "_LiveRows",
-        total: int,
-        statuses: Mapping[str, StatusCounter | None],
-    ) -> None:
-        self.rows = rows
-        self._total = total
-        self._statuses = statuses
-        self._started = time.monotonic()
-        self._seen: deque[tuple[float, int]] = deque()
+        Args:
+            rows_before: Rows of the waves before it.
+            rows: Its rows.
+            columns: What it computes of each.
+        """
+        self._wave = _CountedWave(rows_before, rows, columns, self._count(columns))
 
     def look(self) -> Progress:
-        counts = {name: dict(counter.value) for name, counter in self._statuses.items() if counter}
-        finished = min((sum(each.values()) for each in counts.values()), default=0)
-        done = min(max(self.rows.count(), finished), self._total)
+        """Say how far the run is."""
+        wave = self._wave
+        # A task that is tried again counts its rows again.
+        counted = min(self._count(wave.columns) - wave.counted_before, wave.rows)
+        done = min(wave.rows_before + counted, self._total)
         now = time.monotonic()
         self._seen.append((now, done))
         while now - self._seen[0][0] > RATE_WINDOW_SECONDS and len(self._seen) > 2:
             self._seen.popleft()
-        since, before = self._seen[0] if len(self._seen) > 1 else (self._started, 0)
+        since, done_then = self._seen[0]
         return Progress(
             done=done,
             total=self._total,
             seconds=now - self._started,
-            rows_per_second=(done - before) / (now - since),
-            statuses=counts,
+            rows_per_second=(done - done_then) / (now - since) if now > since else 0.0,
+            statuses={name: dict(each.value) for name, each in self._counters.items() if each},
         )
 
-
-class _LiveRows:
-    """Rows that have come out of our functions, by the status store behind Spark's SQL page."""
-
-    def __init__(self, spark: SparkSession, total: int) -> None:
-        self._store: Any = spark._jsparkSession.sharedState().statusStore()
-        self._context = spark.sparkContext
-        self._total = total
-        self._wave = ("", 0)
-
-    def begin(self, number: int, rows_before: int) -> None:
-        # The description, which Spark's pages show, is also how this wave is told from others.
-        description = (
-            f"vision columns of {self._total} rows, wave {number} ({uuid.uuid4().hex[:12]})"
-        )
-        self._context.setJobDescription(description)
-        self._wave = (description, rows_before)
-
-    def count(self) -> int:
-        description, before = self._wave
-        last = self._store.executionsCount()
-        first = max(0, last - _RECENT_EXECUTION_COUNT)
-        executions = _elements(self._store.executionsList(first, _RECENT_EXECUTION_COUNT))
-        ours = [each for each in executions if each.description() == description]
-        return before + max((self._count_of(each.executionId()) for each in ours), default=0)
-
-    def _count_of(self, execution: int) -> int:
-        values = self._store.executionMetrics(execution)
-        counts = [
-            # Values are made for the page: "1,234".
-            int(re.sub(r"\D", "", values.apply(metric.accumulatorId())))
-            if values.contains(metric.accumulatorId())
-            else 0
-            for node in _elements(self._store.planGraph(execution).allNodes())
-            if _OUR_NODE.search(node.desc())
-            for metric in _elements(node.metrics())
-            if metric.name() == _ROWS_METRIC
-        ]
-        # Of several functions the last one says how many rows have passed them all.
-        return min(counts, default=0)
+    def _count(self, columns: Sequence[str]) -> int:
+        """Count the rows of which all these columns have been computed."""
+        counters = [self._counters[name] for name in columns]
+        return min((sum(each.value.values()) for each in counters if each is not None), default=0)
 
 
-def _elements(scala_collection: Any) -> Iterator[Any]:
-    iterator = scala_collection.iterator()
-    while iterator.hasNext():
-        yield iterator.next()
+class _CountedWave(NamedTuple):
+    rows_before: int
+    rows: int
+    columns: Sequence[str]
+    counted_before: int
 
 
-def _is_classic(spark: SparkSession) -> bool:
-    return hasattr(spark, "_jsparkSession")
+@contextmanager
+def reporting(watch: Watch, report: Report | None) -> Iterator[None]:
+    """Report how far the block is, every two seconds, from a thread of its own; None: to nobody."""
+    if report is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def tell_until_the_end() -> None:
+        while not ended.wait(REPORT_SECONDS):
+            tell(report, watch.look)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="spark-vision-progress") as pool:
+        pool.submit(tell_until_the_end)
+        try:
+            yield
+        finally:
+            ended.set()

@@ -22,9 +22,9 @@ from spark_vision.tables.commit import delete_rows
 from spark_vision.tables.layout import fit_keys, make_table
 from spark_vision.tables.location import quote, read_detail
 from spark_vision.tables.plan import WritePlan, plan_write
-from spark_vision.tables.run import run_write
 from spark_vision.tables.source import check_columns
 from spark_vision.tables.transaction import Transaction
+from spark_vision.tables.write import run_write
 from spark_vision.write_options import parse_write_options, takes_write_options
 
 _CHANGE, _VERSION, _TIME = "_change_type", "_commit_version", "_commit_timestamp"

@@ -1,6 +1,6 @@
 """What a write did, in the few lines that end a job."""
 
-from spark_vision.tables.run import WriteResult
+from spark_vision.tables.write import WriteResult
 
 
 def describe_result(result: WriteResult) -> str:

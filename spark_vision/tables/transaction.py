@@ -3,8 +3,6 @@
 Reference: https://docs.delta.io/latest/delta-streaming.html#idempotent-table-writes-in-foreachbatch
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from py4j.java_gateway import JavaClass
@@ -25,24 +23,10 @@ class Transaction(NamedTuple):
     application: str
     version: int
 
-
-@contextmanager
-def carrying(spark: SparkSession, transaction: Transaction | None) -> Iterator[None]:
-    """Let the statements of a session be those of a transaction; None: of none.
-
-    The settings reach whatever else runs in the session: nothing may. A stream's batches have a
-    session of their own.
-    """
-    if transaction is None:
-        yield
-        return
-    spark.conf.set(_APPLICATION, transaction.application)
-    spark.conf.set(_VERSION, str(transaction.version))
-    try:
-        yield
-    finally:
-        spark.conf.unset(_VERSION)
-        spark.conf.unset(_APPLICATION)
+    @property
+    def settings(self) -> dict[str, str]:
+        """Those that let a statement be the transaction's, in a session where nothing else runs."""
+        return {_APPLICATION: self.application, _VERSION: str(self.version)}
 
 
 def is_committed(spark: SparkSession, folder: str, transaction: Transaction) -> bool:

@@ -1,11 +1,14 @@
 """Pending rows cut into waves: each is computed and committed before the next one begins.
 
+A wave has as many rows as are asked for, or as take a minute and a half at the rate so far.
+
 Rows lie in a wave as they lie in files, the table's first, then the source's: a wave reads few
 files of either. Rows that are in the table are cut where its files end, so that an update writes
 each file anew once. A wave's keys are on the driver, from where Spark broadcasts them: what is
 computed of them then depends on nothing that a commit or a lost executor takes away.
 """
 
+import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,15 +21,82 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import DateType, DecimalType, IntegralType, StringType, StructType
 
+from spark_vision.operators import EmbeddingOperator
 from spark_vision.tables.location import literal, quote
-from spark_vision.tables.pace import Pace
 from spark_vision.tables.pending import BASE, SOURCE_FILE, TABLE_FILE, Pending, Survey
+from spark_vision.tables.plan import WritePlan
+
+WAVE_SECONDS = 90.0
+# Nothing is known of the first wave's rate. A caption takes as long as hundreds of vectors.
+FIRST_ROWS = 4096
+FIRST_CAPTIONS = 64
+# The first wave also loads the model: its rate says too little.
+_GROWTH = 8
+_WAVE_BYTES = 4_000_000_000
+_TOKENS = 256
 
 _NUMBER = "__spark_vision_number"
 # What `monotonically_increasing_id` puts a row's place within its partition into.
 _PLACE_BITS = 33
 # How many times as large as asked a wave may be, to end where a file of the table ends.
 _LONGEST_FILE = 4
+
+
+class Pace:
+    """Sizes a run's waves, and ends the run where it may take no more.
+
+    Args:
+        write: Its options say what is asked for; its columns, how many bytes a row takes.
+    """
+
+    def __init__(self, write: WritePlan) -> None:
+        options = write.options
+        self._fixed = options.rows_per_commit
+        self._started = time.monotonic()
+        self._left = options.max_rows
+        self._has_begun = False
+        self._deadline = (
+            None if options.max_seconds is None else self._started + options.max_seconds
+        )
+        self._rows = FIRST_ROWS if _is_fast(write) else FIRST_CAPTIONS
+        self._most = max(1, _WAVE_BYTES // _row_bytes(write))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has done all that it may, which is a wave at least."""
+        is_late = (
+            self._has_begun and self._deadline is not None and time.monotonic() >= self._deadline
+        )
+        return is_late or self._left == 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the next wave, at most."""
+        wanted = min(self._rows, self._most) if self._fixed is None else self._fixed
+        return wanted if self._left is None else min(wanted, self._left)
+
+    def take_account(self, rows: int, seconds: float) -> None:
+        """Learn what a wave had, and how long it took."""
+        self._has_begun = True
+        if self._left is not None:
+            self._left = max(0, self._left - rows)
+        if rows:
+            wanted = int(rows / max(seconds, 0.001) * WAVE_SECONDS)
+            self._rows = max(1, min(wanted, _GROWTH * self._rows))
+
+
+def _is_fast(write: WritePlan) -> bool:
+    return all(isinstance(each, EmbeddingOperator) for each in write.columns.values())
+
+
+def _row_bytes(write: WritePlan) -> int:
+    """Say about how many bytes a row takes in the table."""
+    size = 1000
+    for name, operator in write.columns.items():
+        if isinstance(operator, EmbeddingOperator):
+            vectors = _TOKENS if operator.effective_pooling == "tokens" else 1
+            size += 4 * (write.identities[name].dimension or 0) * vectors
+    return size
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,62 @@
-"""The one way to a table: `write_vision_columns` computes what a table lacks, wave by wave."""
+"""The one way to a table: `write_vision_columns` surveys what the table lacks, then fills it in.
 
+It works wave by wave, until nothing that the source has is pending any more.
+"""
+
+import logging
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
 from spark_vision.errors import TableError
 from spark_vision.operators import Operator
-from spark_vision.tables.plan import plan_write
-from spark_vision.tables.progress import Report
-from spark_vision.tables.run import WriteResult, run_write
+from spark_vision.tables.commit import delete_rows
+from spark_vision.tables.layout import check_table, fit_keys, is_blank, make_table
+from spark_vision.tables.location import read_detail, read_version
+from spark_vision.tables.pending import Survey, survey_rows
+from spark_vision.tables.plan import WritePlan, plan_write
+from spark_vision.tables.points import reach
+from spark_vision.tables.progress import Progress, Report, tell
+from spark_vision.tables.storage_errors import explaining
+from spark_vision.tables.transaction import Transaction, is_committed
+from spark_vision.tables.wave_writer import WaveWriter
 from spark_vision.write_options import parse_write_options, takes_write_options
+
+logger = logging.getLogger(__name__)
+
+# A run looks again what is pending where a wave found fewer rows than surveyed: a source that is
+# rewritten meanwhile has its rows in other files. It gives up where that brings nothing any more.
+_LOST_SURVEY_COUNT = 3
+
+
+@dataclass(frozen=True)
+class WriteResult:
+    """What a write did.
+
+    Attributes:
+        table: The table, as Spark SQL takes it.
+        source_rows: Rows in the source.
+        there: Those whose keys the table had already.
+        computed: Rows that were computed and committed.
+        refreshed: Rows whose kept columns alone were copied again.
+        left: Rows that are pending still, where the run was to end before.
+        deleted: Rows that were removed, because the source no longer has them.
+        statuses: Of the computed rows, rows by status, for each column.
+        seconds: What it all took.
+    """
+
+    table: str
+    source_rows: int
+    there: int
+    computed: int
+    refreshed: int
+    left: int
+    deleted: int
+    statuses: Mapping[str, Mapping[str, int]]
+    seconds: float
 
 
 @takes_write_options()
@@ -65,3 +111,135 @@ def write_vision_columns(
         raise TableError("the source is a stream; call stream_vision_columns")
     plan = plan_write(source, table, keys, columns, parse_write_options(options), progress)
     return run_write(plan, source)
+
+
+def run_write(
+    write: WritePlan,
+    source: DataFrame,
+    transaction: Transaction | None = None,
+    *,
+    completes: bool = True,
+    is_kept: bool = False,
+) -> WriteResult:
+    """Do a write; `write_vision_columns` says what it does and raises.
+
+    Args:
+        write: What is to be done.
+        source: The rows.
+        transaction: Nothing is done where the table has it already; the session is its own then.
+        completes: Whether the last commit completes it, if need be one without rows; else, what
+            comes after.
+        is_kept: Whether the session holds the source's rows, so that reading them again is cheap.
+    """
+    started = time.monotonic()
+    spark, location = source.sparkSession, write.location
+    with explaining(f"read the table {location.given}"):
+        detail = read_detail(spark, location)
+        if detail is not None:
+            write, source = fit_keys(write, source, detail)
+            check_table(write, detail)
+            if transaction is not None and is_committed(spark, detail.folder, transaction):
+                logger.info("the table has transaction %d already", transaction.version)
+                return WriteResult(location.sql, 0, 0, 0, 0, 0, 0, {}, time.monotonic() - started)
+    has_table = detail is not None and not is_blank(detail)
+    first, lost_count = None, 0
+    with WaveWriter(write, transaction, completes=completes, is_kept=is_kept) as run:
+        while True:
+            reach("before survey")
+            survey = survey_source(spark, write, source, has_table=has_table)
+            reach("after survey")
+            try:
+                _refuse_to_empty(write, survey)
+                make_table(spark, write)
+                first, has_table, before = first or survey, True, run.rows
+                is_complete = run.write_pending(write, source, survey)
+                lost_count = 0 if run.rows > before else lost_count + 1
+                if is_complete or transaction is not None or lost_count == _LOST_SURVEY_COUNT:
+                    deleted = _delete_missing(write, survey)
+                    break
+                # What this run has emptied or tried again is not so once more.
+                write = replace(write, options=replace(write.options, recompute=False, retry=()))
+            finally:
+                survey.release()
+    if write.options.optimize and run.rows:
+        with explaining(f"compact the files of {location.given}"):
+            spark.sql(f"OPTIMIZE {location.sql}").collect()
+    result = WriteResult(
+        table=location.sql,
+        source_rows=first.source_rows,
+        there=first.there,
+        computed=run.computed,
+        refreshed=run.refreshed,
+        left=run.left,
+        deleted=deleted,
+        statuses={name: dict(counts) for name, counts in run.statuses.items()},
+        seconds=time.monotonic() - started,
+    )
+    if write.progress:
+        tell(write.progress, lambda: _final_progress(result))
+    return result
+
+
+def _delete_missing(write: WritePlan, survey: Survey) -> int:
+    if not write.options.delete_missing or not survey.missing:
+        return 0
+    logger.info("delete %d rows", survey.missing)
+    with explaining(f"remove rows from {write.location.given}"):
+        delete_rows(write.location, write.chosen.key_names, survey.missing_keys, unchanged=True)
+    return survey.missing
+
+
+def survey_source(
+    spark: SparkSession, write: WritePlan, source: DataFrame, *, has_table: bool
+) -> Survey:
+    """Compare a source with the table, at the version that is the newest now."""
+    table, refresh = None, list[str]()
+    if has_table:
+        version = read_version(spark, write.location)
+        table = spark.read.option("versionAsOf", version).table(write.location.sql)
+        refresh += [
+            name
+            for name in write.chosen.kept_names
+            if write.options.refresh_kept or name not in table.columns
+        ]
+    return survey_rows(
+        source,
+        table,
+        write.chosen,
+        write.filled,
+        retry=write.options.retry,
+        recompute=write.options.recompute,
+        refresh=refresh,
+    )
+
+
+def _refuse_to_empty(write: WritePlan, survey: Survey) -> None:
+    if not survey.missing or not (write.options.delete_missing or write.options.recompute):
+        return
+    if not survey.source_rows:
+        what = (
+            "delete_missing would remove"
+            if write.options.delete_missing
+            else "recompute would empty"
+        )
+        raise TableError(
+            f"the source has no rows, and {what} all {survey.missing} of {write.location.given}; "
+            "look whether the source is what it should be"
+        )
+    if write.options.recompute and not write.options.delete_missing:
+        logger.warning(
+            "recompute: %d rows of %s are not in the source; they are left without %s",
+            survey.missing,
+            write.location.given,
+            ", ".join(write.columns),
+        )
+
+
+def _final_progress(result: WriteResult) -> Progress:
+    return Progress(
+        done=result.computed,
+        total=result.computed,
+        seconds=result.seconds,
+        rows_per_second=result.computed / result.seconds,
+        statuses=result.statuses,
+    )

@@ -96,6 +96,24 @@ def test_a_new_table_is_laid_out_as_it_is_asked_for(spark, rows, dino, table, la
     assert write_vision_columns(rows, table, ["id"], {"embedding": dino}, **options).computed == 0
 
 
+def test_a_tables_files_are_compacted_when_it_is_asked_for(spark, rows, dino, table):
+    def write(**options):
+        write_vision_columns(
+            rows.filter("id < 2"), table, ["id"], {"embedding": dino}, rows_per_commit=1, **options
+        )
+        detail = spark.sql(f"DESCRIBE DETAIL delta.`{table}`").first()
+        last = spark.sql(f"DESCRIBE HISTORY delta.`{table}` LIMIT 1").first()
+        return detail["numFiles"], last["version"]
+
+    file_count, version = write()
+    assert file_count == rows.filter("id < 2").count() > 1
+    # Nothing was written, so nothing is compacted.
+    assert write(optimize=True) == (file_count, version)
+    spark.sql(f"DELETE FROM delta.`{table}` WHERE id = 0")
+    assert write(optimize=True)[0] == 1
+    assert sorted(rows_of(spark, table)) == [0, 1]
+
+
 def test_an_empty_table_that_its_owner_made_is_filled(spark, rows, dino, table):
     spark.sql(f"CREATE TABLE delta.`{table}` (id int, name string, mine date) USING delta")
     columns = {"embedding": dino}

@@ -6,9 +6,9 @@ import pytest
 
 from encoded_images import encode, photo
 from spark_vision import plan_vision_columns, write_vision_columns
-from spark_vision.tables import pace
-from spark_vision.tables.pace import Pace
+from spark_vision.tables import waves
 from spark_vision.tables.plan import plan_write
+from spark_vision.tables.waves import Pace
 from spark_vision.write_options import WriteOptions
 
 
@@ -67,11 +67,11 @@ def test_a_wave_takes_a_minute_and_a_half_by_the_rate_so_far(read_photos, dino, 
         return Pace(write)
 
     sized = pace_of()
-    assert sized.rows == pace.FIRST_ROWS
+    assert sized.rows == waves.FIRST_ROWS
     sized.take_account(sized.rows, 60.0)
-    assert sized.rows == pace.FIRST_ROWS * 1.5
+    assert sized.rows == waves.FIRST_ROWS * 1.5
     sized.take_account(sized.rows, 0.5)
-    assert sized.rows == pace.FIRST_ROWS * 1.5 * 8
+    assert sized.rows == waves.FIRST_ROWS * 1.5 * 8
     sized.take_account(10, 900.0)
     assert sized.rows == 1
     fixed = pace_of(rows_per_commit=5, max_rows=7)

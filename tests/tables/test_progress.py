@@ -1,56 +1,72 @@
-"""Progress is live: rows within a running task, failures as tasks end, exact at the end."""
+"""Progress is live: rows and failures as tasks end, exact at the end."""
 
 import io
+import time
+from collections.abc import Iterator
 
+import pyarrow as pa
 from pyspark.sql import functions as F
 
 from spark_vision import write_vision_columns
-from spark_vision.tables.progress import Progress, reporting, status_accumulator
+from spark_vision.tables.progress import Progress, Watch, reporting, status_accumulator
 from spark_vision.tables.progress_line import ProgressLine, describe_progress
 
 
-def test_rows_are_counted_while_their_task_runs_and_failures_when_it_ends(spark, tmp_path):
+def test_rows_and_failures_are_counted_as_tasks_end(spark, tmp_path):
     statuses = status_accumulator(spark)
     seen: list[Progress] = []
+    first_is_seen = tmp_path / "first task is seen"
 
-    def embed_image(arrays):
-        import time
-
-        import pyarrow as pa
-
+    def embed_image(arrays: Iterator[pa.Array]) -> Iterator[pa.Array]:
         for array in arrays:
-            for start in range(0, len(array), 20):
-                part = array.slice(start, 20)
-                time.sleep(0.1)
-                statuses.add({"ok": len(part) - 1, "timeout": 1})
-                vector = pa.array([[1.0] * 1000] * len(part), pa.list_(pa.float32()))
-                yield vector
+            statuses.add({"ok": len(array) - 1, "timeout": 1})
+            yield pa.array([[1.0]] * len(array), pa.list_(pa.float32()))
+        if len(array) > 100:
+            ends = time.monotonic() + 60
+            while not first_is_seen.exists() and time.monotonic() < ends:
+                time.sleep(0.05)
 
-    from collections.abc import Iterator
+    def report(progress):
+        seen.append(progress)
+        if progress.done == 10 + 100:
+            first_is_seen.touch()
 
-    import pyarrow as pa
-
-    embed_image.__annotations__ = {"arrays": Iterator[pa.Array], "return": Iterator[pa.Array]}
     function = F.arrow_udf(embed_image, "array<float>").asNondeterministic()
-    # One task ends long before the other: 100 rows beside 1,100.
-    ids = spark.range(0, 2200, 1, 2).filter("id < 100 OR id >= 1100")
+    # One task has 100 rows and the other 200, of which one comes beyond what was expected.
+    ids = spark.range(0, 400, 1, 2).filter("id < 100 OR id >= 200")
     source = ids.select("id", function("id").alias("v"))
-    described_before = spark.sparkContext.getLocalProperty("spark.job.description")
-    with reporting(spark, 1200, {"v": statuses}, seen.append) as watch:
-        watch.begin(1, 0)
+    watch = Watch(309, {"v": statuses})
+    with reporting(watch, report):
+        watch.begin(10, 299, ["v"])
         source.write.format("delta").save(str(tmp_path / "table"))
 
-    assert spark.sparkContext.getLocalProperty("spark.job.description") == described_before
     done = [progress.done for progress in seen]
     assert done == sorted(done)
-    # More than the first task's rows, and not those of both: the second one was still running.
-    live = [progress for progress in seen if 100 < progress.done < 1200]
-    assert live, seen
-    assert live[0].statuses == {"v": {"ok": 95, "timeout": 5}}
-    assert 0 < live[0].share < 1
-    assert live[0].rows_per_second > 0
-    assert live[0].seconds_left > 0
-    assert sum(statuses.value.values()) == 1200
+    assert 110 in done, done
+    middle = seen[done.index(110)]
+    assert middle.statuses == {"v": {"ok": 99, "timeout": 1}}
+    assert middle.rows_per_second > 0
+    assert middle.seconds_left > 0
+    assert sum(statuses.value.values()) == 300
+    assert watch.look().done == 309
+
+
+def test_a_wave_is_as_far_as_the_slowest_of_its_columns(spark):
+    first, second = status_accumulator(spark), status_accumulator(spark)
+    watch = Watch(50, {"first": first, "second": second})
+    watch.begin(0, 20, ["first", "second"])
+    first.add({"ok": 20})
+    second.add({"ok": 5})
+    assert watch.look().done == 5
+    watch.begin(20, 30, ["second"])
+    second.add({"ok": 10})
+    assert watch.look().done == 30
+
+
+def test_without_counters_a_write_is_as_far_as_its_waves():
+    watch = Watch(50, {"first": None})
+    watch.begin(20, 30, ["first"])
+    assert watch.look().done == 20
 
 
 def test_the_last_report_of_a_write_is_exact(read_photos, dino, tmp_path):

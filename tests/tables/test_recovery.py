@@ -4,7 +4,7 @@ import pytest
 
 from encoded_images import encode, photo
 from spark_vision import write_vision_columns
-from spark_vision.tables import run, schema
+from spark_vision.tables import schema, wave_writer
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_a_wave_that_was_left_is_computed_by_the_next_run_and_leaves_nothing_beh
     after, computed, forwards,
 ):  # fmt: skip
     columns = {"embedding": dino}
-    kill_at(run, "commit_wave", KilledError, after=after)
+    kill_at(wave_writer, "commit_wave", KilledError, after=after)
     with pytest.raises(KilledError):
         write_vision_columns(read_photos(), table, ["path"], columns)
     monkeypatch.undo()
@@ -53,7 +53,7 @@ def test_changed_rows_of_a_wave_that_was_left_are_updated_once_and_newer_ones_st
     write_vision_columns(read_photos(), table, ["path"], columns)
     for index in (1, 2):
         (photos / f"{index}.jpg").write_bytes(encode(photo(60, 50, seed=20 + index), "JPEG"))
-    kill_at(run, "commit_wave", KilledError, after=after)
+    kill_at(wave_writer, "commit_wave", KilledError, after=after)
     with pytest.raises(KilledError):
         write_vision_columns(read_photos(), table, ["path"], columns)
     monkeypatch.undo()
@@ -74,7 +74,7 @@ def test_a_row_that_left_source_and_table_after_a_kill_does_not_come_back(
     spark, photos, read_photos, dino, table, monkeypatch, kill_at
 ):
     columns = {"embedding": dino}
-    kill_at(run, "count_statuses", KilledError)
+    kill_at(wave_writer, "count_statuses", KilledError)
     with pytest.raises(KilledError):
         write_vision_columns(read_photos(), table, ["path"], columns, rows_per_commit=4)
     monkeypatch.undo()

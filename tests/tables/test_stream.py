@@ -1,11 +1,12 @@
 """A stream writes each row once: files as they come, and a table's inserts, updates and deletes."""
 
 import pytest
+from pyspark.sql import functions as F
 
 from encoded_images import encode, photo
 from spark_vision import stream_vision_columns, write_vision_batch, write_vision_columns
 from spark_vision.errors import InvalidOptionError, TableError
-from spark_vision.tables import run, stream
+from spark_vision.tables import points, stream, wave_writer
 from spark_vision.tables.inputs import stream_images
 
 SECONDS = 600
@@ -154,7 +155,7 @@ def test_a_batch_that_is_in_the_table_is_not_written_over_what_came_after_it(
         assert sorted(rows_of(spark, table, "id")) == [1, 2, 3]
         images(i4=4).write.format("delta").mode("append").save(place)
     else:
-        kill(run, "commit_wave", after=False)
+        kill(wave_writer, "commit_wave", after=False)
     kill(stream, "_write_batch", after=True)
     write(images(i1=1, i4=44) if killed == "after the commit" else images(i1=11))
     before, forwards = rows_of(spark, table, "id"), count_forwards()
@@ -247,6 +248,29 @@ def test_a_batch_of_ones_own_stream_is_written_once(spark, dino, table, place, c
     assert sorted(write(images.filter("id < 2"), 0)) == [1]
     assert sorted(write(images.filter("id >= 2"), 1)) == [1, 2, 3]
     assert count_forwards() == 4
+
+
+def test_a_batch_is_written_whole_where_another_writer_has_a_row_of_it_first(
+    spark, dino, table, monkeypatch
+):
+    data = [(key, encode(photo(48, 40, seed=key), "JPEG")) for key in range(4)]
+    images = spark.createDataFrame(data, "id int, content binary")
+    columns = {"embedding": dino}
+    write_vision_columns(images.filter("id = 0"), table, ["id"], columns)
+    others = images.filter("id > 0")
+    feed = others.select("*", F.lit("insert").alias("_change_type")).union(
+        spark.createDataFrame([(0, b"", "delete")], "id int, content binary, _change_type string")
+    )
+    feed = feed.select("*", F.lit(1).alias("_commit_version"), F.now().alias("_commit_timestamp"))
+
+    def come_first(point):
+        if point == "before merge":
+            monkeypatch.undo()
+            write_vision_columns(others.filter("id = 1"), table, ["id"], columns)
+
+    monkeypatch.setattr(points, "at_point", come_first)
+    write_vision_batch(feed, 0, table, ["id"], columns, app_id="mine", rows_per_commit=1)
+    assert sorted(rows_of(spark, table, "id")) == [1, 2, 3]
 
 
 def test_a_streams_own_columns_are_not_kept(spark, dino, table, tmp_path, place):

@@ -11,7 +11,8 @@ from pyspark.sql import functions as F
 from encoded_images import encode, photo
 from spark_vision import ImageViTEmbedding, write_vision_columns
 from spark_vision.errors import CommitConflictError, TableError
-from spark_vision.tables import commit, layout, run
+from spark_vision.tables import commit, conflicts, layout, points, wave_writer
+from spark_vision.tables import write as write_module
 from spark_vision.tables.location import locate_table
 
 WAIT_SECONDS = 120
@@ -62,7 +63,7 @@ def test_two_writers_at_once_write_no_key_twice_and_compute_one_wave_twice_at_mo
 def test_rows_that_another_writer_was_first_with_are_counted_for_that_one(
     spark, read_photos, dino, table, monkeypatch, count_forwards
 ):
-    commit_wave = run.commit_wave
+    commit_wave = wave_writer.commit_wave
     write = partial(write_vision_columns, keys=["path"], columns={"embedding": dino})
 
     def commit_late(*args):
@@ -71,7 +72,7 @@ def test_rows_that_another_writer_was_first_with_are_counted_for_that_one(
         assert write(some, table).computed == 4
         return commit_wave(*args)
 
-    monkeypatch.setattr(run, "commit_wave", commit_late)
+    monkeypatch.setattr(wave_writer, "commit_wave", commit_late)
     result = write(read_photos(), table)
     assert result.computed == 3
     assert result.statuses == {"embedding": {"ok": 2, "not_an_image": 1}}
@@ -149,7 +150,7 @@ def test_rows_of_a_model_that_the_column_no_longer_has_are_not_committed(
 ):
     other = ImageViTEmbedding(model_name=str(checkpoints / "dinov2-other"))
     write = partial(write_vision_columns, read_photos(), table, ["path"])
-    commit_wave = run.commit_wave
+    commit_wave = wave_writer.commit_wave
 
     def commit_late(*args):
         monkeypatch.undo()
@@ -158,7 +159,7 @@ def test_rows_of_a_model_that_the_column_no_longer_has_are_not_committed(
 
     write({"embedding": dino})
     before = spark.read.format("delta").load(table).collect()
-    monkeypatch.setattr(run, "commit_wave", commit_late)
+    monkeypatch.setattr(wave_writer, "commit_wave", commit_late)
     with pytest.raises(TableError, match=r"another model's while this write.*fingerprint"):
         write({"embedding": dino}, recompute=True)
     after = spark.read.format("delta").load(table).collect()
@@ -174,14 +175,14 @@ def test_a_column_that_another_model_has_taken_meanwhile_is_refused(
     other = ImageViTEmbedding(model_name=str(checkpoints / "dinov2-other"))
     write = partial(write_vision_columns, read_photos(), table, ["path"])
     write({"embedding": dino})
-    survey = run.survey_source
+    survey = write_module.survey_source
 
     def survey_slowly(*args, **kwargs):
         monkeypatch.undo()
         write({"later": other})
         return survey(*args, **kwargs)
 
-    monkeypatch.setattr(run, "survey_source", survey_slowly)
+    monkeypatch.setattr(write_module, "survey_source", survey_slowly)
     with pytest.raises(TableError, match=r"later.*fingerprint"):
         write({"later": dino})
     assert write({"later": other}).computed == 0
@@ -193,14 +194,14 @@ def test_a_row_that_came_back_meanwhile_is_not_removed(
     write = partial(write_vision_columns, keys=["path"], columns={"embedding": dino})
     write(read_photos(), table)
     is_third = F.col("path").like("%/3.jpg")
-    delete_rows = run.delete_rows
+    delete_rows = write_module.delete_rows
 
     def delete_late(*args, **kwargs):
         monkeypatch.undo()
         write(read_photos().filter(is_third), table, recompute=True)
         delete_rows(*args, **kwargs)
 
-    monkeypatch.setattr(run, "delete_rows", delete_late)
+    monkeypatch.setattr(write_module, "delete_rows", delete_late)
     some = read_photos().filter(~is_third & ~F.col("path").like("%/4.jpg"))
     write(some, table, delete_missing=True)
     rows = spark.read.format("delta").load(table).collect()
@@ -209,8 +210,8 @@ def test_a_row_that_came_back_meanwhile_is_not_removed(
 
 
 def test_conflicts_are_met_a_bounded_number_of_times(spark, tmp_path, monkeypatch):
-    monkeypatch.setattr(commit, "_FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(commit, "_LONGEST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(conflicts, "_FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(conflicts, "_LONGEST_PAUSE_SECONDS", 0.001)
     attempts = []
 
     def change():
@@ -219,29 +220,26 @@ def test_conflicts_are_met_a_bounded_number_of_times(spark, tmp_path, monkeypatc
 
     location = locate_table(spark, str(tmp_path))
     with pytest.raises(CommitConflictError, match=r"10 attempts to commit; nothing was changed"):
-        commit.retry_conflicts(location, change, "nothing was changed")
-    assert len(attempts) == commit.ATTEMPT_COUNT
+        conflicts.retry_conflicts(location, change, "nothing was changed")
+    assert len(attempts) == conflicts.ATTEMPT_COUNT
 
     def fail():
         attempts.append(1)
         raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
-        commit.retry_conflicts(location, fail)
-    assert len(attempts) == commit.ATTEMPT_COUNT + 1
+        conflicts.retry_conflicts(location, fail)
+    assert len(attempts) == conflicts.ATTEMPT_COUNT + 1
 
 
 def test_of_a_source_that_shrinks_while_it_is_read_the_rest_is_written_with_a_warning(
     spark, photos, read_photos, dino, table, monkeypatch, caplog
 ):
-    compute = run._compute
+    def shrink(point):
+        if point == "after survey":
+            (photos / "1.jpg").unlink(missing_ok=True)
 
-    def shrink(*args):
-        monkeypatch.undo()
-        (photos / "1.jpg").unlink()
-        return compute(*args)
-
-    monkeypatch.setattr(run, "_compute", shrink)
+    monkeypatch.setattr(points, "at_point", shrink)
     spark.conf.set("spark.sql.files.ignoreMissingFiles", "true")
     try:
         result = write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
@@ -263,14 +261,12 @@ def test_keys_that_come_twice_while_a_source_is_read_are_taken_out_again(
     source = source.select(
         "id", F.explode(F.expr("array_repeat(content, int(count))")).alias("content")
     )
-    compute = run._compute
 
-    def grow(*args):
-        monkeypatch.undo()
-        rows.limit(1).write.format("delta").mode("append").save(place)
-        return compute(*args)
+    def grow(point):
+        if point == "after survey":
+            rows.limit(1).write.format("delta").mode("append").save(place)
 
-    monkeypatch.setattr(run, "_compute", grow)
+    monkeypatch.setattr(points, "at_point", grow)
     with pytest.raises(TableError, match="gave 4 rows where it had 3"):
         write_vision_columns(source, table, ["id"], {"embedding": dino})
     assert spark.read.format("delta").load(table).count() == 0
@@ -289,7 +285,7 @@ def test_a_disk_without_space_is_named_and_the_table_stays(
     def full(*_):
         raise OSError("java.io.IOException: No space left on device")
 
-    monkeypatch.setattr(run, "commit_wave", full)
+    monkeypatch.setattr(wave_writer, "commit_wave", full)
     with pytest.raises(TableError, match=r"there is no space left .*; make room and run again"):
         write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
     assert spark.read.format("delta").load(table).count() == 0

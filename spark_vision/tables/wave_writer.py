@@ -1,0 +1,203 @@
+"""The waves of a run: each is computed and committed, and held against what was expected of it."""
+
+import logging
+import time
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
+
+from spark_vision.errors import TableError
+from spark_vision.executor.failures import check_failure_rate, is_rate_exceeded
+from spark_vision.operators import QwenVLImageUnderstanding
+from spark_vision.tables.commit import KeptRows, WaveContent, commit_wave, delete_rows
+from spark_vision.tables.pending import BASE, Survey
+from spark_vision.tables.plan import WritePlan
+from spark_vision.tables.points import reach
+from spark_vision.tables.progress import Watch, reporting
+from spark_vision.tables.stamps import count_statuses, find_examples, new_stamp, remove_wave
+from spark_vision.tables.storage_errors import explaining
+from spark_vision.tables.structs import compute_rows
+from spark_vision.tables.transaction import Transaction
+from spark_vision.tables.waves import Pace, Wave, count_slots, cut_waves
+
+logger = logging.getLogger(__name__)
+
+# Small rows are dealt out to so many tasks: a slow one holds up less, and progress comes oftener.
+_TASKS_PER_SLOT = 4
+
+
+class WaveWriter:
+    """The waves of a run, and what they have written so far.
+
+    The statuses of a wave are counted from the table while the next one is computed.
+
+    Args:
+        write: What is to be done.
+        transaction: The batch of a stream that the rows are; None where they are no stream's.
+        completes: Whether the last wave completes the transaction.
+        is_kept: Whether the session holds the source's rows.
+
+    Attributes:
+        computed: Rows that were computed and committed.
+        refreshed: Rows whose kept columns alone were copied.
+        left: Rows that are pending still.
+        statuses: Of the computed rows, rows by status; complete when the run is left.
+    """
+
+    def __init__(
+        self, write: WritePlan, transaction: Transaction | None, *, completes: bool, is_kept: bool
+    ) -> None:
+        self.computed = self.refreshed = self.left = 0
+        self.statuses = {name: Counter[str]() for name in write.columns}
+        self._last_transaction = transaction if completes else None
+        # A batch is at hand as a whole: where a row of it is not written, another writer was first.
+        self._ends_early = transaction is None
+        self._is_kept = is_kept
+        self._pace = Pace(write)
+        # A caption takes so long that none is to be computed twice.
+        is_slow = any(isinstance(each, QwenVLImageUnderstanding) for each in write.columns.values())
+        self._kept = KeptRows(is_slow)
+        self._counting = ThreadPoolExecutor(1, thread_name_prefix="spark-vision-statuses")
+        self._counted: Future[None] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows that have been committed."""
+        return self.computed + self.refreshed
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Wait for what is still counted; raise its error, where there is no other."""
+        self._counting.shutdown()
+        if kind is None and self._counted is not None:
+            self._counted.result()
+
+    def write_pending(self, write: WritePlan, source: DataFrame, survey: Survey) -> bool:
+        """Compute and commit what a survey found; say whether the source still had all of it."""
+        spark, location, keys = source.sparkSession, write.location, write.chosen.key_names
+        if not survey.pending:
+            if self._last_transaction is not None:
+                # A commit without rows: what others write from now on is newer than this.
+                nothing = survey.missing_keys.limit(0)
+                with explaining(f"write to {location.given}"):
+                    delete_rows(
+                        location, keys, nothing, unchanged=True, transaction=self._last_transaction
+                    )
+            return True
+        left, before, held = survey.pending_rows, self.rows, None
+        if left > self._pace.rows and not survey.has_source_files and not self._is_kept:
+            # Each wave would read the whole source: it is read once, to the executors' disks.
+            source = held = source.persist(StorageLevel.DISK_ONLY)
+        task_count = _TASKS_PER_SLOT * count_slots(spark) if write.has_small_rows else None
+        is_stable = survey.has_source_files and not self._is_kept
+        watch = Watch(left, write.counters)
+        try:
+            with (
+                explaining(f"write rows to {location.given}"),
+                reporting(watch, write.progress),
+            ):
+                for number, wave in enumerate(cut_waves(survey, keys, self._pace), start=1):
+                    watch.begin(self.rows - before, wave.count, wave.columns)
+                    logger.info("wave %d: infer %d of %d rows", number, wave.count, left)
+                    left -= wave.count
+                    count = self._write_wave(
+                        write,
+                        source,
+                        wave,
+                        task_count,
+                        is_stable=is_stable,
+                        transaction=None if left else self._last_transaction,
+                    )
+                    logger.info("wave %d: committed %d rows", number, count)
+                    if count < wave.count and self._ends_early:
+                        left += wave.count - count
+                        return False
+        finally:
+            self.left = left
+            if held is not None:
+                held.unpersist()
+        return True
+
+    def _write_wave(
+        self,
+        write: WritePlan,
+        source: DataFrame,
+        wave: Wave,
+        task_count: int | None,
+        *,
+        is_stable: bool,
+        transaction: Transaction | None,
+    ) -> int:
+        started, stamp = time.monotonic(), new_stamp()
+        rows = wave.select_from(source, write.chosen.key_names)
+        if task_count is not None:
+            # A single file may hold all of them, and one task would compute them.
+            rows = rows.repartition(task_count)
+        columns = {name: write.columns[name] for name in wave.columns}
+        rows = compute_rows(rows, write.chosen, columns, write.counters, [BASE], stamp)
+        content = _describe(write, wave, is_stable=is_stable)
+        reach("before merge")
+        count = commit_wave(write.location, content, rows, self._kept, transaction)
+        reach("after commit")
+        self._take_account(write, source.sparkSession, wave, stamp, count)
+        self._pace.take_account(wave.count, time.monotonic() - started)
+        return count
+
+    def _take_account(
+        self, write: WritePlan, spark: SparkSession, wave: Wave, stamp: str, count: int
+    ) -> None:
+        """Compare what a commit says of itself with what was to be committed."""
+        if count > wave.count and wave.is_new:
+            remove_wave(spark, write.location, stamp)
+            raise TableError(
+                f"the source gave {count} rows where it had {wave.count} when its keys were read: "
+                "keys have come twice meanwhile; this wave was taken out of the table again: run "
+                "again once the source stands still"
+            )
+        if count < wave.count:
+            logger.warning(
+                "%d of %d rows of a wave of %s were not written: another writer was first, or the "
+                "source no longer has them",
+                wave.count - count,
+                wave.count,
+                write.location.given,
+            )
+        if not wave.columns:
+            self.refreshed += count
+            return
+        self.computed += count
+        if self._counted is not None:
+            self._counted.result()
+        self._counted = self._counting.submit(self._count_statuses, write, spark, wave, stamp)
+        if any(write.columns[name].max_failure_rate is not None for name in wave.columns):
+            # The next wave does not begin where too many rows of this one have failed.
+            self._counted.result()
+
+    def _count_statuses(
+        self, write: WritePlan, spark: SparkSession, wave: Wave, stamp: str
+    ) -> None:
+        for name, counts in count_statuses(spark, write.location, stamp, wave.columns).items():
+            self.statuses[name] += counts
+            max_rate = write.columns[name].max_failure_rate
+            if is_rate_exceeded(self.statuses[name], max_rate):
+                examples = find_examples(spark, write.location, stamp, name)
+                check_failure_rate(self.statuses[name], max_rate, examples)
+
+
+def _describe(write: WritePlan, wave: Wave, *, is_stable: bool) -> WaveContent:
+    return WaveContent(
+        is_new=wave.is_new,
+        keys=write.chosen.key_names,
+        kept=write.chosen.kept_names,
+        columns=wave.columns,
+        inputs=write.chosen.inputs,
+        identity=write.deciding_properties(wave.columns),
+        bounds=wave.key_bounds(write.chosen.key_names[0]),
+        is_stable=is_stable,
+    )

@@ -8,10 +8,9 @@ from pyspark.sql import functions as F
 from spark_vision.checks import check_operator_on_driver
 from spark_vision.errors import InputTypeError, InvalidOptionError
 from spark_vision.operators import (
-    ClipImageEmbedding,
+    OPERATORS,
     ClipTextEmbedding,
     ImageEmbeddingOperator,
-    ImageViTEmbedding,
     Operator,
     QwenVLImageUnderstanding,
 )
@@ -20,7 +19,7 @@ from spark_vision.udfs import operator_udf, placement_udf
 
 def embed_image(
     column: Column | str,
-    operator: ImageViTEmbedding | ClipImageEmbedding,
+    operator: ImageEmbeddingOperator,
     with_status: bool = False,
     deterministic: bool = False,
 ) -> Column:
@@ -42,8 +41,7 @@ def embed_image(
         InputTypeError: The operator is not for images.
         SparkVisionError: The checkpoint is known here, and is not what the operator needs.
     """
-    if not isinstance(operator, ImageEmbeddingOperator):
-        raise _wrong_operator("embed_image", operator, "ImageViTEmbedding, ClipImageEmbedding")
+    _check_function("embed_image", operator)
     return _compute([column], operator, with_status, deterministic)
 
 
@@ -59,8 +57,7 @@ def embed_text(
     of a batch are computed once, so that a query's own text costs nothing on every row. Arguments,
     result and errors are those of `embed_image`.
     """
-    if not isinstance(operator, ClipTextEmbedding):
-        raise _wrong_operator("embed_text", operator, "ClipTextEmbedding")
+    _check_function("embed_text", operator)
     return _compute([column], operator, with_status, deterministic)
 
 
@@ -90,8 +87,7 @@ def caption_image(
         InvalidOptionError: There is no prompt at all.
         SparkVisionError: The checkpoint is known here, and is not what the operator needs.
     """
-    if not isinstance(operator, QwenVLImageUnderstanding):
-        raise _wrong_operator("caption_image", operator, "QwenVLImageUnderstanding")
+    _check_function("caption_image", operator)
     if isinstance(prompt, Column):
         return _compute([image, prompt], operator, with_status, deterministic)
     if prompt is not None and not isinstance(prompt, str):
@@ -101,7 +97,7 @@ def caption_image(
         )
     if prompt is not None and prompt.strip():
         operator = replace(operator, prompt=prompt)
-    if operator.prompt is None:
+    if operator.lacks_prompt:
         raise InvalidOptionError(
             "caption_image got no prompt, and QwenVLImageUnderstanding.prompt is none; allowed: a "
             "text or a column of texts as prompt, or an operator that has one"
@@ -153,6 +149,10 @@ def _named(columns: list[Column | str]) -> list[Column]:
     return [F.col(column) if isinstance(column, str) else column for column in columns]
 
 
-def _wrong_operator(function: str, operator: object, allowed: str) -> InputTypeError:
-    shown = operator.__name__ if isinstance(operator, type) else type(operator).__name__
-    return InputTypeError(f"{function} got {shown}; allowed: an instance of {allowed}")
+def _check_function(function: str, operator: Operator) -> None:
+    if not isinstance(operator, Operator) or operator.function != function:
+        shown = operator.__name__ if isinstance(operator, type) else type(operator).__name__
+        allowed = [name for name, each in OPERATORS.items() if each.function == function]
+        raise InputTypeError(
+            f"{function} got {shown}; allowed: an instance of {', '.join(allowed)}"
+        )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from spark_vision.command_line import add_option_arguments, options_in
 from spark_vision.errors import InvalidOptionError
 from spark_vision.job import LOG_LEVELS
-from spark_vision.operators import ImageOperator
+from spark_vision.operators import reads_images
 from spark_vision.stream_job import add_stream_arguments, follow
 from spark_vision.write_options import WriteOptions
 
@@ -129,7 +129,7 @@ def allow_input(operator: "Operator", place: str) -> "Operator":
     glob = _GLOB.search(place)
     folder = place[: glob.start()].rpartition("/")[0] if glob else place
     is_named = "/" in place and "`" not in place and folder.strip("/")
-    if not isinstance(operator, ImageOperator) or not is_named:
+    if not reads_images(operator) or not is_named:
         return operator
     try:
         return replace(operator, allow_paths=(*operator.allow_paths, folder))

@@ -22,11 +22,10 @@ from spark_vision.errors import InputTypeError
 from spark_vision.executor.environment import HubEnvironment
 from spark_vision.operators import (
     OPERATORS,
-    ClipTextEmbedding,
     EmbeddingOperator,
     ImageOperator,
     Operator,
-    QwenVLImageUnderstanding,
+    reads_images,
 )
 from spark_vision.vectorized import ArrowBody, Batch, vectorized_udf
 
@@ -94,7 +93,7 @@ class ImagesBody:
 class TextsBody:
     """As ImagesBody, for an operator over texts."""
 
-    operator: ClipTextEmbedding
+    operator: EmbeddingOperator
     with_status: bool
     environment: HubEnvironment
     statuses: "Accumulator[dict[str, int]] | None"
@@ -150,9 +149,8 @@ def _check_arguments(
     is_keyed: bool = False,
 ) -> Iterator[Batch]:
     """Refuse a call with more or fewer columns than its operators read; SQL does not check it."""
-    takes = ["images" if isinstance(operators[0], ImageOperator) else "texts"]
-    if any(isinstance(operator, QwenVLImageUnderstanding) for operator in operators):
-        takes.append("prompts")
+    reads = dict.fromkeys(name for operator in operators for name in operator.reads)
+    takes = [f"{name}s" for name in reads]
     for batch in batches:
         given = (len(batch) if isinstance(batch, tuple) else 1) - is_keyed
         if not 1 <= given <= len(takes):
@@ -191,11 +189,13 @@ def operator_udf(
     _check_is_operator(operator)
     environment = HubEnvironment.capture()
     body: ArrowBody
-    if isinstance(operator, ImageOperator):
+    if reads_images(operator):
         counters = () if statuses is None else (statuses,)
         body = ImagesBody((operator,), None, with_status, environment, counters, tuple(keys))
     else:
-        body = TextsBody(_as_texts(operator), with_status, environment, statuses, tuple(keys))
+        # What reads texts gives vectors.
+        texts = cast(EmbeddingOperator, operator)
+        body = TextsBody(texts, with_status, environment, statuses, tuple(keys))
     made = vectorized_udf(body, _return_type(operator, with_status), _function_name([operator]))
     return made if deterministic else made.asNondeterministic()
 
@@ -231,7 +231,7 @@ def images_udf(
 
 
 def _check_is_operator(operator: object) -> None:
-    if isinstance(operator, type) or not isinstance(operator, tuple(OPERATORS.values())):
+    if not isinstance(operator, Operator):
         shown = operator.__name__ if isinstance(operator, type) else type(operator).__name__
         hint = f"write {shown}(...)" if shown in OPERATORS else "make one and pass it"
         raise InputTypeError(f"got {shown}; allowed: an instance of {', '.join(OPERATORS)}: {hint}")
@@ -244,31 +244,19 @@ def _return_type(operator: Operator, with_status: bool) -> DataType:
 
 def value_type(operator: Operator) -> StructType:
     """Return the struct of a row's value (the first field), its status and its error."""
-    name, value = "embedding", cast(DataType, ArrayType(FloatType()))
-    if isinstance(operator, QwenVLImageUnderstanding):
-        name, value = "caption", StringType()
-    elif isinstance(operator, EmbeddingOperator) and operator.effective_pooling == "tokens":
-        value = ArrayType(value)
-    fields: dict[str, DataType] = {name: value, "status": StringType(), "error": StringType()}
-    if name == "caption":
-        fields["truncated"] = BooleanType()
-    return StructType([StructField(each, kind) for each, kind in fields.items()])
+    value, *more = operator.value_fields.items()
+    fields = [value, ("status", "string"), ("error", "string"), *more]
+    return StructType([StructField(name, _parse_type(kind)) for name, kind in fields])
 
 
-def _as_texts(operator: Operator) -> ClipTextEmbedding:
-    if not isinstance(operator, ClipTextEmbedding):
-        raise InputTypeError(f"{type(operator).__name__} computes nothing of texts")
-    return operator
+def _parse_type(kind: str) -> DataType:
+    """Read a type; pyspark's own parser needs a session."""
+    if kind.startswith("array<"):
+        return ArrayType(_parse_type(kind.removeprefix("array<").removesuffix(">")))
+    return {"float": FloatType(), "string": StringType(), "boolean": BooleanType()}[kind]
 
 
 def _function_name(operators: Sequence[Operator]) -> str:
-    """Name a UDF in Spark's plans; progress reports know it by that name."""
-    kinds = {
-        "caption_image"
-        if isinstance(each, QwenVLImageUnderstanding)
-        else "embed_image"
-        if isinstance(each, ImageOperator)
-        else "embed_text"
-        for each in operators
-    }
-    return kinds.pop() if len(kinds) == 1 else "embed_and_caption_image"
+    """Name a UDF in Spark's plans."""
+    names = sorted({operator.function for operator in operators})
+    return "_and_".join(names)

@@ -36,10 +36,8 @@ from spark_vision.models.families import ModelDescription
 from spark_vision.models.pixel_batches import stack_pixels
 from spark_vision.models.protocols import ImageEmbedder, TextEmbedder, TextTokenizer
 from spark_vision.operators import (
-    ClipImageEmbedding,
-    ClipTextEmbedding,
     EmbeddingOperator,
-    ImageViTEmbedding,
+    ImageEmbeddingOperator,
 )
 from spark_vision.status import Status
 
@@ -60,7 +58,7 @@ class ImageEmbeddings:
 
     portion_row_count = IMAGES_PER_THREAD_HOP
 
-    def __init__(self, operator: ImageViTEmbedding | ClipImageEmbedding, task: Task) -> None:
+    def __init__(self, operator: ImageEmbeddingOperator, task: Task) -> None:
         checkpoint, self._description = open_checkpoint(operator, task)
         self._operator = operator
         self._preprocessor = open_preprocessor(
@@ -97,7 +95,7 @@ class ImageEmbeddings:
 
 def embed_texts(
     arrays: Iterable[pa.Array],
-    operator: ClipTextEmbedding,
+    operator: EmbeddingOperator,
     task: Task,
     *,
     with_status: bool = False,
@@ -149,7 +147,7 @@ class OpenedTexts:
     outcomes: Iterator[list[Outcome]]
 
 
-def open_texts(arrays: Iterable[pa.Array], operator: ClipTextEmbedding, task: Task) -> OpenedTexts:
+def open_texts(arrays: Iterable[pa.Array], operator: EmbeddingOperator, task: Task) -> OpenedTexts:
     """Reach an operator's model for a task's texts; see `embed_texts`."""
     checkpoint, description = open_checkpoint(operator, task)
     tokenizer = open_tokenizer(checkpoint, stamp_of(checkpoint))
@@ -174,7 +172,7 @@ def open_texts(arrays: Iterable[pa.Array], operator: ClipTextEmbedding, task: Ta
 
 def _embed_distinct(
     array: pa.Array,
-    operator: ClipTextEmbedding,
+    operator: EmbeddingOperator,
     pool: ThreadPoolExecutor,
     tokenizer: TextTokenizer,
     embed_chunk: Callable[[dict[str, torch.Tensor]], list[Outcome]],

@@ -15,7 +15,7 @@ from spark_vision.errors import FailureRateError, RowFailure, in_one_line
 from spark_vision.executor.outcomes import count_statuses
 from spark_vision.executor.texts import read_texts
 from spark_vision.images.urls import redact
-from spark_vision.operators import ImageOperator, Operator
+from spark_vision.operators import Operator
 from spark_vision.status import Status
 
 # Of fewer rows no share is judged: the first one may fail in any source.
@@ -40,9 +40,7 @@ class RowNames:
         self._keys = tuple(keys)
         self._are_asked_for = any(each.on_error == "raise" for each in operators)
         first = operators[0]
-        self._are_addresses = (
-            isinstance(first, ImageOperator) and first.image_src_type == "image_url"
-        )
+        self._are_addresses = first.reads_urls
         # The first row of each batch, its length, and what names its rows.
         self._held: deque[tuple[int, int, pa.Array | None]] = deque()
         self._read_count = 0

@@ -3,54 +3,19 @@
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
-import torch
 
-from spark_vision.errors import InputTypeError
 from spark_vision.executor.batching import OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS, gather
-from spark_vision.executor.captioning import Captions
-from spark_vision.executor.embedding import ImageEmbeddings
 from spark_vision.executor.failures import FailurePolicy, RowNames
 from spark_vision.executor.image_rows import ImageRows, Prepared
 from spark_vision.executor.outcomes import count_statuses
-from spark_vision.executor.placement import Placement
 from spark_vision.executor.task import Task
-from spark_vision.operators import (
-    ClipImageEmbedding,
-    ImageOperator,
-    ImageViTEmbedding,
-    QwenVLImageUnderstanding,
-)
+from spark_vision.executor.work import ImageWork, load_work
+from spark_vision.operators import ImageOperator
 
 CountStatuses = Callable[[dict[str, int]], None]
-
-
-class ImageWork(Protocol):
-    """What one operator does with the images of a task."""
-
-    @property
-    def portion_row_count(self) -> int:
-        """Rows that one thread shall prepare at a time."""
-        ...
-
-    @property
-    def placement(self) -> Callable[[], Placement]:
-        """Asks the process that holds the model what it says of itself."""
-        ...
-
-    def prepare(self, image: torch.Tensor, prompt: str | None) -> Any:
-        """Bring one decoded image, and its prompt if there is one, to what the model takes."""
-        ...
-
-    def compute(self, portions: Iterable[list[Any]]) -> Iterator[list[Any]]:
-        """Run the model over prepared rows; outcomes come in the rows' order."""
-        ...
-
-    def build(self, outcomes: Sequence[Any], with_status: bool) -> pa.Array:
-        """Make the Arrow array of some outcomes."""
-        ...
 
 
 def compute_images(
@@ -86,7 +51,7 @@ def compute_images(
     """
     names = RowNames(operators, keys)
     policies = [FailurePolicy(operator, names) for operator in operators]
-    works = [look(_open_work(operator, task)) for operator in operators]
+    works = [look(load_work(operator)(operator, task)) for operator in operators]
     rows = ImageRows(
         operators[0],
         [work.prepare for work in works],
@@ -110,14 +75,6 @@ def compute_images(
         done += len(given)
         names.forget(done)
         yield [work.build(column, with_status) for work, column in zip(works, columns, strict=True)]
-
-
-def _open_work(operator: ImageOperator, task: Task) -> ImageWork:
-    if isinstance(operator, QwenVLImageUnderstanding):
-        return Captions(operator, task)
-    if isinstance(operator, ImageViTEmbedding | ClipImageEmbedding):
-        return ImageEmbeddings(operator, task)
-    raise InputTypeError(f"{type(operator).__name__} computes nothing of images")
 
 
 def _with_prompts(batch: pa.Array | tuple[pa.Array, ...]) -> tuple[pa.Array, pa.Array | None]:

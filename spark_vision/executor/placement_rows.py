@@ -7,12 +7,12 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from spark_vision.errors import InputTypeError, RowFailure
-from spark_vision.executor.embedding import open_texts
-from spark_vision.executor.image_columns import ImageWork, compute_images
+from spark_vision.errors import RowFailure
+from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.placement import Placement
 from spark_vision.executor.task import Task
-from spark_vision.operators import ClipTextEmbedding, ImageOperator, Operator
+from spark_vision.executor.work import ImageWork, load_work
+from spark_vision.operators import Operator, reads_images
 
 PLACEMENT_TYPE = pa.struct(
     {
@@ -48,15 +48,13 @@ def place_rows(
     """
     # Whatever the operator makes of failed rows: here they have no model, and so no placement.
     operator = dataclasses.replace(operator, on_error="null", max_failure_rate=None)
-    if isinstance(operator, ImageOperator):
+    if reads_images(operator):
         for (array,) in compute_images(batches, [operator], task, look=PlacedWork):
             yield array
-    elif isinstance(operator, ClipTextEmbedding):
-        opened = open_texts(batches, operator, task)
-        for outcomes in opened.outcomes:
-            yield _to_array(_place(outcomes, opened.placement))
-    else:
-        raise InputTypeError(f"{type(operator).__name__} has no model that can be placed")
+        return
+    opened = load_work(operator)(batches, operator, task)
+    for outcomes in opened.outcomes:
+        yield _to_array(_place(outcomes, opened.placement))
 
 
 class PlacedWork:

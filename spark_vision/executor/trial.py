@@ -5,7 +5,7 @@ import torch
 from spark_vision.errors import InvalidOptionError, RowFailure
 from spark_vision.models.pixel_batches import stack_pixels
 from spark_vision.models.protocols import ImageEmbedder, ImagePreprocessor
-from spark_vision.operators import ClipImageEmbedding, ImageViTEmbedding
+from spark_vision.operators import ImageEmbeddingOperator
 
 TRIAL_HEIGHT, TRIAL_WIDTH = 375, 500
 
@@ -13,7 +13,7 @@ TRIAL_HEIGHT, TRIAL_WIDTH = 375, 500
 def try_settings(
     model: ImageEmbedder,
     preprocessor: ImagePreprocessor,
-    operator: ImageViTEmbedding | ClipImageEmbedding,
+    operator: ImageEmbeddingOperator,
 ) -> None:
     """Compute one gray image of a photograph's size.
 
@@ -32,7 +32,7 @@ def try_settings(
         raise _refusal(operator, "the vector of a gray image is not finite")
 
 
-def _refusal(operator: ImageViTEmbedding | ClipImageEmbedding, reason: str) -> InvalidOptionError:
+def _refusal(operator: ImageEmbeddingOperator, reason: str) -> InvalidOptionError:
     return InvalidOptionError(
         f"{type(operator).__name__}.image_processor_kwargs got {operator.image_processor_kwargs}, "
         f"with which the checkpoint {operator.checkpoint_name} cannot compute an image "

@@ -18,12 +18,7 @@ from spark_vision.models.settings_files import (
     read_json,
     read_settings,
 )
-from spark_vision.operators import (
-    ClipTextEmbedding,
-    ImageOperator,
-    Operator,
-    QwenVLImageUnderstanding,
-)
+from spark_vision.operators import Operator, reads_images
 from spark_vision.options import FrozenMapping
 
 CONFIG_FILE = "config.json"
@@ -104,9 +99,9 @@ def missing_parts(folder: Path, operator: Operator) -> list[str]:
         missing.append(f"weights ({SAFETENSORS_FILES[0]} or {PICKLE_FILES[0]})")
     else:
         missing += [path.name for path in _shards(weights) if not path.is_file()]
-    if isinstance(operator, ImageOperator) and first_present(folder, PROCESSOR_FILES) is None:
+    if reads_images(operator) and first_present(folder, PROCESSOR_FILES) is None:
         missing.append(f"an image processor ({' or '.join(PROCESSOR_FILES)})")
-    has_texts = isinstance(operator, ClipTextEmbedding | QwenVLImageUnderstanding)
+    has_texts = "text" in operator.reads or "prompt" in operator.reads
     if has_texts and first_present(folder, VOCABULARY_FILES) is None:
         missing.append(f"a tokenizer ({', '.join(VOCABULARY_FILES)})")
     return missing

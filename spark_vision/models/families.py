@@ -13,13 +13,10 @@ from spark_vision.errors import UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import Checkpoint, weight_names
 from spark_vision.models.processor_settings import check_overrides
 from spark_vision.operators import (
-    ClipImageEmbedding,
-    ClipTextEmbedding,
-    ImageEmbeddingOperator,
-    ImageOperator,
-    ImageViTEmbedding,
+    OPERATORS,
     Operator,
     QwenVLImageUnderstanding,
+    reads_images,
 )
 
 if TYPE_CHECKING:
@@ -51,11 +48,6 @@ FAMILIES: Mapping[str, str] = {
     "qwen2_5_vl": _QWEN_VL,
     "qwen3_vl": _QWEN_VL,
 }
-_OPERATORS: Mapping[str, tuple[type[Operator], ...]] = {
-    _VIT: (ImageViTEmbedding,),
-    _CLIP: (ClipImageEmbedding, ClipTextEmbedding),
-    _QWEN_VL: (QwenVLImageUnderstanding,),
-}
 # What transformers takes where a config.json is silent, as published ones are.
 _HIDDEN_SIZE = 768
 _PROJECTION_SIZE = 512
@@ -83,18 +75,19 @@ def check_operator(checkpoint: Checkpoint, operator: Operator) -> ModelDescripti
             pooling.
         InvalidOptionError: `image_processor_kwargs` has an unknown setting.
     """
-    fitting = _OPERATORS[_family(checkpoint)]
-    if not isinstance(operator, fitting):
+    family = _family(checkpoint).rpartition(".")[2]
+    if family not in operator.families:
+        fitting = [each for each in OPERATORS.values() if family in each.families]
         raise UnsupportedCheckpointError(
             f"{type(operator).__name__} cannot use {checkpoint.folder}, a checkpoint of model_type "
             f"{checkpoint.model_type!r}; use {' or '.join(each.__name__ for each in fitting)}"
         )
-    if isinstance(operator, ImageViTEmbedding) and operator.effective_pooling == "pooler":
+    if operator.effective_pooling == "pooler":
         _check_pooler(checkpoint)
-    if isinstance(operator, ImageEmbeddingOperator) and operator.image_processor_kwargs:
-        check_overrides(checkpoint, operator.image_processor_kwargs)
+    if operator.processor_overrides:
+        check_overrides(checkpoint, operator.processor_overrides)
     vision = _vision_config(checkpoint)
-    if isinstance(operator, ImageOperator) and vision.get("num_channels", 3) != 3:
+    if reads_images(operator) and vision.get("num_channels", 3) != 3:
         raise UnsupportedCheckpointError(
             f"{checkpoint.folder} takes images of {vision['num_channels']} channels; only RGB "
             "models are supported"
@@ -200,17 +193,17 @@ def has_trained_pooler(checkpoint: Checkpoint) -> bool:
 
 
 def _dimension(checkpoint: Checkpoint, operator: Operator) -> int | None:
-    if isinstance(operator, QwenVLImageUnderstanding):
+    if FAMILIES[checkpoint.model_type] == _QWEN_VL:
         return None
     config = checkpoint.config
     if FAMILIES[checkpoint.model_type] == _VIT:
         hidden_size = config.get("hidden_size") or _HIDDEN_SIZE
-        if isinstance(operator, ImageViTEmbedding) and operator.effective_pooling == "pooler":
+        if operator.effective_pooling == "pooler":
             return int(config.get("pooler_output_size") or hidden_size)
         return int(hidden_size)
     if checkpoint.model_type != "siglip":
         return int(config.get("projection_dim") or _PROJECTION_SIZE)
-    if isinstance(operator, ClipTextEmbedding):
+    if "text" in operator.reads:
         text = config.get("text_config") or {}
         return int(text.get("projection_size") or text.get("hidden_size") or _HIDDEN_SIZE)
     vision = config.get("vision_config") or {}

@@ -4,7 +4,7 @@ Names and defaults follow the operators that users migrate from. An operator is 
 hashable, holds no model, and never looks for a device: executors do that.
 """
 
-from spark_vision.operators.base import ImageLimits, ImageOperator, Operator
+from spark_vision.operators.base import ImageLimits, ImageOperator, Operator, reads_images
 from spark_vision.operators.captioning import (
     MAX_ASPECT_RATIO,
     MAX_PROMPT_CHARACTERS,
@@ -31,6 +31,7 @@ __all__ = [
     "ImageViTEmbedding",
     "Operator",
     "QwenVLImageUnderstanding",
+    "reads_images",
 ]
 
 OPERATORS: dict[str, type[Operator]] = {

@@ -1,8 +1,9 @@
 """What all operators have: a checkpoint, a device, a rule for failed rows, a source of images."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeGuard
 
 from spark_vision.errors import InvalidOptionError
 from spark_vision.operators.places import normalize_root, normalize_schemes
@@ -42,8 +43,25 @@ class ImageLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Operator:
-    """What every operator has: a checkpoint, a device, and a rule for rows that fail."""
+class Operator(ABC):
+    """What every operator has: a checkpoint, a device, and a rule for rows that fail.
+
+    A class also describes itself, so that nothing else asks which class it is.
+
+    Attributes:
+        reads: What it takes of a row: `image`, `text`, `prompt`, in the order of a call.
+        function: The column function that takes it: `embed_image`, `embed_text`, `caption_image`.
+        families: The modules of `spark_vision.models` whose checkpoints it can use.
+        work: What computes it on an executor, as `module:name`. For images an `ImageWork`, called
+            with the operator and the task; for texts a function, as `embedding.open_texts` is.
+        is_slow: Whether a row takes so long, a second or more, that none is to be computed twice.
+    """
+
+    reads: ClassVar[tuple[str, ...]]
+    function: ClassVar[str]
+    families: ClassVar[tuple[str, ...]]
+    work: ClassVar[str]
+    is_slow: ClassVar[bool] = False
 
     dtype: str = option("float32", "Precision of the model's computation.", allowed=DTYPES)
     batch_size: int = option(32, "Rows that the model computes at once.", minimum=1)
@@ -89,10 +107,55 @@ class Operator:
         """The checkpoint's name as a folder or the hub knows it."""
         return self.model_name
 
+    @property
+    @abstractmethod
+    def value_fields(self) -> Mapping[str, str]:
+        """The fields that a row's value has beside `status` and `error`, and their types in SQL.
+
+        The first one is the value itself.
+        """
+
+    @property
+    def gives_vectors(self) -> bool:
+        """Whether the value is a vector, or a list of them, of the model's length."""
+        return next(iter(self.value_fields.values())).startswith("array<")
+
+    @property
+    def deciding_options(self) -> Mapping[str, str]:
+        """Those options, as texts, that decide a value beside checkpoint and dtype."""
+        return {}
+
+    @property
+    def effective_pooling(self) -> str | None:
+        """How the model's tokens become a vector; None where it gives no vectors."""
+        return None
+
+    @property
+    def processor_overrides(self) -> Mapping[str, Any]:
+        """Settings that override those of the checkpoint's image processor."""
+        return {}
+
+    @property
+    def reading_options(self) -> Hashable:
+        """What decides how an image is read: operators of equal ones can share what was read."""
+        return None
+
+    @property
+    def reads_urls(self) -> bool:
+        """Whether strings in the image column are addresses, which lead to the bytes."""
+        return False
+
+    @property
+    def lacks_prompt(self) -> bool:
+        """Whether each row must bring a prompt."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOperator(Operator):
+class ImageOperator(Operator, ABC):
     """What every operator over images has: a source and its limits."""
+
+    reads: ClassVar[tuple[str, ...]] = ("image",)
 
     image_src_type: str = option(
         "image_url",
@@ -131,3 +194,26 @@ class ImageOperator(Operator):
         object.__setattr__(self, "allow_hosts", hosts)
         networks = normalize_networks(owner, self.allow_networks)
         object.__setattr__(self, "allow_networks", networks)
+
+    @property
+    def reading_options(self) -> Hashable:
+        """What decides how an image is read, and what its string may reach."""
+        return (
+            self.image_src_type,
+            self.limits,
+            self.storage_options,
+            self.allow_paths,
+            self.allow_hosts,
+            self.allow_networks,
+            self.allow_schemes,
+        )
+
+    @property
+    def reads_urls(self) -> bool:
+        """Whether strings in the image column are addresses, which lead to the bytes."""
+        return self.image_src_type == "image_url"
+
+
+def reads_images(operator: Operator) -> "TypeGuard[ImageOperator]":
+    """Whether an operator takes images."""
+    return "image" in operator.reads

@@ -1,5 +1,7 @@
 """The operator that answers a prompt about each image in words."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from spark_vision.errors import InvalidOptionError
@@ -8,6 +10,17 @@ from spark_vision.options import option
 
 # Above it the models' own processors refuse an image (`smart_resize`).
 MAX_ASPECT_RATIO = 200
+# What decides a caption, beside the model and the prompt.
+_DECIDING = (
+    "max_caption_length",
+    "resized_height",
+    "resized_width",
+    "min_pixels",
+    "max_pixels",
+    "repetition_penalty",
+    "do_sample",
+)
+_DECIDING_SAMPLES = ("temperature", "top_k", "top_p", "seed")
 # Of a prompt: a tokenizer takes half a second for so many, and most models' context is less.
 MAX_PROMPT_CHARACTERS = 131_072
 
@@ -15,6 +28,12 @@ MAX_PROMPT_CHARACTERS = 131_072
 @dataclass(frozen=True, kw_only=True)
 class QwenVLImageUnderstanding(ImageOperator):
     """Captions and answers by a Qwen-VL model: Qwen2-VL, Qwen2.5-VL, Qwen3-VL."""
+
+    reads = ("image", "prompt")
+    function = "caption_image"
+    families = ("qwen_vl",)
+    work = "spark_vision.executor.captioning:Captions"
+    is_slow = True
 
     dtype: str = option("bfloat16", "Precision of the model's computation.", allowed=DTYPES)
     batch_size: int = option(4, "Rows that the model computes at once.", minimum=1)
@@ -114,3 +133,20 @@ class QwenVLImageUnderstanding(ImageOperator):
                 f"{type(self).__name__}.min_pixels got {self.min_pixels} with "
                 f"max_pixels={self.max_pixels}; allowed: no more than max_pixels"
             )
+
+    @property
+    def value_fields(self) -> Mapping[str, str]:
+        """A caption, and whether it was cut at its maximum length."""
+        return {"caption": "string", "truncated": "boolean"}
+
+    @property
+    def deciding_options(self) -> Mapping[str, str]:
+        """The prompt, the pixels that the model sees, and how tokens are chosen."""
+        names = [*_DECIDING, *(_DECIDING_SAMPLES if self.do_sample else ())]
+        generation = {name: getattr(self, name) for name in names}
+        return {"prompt": self.prompt or "", "generation": json.dumps(generation, sort_keys=True)}
+
+    @property
+    def lacks_prompt(self) -> bool:
+        """Whether each row must bring a prompt."""
+        return self.prompt is None

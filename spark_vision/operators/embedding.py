@@ -1,5 +1,6 @@
 """The operators that give vectors, of images and of texts."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Any
 
 from spark_vision.errors import InvalidOptionError
 from spark_vision.operators.base import ImageOperator, Operator
-from spark_vision.options import option
+from spark_vision.options import FrozenMapping, option
 
 POOLINGS = ("cls", "mean", "pooler", "tokens")
 
@@ -31,6 +32,21 @@ class EmbeddingOperator(Operator, ABC):
     def effective_pooling(self) -> str:
         """How the model's tokens become a vector: what the options come to."""
 
+    @property
+    def value_fields(self) -> Mapping[str, str]:
+        """A vector, or a vector per token."""
+        is_tokens = self.effective_pooling == "tokens"
+        return {"embedding": "array<array<float>>" if is_tokens else "array<float>"}
+
+    @property
+    def deciding_options(self) -> Mapping[str, str]:
+        """Pooling, normalisation, and settings of the image processor."""
+        return {
+            "image_processor_kwargs": json.dumps(self.processor_overrides, sort_keys=True),
+            "pooling": self.effective_pooling,
+            "normalize": str(self.normalize).lower(),
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEmbeddingOperator(ImageOperator, EmbeddingOperator, ABC):
@@ -40,10 +56,21 @@ class ImageEmbeddingOperator(ImageOperator, EmbeddingOperator, ABC):
         None, "Settings that override those of the checkpoint's image processor."
     )
 
+    function = "embed_image"
+    work = "spark_vision.executor.embedding:ImageEmbeddings"
+
+    @property
+    def processor_overrides(self) -> Mapping[str, Any]:
+        """Settings that override those of the checkpoint's image processor."""
+        given = self.image_processor_kwargs
+        return given.thaw() if isinstance(given, FrozenMapping) else {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageViTEmbedding(ImageEmbeddingOperator):
     """Image vectors by a vision transformer: ViT, DINOv2, DINOv2 with registers."""
+
+    families = ("vit",)
 
     use_cls_token_embedding: bool = option(
         True, "True takes the CLS token, False the mean of the patch tokens."
@@ -71,6 +98,8 @@ class ImageViTEmbedding(ImageEmbeddingOperator):
 
 @dataclass(frozen=True, kw_only=True)
 class _ClipEmbedding(EmbeddingOperator):
+    families = ("clip",)
+
     model_name: str = option(
         "openai/clip-vit-base-patch32",
         "CLIP, Chinese-CLIP or SigLIP checkpoint: a folder, a name on the hub, or OpenAI's own.",
@@ -104,3 +133,7 @@ class ClipImageEmbedding(_ClipEmbedding, ImageEmbeddingOperator):
 @dataclass(frozen=True, kw_only=True)
 class ClipTextEmbedding(_ClipEmbedding):
     """Text vectors in the space that a CLIP-like checkpoint shares with images."""
+
+    reads = ("text",)
+    function = "embed_text"
+    work = "spark_vision.executor.embedding:open_texts"

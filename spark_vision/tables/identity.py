@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import spark_vision
 from spark_vision.checks import ModelIdentity
 from spark_vision.errors import TableError
-from spark_vision.operators import EmbeddingOperator, Operator, QwenVLImageUnderstanding
-from spark_vision.options import FrozenMapping
+from spark_vision.operators import Operator
 from spark_vision.tables.source import SourceColumns, inputs_of
 
 PREFIX = "spark_vision."
@@ -17,19 +16,6 @@ VERSIONS_PROPERTY = f"{PREFIX}version_columns"
 
 # What does not decide a value: equal weights have equal fingerprints, whatever they are called.
 _INFORMATIVE = ("model_name", "model_type", "revision", "package_version")
-
-
-# What decides a caption, beside the model and the prompt.
-_CAPTION_OPTIONS = (
-    "max_caption_length",
-    "resized_height",
-    "resized_width",
-    "min_pixels",
-    "max_pixels",
-    "repetition_penalty",
-    "do_sample",
-)
-_SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "seed")
 
 
 @dataclass(frozen=True)
@@ -75,34 +61,12 @@ def column_properties(
         "dtype": operator.dtype,
         "package_version": spark_vision.__version__,
     }
-    if isinstance(operator, EmbeddingOperator):
-        said |= _embedding_properties(operator, identity)
-    elif isinstance(operator, QwenVLImageUnderstanding):
-        said |= _caption_properties(operator, prompt_column)
+    said |= operator.deciding_options
+    if "prompt" in operator.reads:
+        said["prompt_column"] = prompt_column or ""
+    if operator.gives_vectors:
+        said["dimension"] = str(identity.dimension)
     return {f"{PREFIX}{name}.{key}": value for key, value in said.items()}
-
-
-def _embedding_properties(operator: EmbeddingOperator, identity: ModelIdentity) -> dict[str, str]:
-    overrides = getattr(operator, "image_processor_kwargs", None)
-    thawed = overrides.thaw() if isinstance(overrides, FrozenMapping) else {}
-    return {
-        "image_processor_kwargs": json.dumps(thawed, sort_keys=True),
-        "pooling": operator.effective_pooling,
-        "normalize": str(operator.normalize).lower(),
-        "dimension": str(identity.dimension),
-    }
-
-
-def _caption_properties(
-    operator: QwenVLImageUnderstanding, prompt_column: str | None
-) -> dict[str, str]:
-    names = [*_CAPTION_OPTIONS, *(_SAMPLING_OPTIONS if operator.do_sample else ())]
-    generation = {name: getattr(operator, name) for name in names}
-    return {
-        "prompt": operator.prompt or "",
-        "prompt_column": prompt_column or "",
-        "generation": json.dumps(generation, sort_keys=True),
-    }
 
 
 def table_properties(chosen: SourceColumns) -> dict[str, str]:

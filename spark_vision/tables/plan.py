@@ -10,7 +10,7 @@ from pyspark.sql.types import StringType, StructType
 
 from spark_vision.checks import ModelIdentity, check_operator_on_driver, describe_operator
 from spark_vision.errors import TableError
-from spark_vision.operators import ImageOperator, Operator
+from spark_vision.operators import Operator, reads_images
 from spark_vision.session import check_delta
 from spark_vision.tables.identity import (
     FilledColumn,
@@ -104,9 +104,8 @@ class WritePlan:
         """Whether a row to be computed is a URL or a text: cheap to be moved to another slot."""
         image = self.chosen.image
         is_url = image is not None and isinstance(image.dataType, StringType)
-        operators = [each for each in self.columns.values() if isinstance(each, ImageOperator)]
         return image is None or (
-            is_url and all(each.image_src_type == "image_url" for each in operators)
+            is_url and all(each.reads_urls for each in self.columns.values() if reads_images(each))
         )
 
 

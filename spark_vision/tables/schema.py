@@ -16,7 +16,7 @@ from pyspark.sql.types import (
 
 from spark_vision.checks import ModelIdentity
 from spark_vision.errors import TableError
-from spark_vision.operators import EmbeddingOperator, Operator
+from spark_vision.operators import Operator
 from spark_vision.tables.identity import FilledColumn
 from spark_vision.tables.location import TableLocation, literal, quote, quoted_path
 from spark_vision.tables.source import INPUTS, SourceColumns
@@ -199,7 +199,7 @@ def vector_constraints(
     """Say, by the constraint's name, what keeps vectors of a wrong length out of a table."""
     constraints = {}
     for name, operator in columns.items():
-        if isinstance(operator, EmbeddingOperator):
+        if operator.gives_vectors:
             # Delta's constraints know no lambda: of token vectors, the first stands for all.
             measured = f"{quote(name)}[0]" if _is_tokens(operator) else quote(name)
             constraints[_constraint(name)] = (
@@ -262,20 +262,19 @@ def _property_list(properties: Mapping[str, str]) -> str:
 
 def _say(part: str, operator: Operator, identity: ModelIdentity) -> str:
     model = f"{operator.checkpoint_name} ({identity.model_type}); null where the row failed"
-    if part == "embedding":
-        return (
-            f"{identity.dimension} numbers{' per token' if _is_tokens(operator) else ''} by {model}"
-        )
+    if part == next(iter(operator.value_fields)):
+        each = " per token" if _is_tokens(operator) else ""
+        made = f"{identity.dimension} numbers{each}" if operator.gives_vectors else "written"
+        return f"{made} by {model}"
     return {
-        "caption": f"written by {model}",
         "status": "ok, or what kept the row from a value",
         "error": "why, in a sentence; null where ok",
         "truncated": "whether the caption was cut at its greatest length; null where not ok",
-    }[part]
+    }.get(part, f"{part} of the value")
 
 
 def _is_tokens(operator: Operator) -> bool:
-    return isinstance(operator, EmbeddingOperator) and operator.effective_pooling == "tokens"
+    return operator.effective_pooling == "tokens"
 
 
 def _described(name: str, kind: DataType, comment: str) -> StructField:

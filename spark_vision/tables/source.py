@@ -30,7 +30,7 @@ from pyspark.sql.types import (
 
 from spark_vision.errors import InputTypeError, TableError
 from spark_vision.images.sources import check_input_type
-from spark_vision.operators import ImageOperator, Operator, QwenVLImageUnderstanding
+from spark_vision.operators import Operator, reads_images
 from spark_vision.tables.location import quote
 from spark_vision.write_options import WriteOptions
 
@@ -132,25 +132,21 @@ def choose_columns(
         _check_storable(field)
     image = text = None
     for operator in columns.values():
-        if isinstance(operator, ImageOperator):
+        if reads_images(operator):
             image = _find(fields, options.image_column, what="image")
             check_input_type(to_arrow_type(image.dataType), operator.image_src_type)
-        else:
+        if "text" in operator.reads:
             text = _find_strings(fields, options.text_column, what="text")
     prompt, prompt_column = None, options.prompt_column
     if prompt_column is not None:
-        if not any(isinstance(each, QwenVLImageUnderstanding) for each in columns.values()):
+        if not any("prompt" in each.reads for each in columns.values()):
             raise TableError(
                 f"prompt_column got {prompt_column!r}, and no column is by an operator that reads "
                 "prompts; leave it out"
             )
         prompt = _find_strings(fields, prompt_column, what="prompt")
     for name, operator in columns.items():
-        if (
-            isinstance(operator, QwenVLImageUnderstanding)
-            and operator.prompt is None
-            and prompt is None
-        ):
+        if operator.lacks_prompt and prompt is None:
             raise TableError(
                 f"the column {name} has no prompt: its operator's is none, and there is no "
                 "prompt_column; give one of them"
@@ -174,11 +170,7 @@ def check_columns(source: DataFrame, names: Sequence[str], *, what: str) -> None
 
 def inputs_of(operator: Operator, prompt_column: str | None) -> tuple[str, ...]:
     """Name those of `INPUTS` that decide what an operator computes of a row."""
-    if not isinstance(operator, ImageOperator):
-        return ("text",)
-    if isinstance(operator, QwenVLImageUnderstanding) and prompt_column is not None:
-        return ("image", "prompt")
-    return ("image",)
+    return tuple(name for name in operator.reads if name != "prompt" or prompt_column is not None)
 
 
 def source_hash(columns: SourceColumns) -> Column:

@@ -3,15 +3,14 @@
 Operators that read an image alike share a function, which fetches and decodes it once for them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructField
 
-from spark_vision.operators import ImageOperator, Operator
+from spark_vision.operators import ImageOperator, Operator, reads_images
 from spark_vision.tables.location import quote
 from spark_vision.tables.progress import StatusCounter
 from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT, column_parts
@@ -46,21 +45,12 @@ def column_structs(
         chosen: What they read.
         counters: Told the rows by status of each column, where there is one.
     """
-    groups: dict[Any, dict[str, ImageOperator]] = {}
+    groups: dict[Hashable, dict[str, ImageOperator]] = {}
     structs = []
     for name, operator in columns.items():
-        if isinstance(operator, ImageOperator):
+        if reads_images(operator):
             # What one operator lets its strings reach, another's must not.
-            reads = (
-                operator.image_src_type,
-                operator.limits,
-                operator.storage_options,
-                operator.allow_paths,
-                operator.allow_hosts,
-                operator.allow_networks,
-                operator.allow_schemes,
-            )
-            groups.setdefault(reads, {})[name] = operator
+            groups.setdefault(operator.reading_options, {})[name] = operator
         else:
             keys = _naming_keys(chosen, [operator])
             udf = operator_udf(operator, with_status=True, statuses=counters[name], keys=keys)

@@ -11,7 +11,6 @@ from pyspark.sql import DataFrame, SparkSession
 
 from spark_vision.errors import TableError
 from spark_vision.executor.failures import check_failure_rate, is_rate_exceeded
-from spark_vision.operators import QwenVLImageUnderstanding
 from spark_vision.tables.commit import KeptRows, WaveContent, commit_wave, delete_rows
 from spark_vision.tables.pending import BASE, Survey
 from spark_vision.tables.plan import WritePlan
@@ -57,9 +56,7 @@ class WaveWriter:
         self._ends_early = transaction is None
         self._is_kept = is_kept
         self._pace = Pace(write)
-        # A caption takes so long that none is to be computed twice.
-        is_slow = any(isinstance(each, QwenVLImageUnderstanding) for each in write.columns.values())
-        self._kept = KeptRows(is_slow)
+        self._kept = KeptRows(any(each.is_slow for each in write.columns.values()))
         self._counting = ThreadPoolExecutor(1, thread_name_prefix="spark-vision-statuses")
         self._counted: Future[None] | None = None
 

@@ -21,7 +21,6 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import DateType, DecimalType, IntegralType, StringType, StructType
 
-from spark_vision.operators import EmbeddingOperator
 from spark_vision.tables.location import literal, quote
 from spark_vision.tables.pending import BASE, SOURCE_FILE, TABLE_FILE, Pending, Survey
 from spark_vision.tables.plan import WritePlan
@@ -58,7 +57,8 @@ class Pace:
         self._deadline = (
             None if options.max_seconds is None else self._started + options.max_seconds
         )
-        self._rows = FIRST_ROWS if _is_fast(write) else FIRST_CAPTIONS
+        is_slow = any(each.is_slow for each in write.columns.values())
+        self._rows = FIRST_CAPTIONS if is_slow else FIRST_ROWS
         self._most = max(1, _WAVE_BYTES // _row_bytes(write))
 
     @property
@@ -85,17 +85,12 @@ class Pace:
             self._rows = max(1, min(wanted, _GROWTH * self._rows))
 
 
-def _is_fast(write: WritePlan) -> bool:
-    return all(isinstance(each, EmbeddingOperator) for each in write.columns.values())
-
-
 def _row_bytes(write: WritePlan) -> int:
     """Say about how many bytes a row takes in the table."""
     size = 1000
     for name, operator in write.columns.items():
-        if isinstance(operator, EmbeddingOperator):
-            vectors = _TOKENS if operator.effective_pooling == "tokens" else 1
-            size += 4 * (write.identities[name].dimension or 0) * vectors
+        vectors = _TOKENS if operator.effective_pooling == "tokens" else 1
+        size += 4 * (write.identities[name].dimension or 0) * vectors
     return size
 
 

@@ -13,6 +13,7 @@ from spark_vision.tables.location import read_detail
 from spark_vision.tables.pending import SOURCE_FILE, Survey
 from spark_vision.tables.plan import plan_write
 from spark_vision.tables.run import survey_source
+from spark_vision.tables.source import refuse_stream
 from spark_vision.write_options import parse_write_options, takes_write_options
 
 
@@ -61,6 +62,7 @@ def plan_vision_columns(
     Raises:
         SparkVisionError: As `write_vision_columns`, for what is known before the first row.
     """
+    refuse_stream(source)
     write = plan_write(source, table, keys, columns, parse_write_options(options), progress=None)
     detail = read_detail(source.sparkSession, write.location)
     if detail is not None:

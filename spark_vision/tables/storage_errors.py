@@ -35,6 +35,11 @@ _WAYS_OUT = (
         "give it by keep, or let it be null: ALTER TABLE … ALTER COLUMN … DROP NOT NULL",
     ),
     (
+        r"DELTA_UNSUPPORTED_DATA_TYPES|DELTA_GEOSPATIAL_NOT_SUPPORTED",
+        "this Delta does not store a type",
+        "cast the column, or leave it out",
+    ),
+    (
         r"DELTA_MULTIPLE_SOURCE_ROW_MATCHING_TARGET_ROW_IN_MERGE",
         "keys have come twice into the source while it was read",
         "run again once the source stands still",

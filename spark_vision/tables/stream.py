@@ -23,7 +23,7 @@ from spark_vision.tables.layout import fit_keys, make_table
 from spark_vision.tables.location import quote, read_detail
 from spark_vision.tables.plan import WritePlan, plan_write
 from spark_vision.tables.run import run_write
-from spark_vision.tables.source import check_columns
+from spark_vision.tables.source import check_columns, refuse_stream
 from spark_vision.tables.transaction import Transaction
 from spark_vision.write_options import parse_write_options, takes_write_options
 
@@ -140,6 +140,7 @@ def write_vision_batch(
         ...     write_vision_batch(batch, number, "/data/vectors", ["id"], columns, app_id="photos")
         >>> arriving.writeStream.foreachBatch(write).start()
     """
+    refuse_stream(batch)
     parsed = parse_write_options(options, is_stream=True)
     plan = plan_write(batch, table, keys, columns, parsed, progress=None)
     _write_batch(plan, batch, Transaction(app_id, batch_id))

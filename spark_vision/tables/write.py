@@ -5,11 +5,11 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from spark_vision.errors import TableError
 from spark_vision.operators import Operator
 from spark_vision.tables.plan import plan_write
 from spark_vision.tables.progress import Report
 from spark_vision.tables.run import WriteResult, run_write
+from spark_vision.tables.source import refuse_stream
 from spark_vision.write_options import parse_write_options, takes_write_options
 
 
@@ -61,7 +61,6 @@ def write_vision_columns(
         ...     photos, "/data/vectors", keys=["path"], columns={"embedding": ImageViTEmbedding()}
         ... )
     """
-    if source.isStreaming:
-        raise TableError("the source is a stream; call stream_vision_columns")
+    refuse_stream(source)
     plan = plan_write(source, table, keys, columns, parse_write_options(options), progress)
     return run_write(plan, source)

@@ -69,6 +69,8 @@ def explaining(what: str) -> Iterator[None]:
         for pattern, said, way_out in _WAYS_OUT:
             found = re.search(rf".*(?:{pattern}).*", text)
             if found:
-                line = " ".join(found[0].split())[:300]
+                # Neither Java's names nor the announcement of values, which may be secret.
+                line = re.sub(r"^.*?(?=\[DELTA_)| by row with values:", "", found[0])
+                line = " ".join(line.split())[:300]
                 raise TableError(f"could not {what}: {said} ({line}); {way_out}") from error
         raise

@@ -29,6 +29,7 @@ from spark_vision.tables.pending import BASE, Survey, survey_rows
 from spark_vision.tables.plan import WritePlan
 from spark_vision.tables.points import reach
 from spark_vision.tables.progress import Progress, reporting, tell
+from spark_vision.tables.source_files import is_narrowed
 from spark_vision.tables.storage_errors import explaining
 from spark_vision.tables.structs import compute_rows
 from spark_vision.tables.transaction import Transaction, is_committed
@@ -105,7 +106,9 @@ def run_write(
         reach("before survey")
         survey = survey_source(spark, write, source, has_table=has_table)
         reach("after survey")
-        first = first or survey
+        if first is None:
+            first = survey
+            warn_of_missing(write, source, survey)
         try:
             _refuse_to_empty(write, survey)
             make_table(spark, write)
@@ -194,6 +197,18 @@ def survey_source(
         recompute=write.options.recompute,
         refresh=refresh,
     )
+
+
+def warn_of_missing(write: WritePlan, source: DataFrame, survey: Survey) -> None:
+    """Say that rows are to be removed which the source may have no more than left out."""
+    if write.options.delete_missing and survey.missing and is_narrowed(source):
+        logger.warning(
+            "delete_missing: the source (%s) is filtered, limited or sampled, and %d rows of %s "
+            "whose keys it does not have are removed, whether they are gone or only left out",
+            ", ".join(source.columns),
+            survey.missing,
+            write.location.given,
+        )
 
 
 def _refuse_to_empty(write: WritePlan, survey: Survey) -> None:

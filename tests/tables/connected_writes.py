@@ -20,6 +20,7 @@ from encoded_images import encode, photo
 from spark_vision import ImageViTEmbedding, configure, plan_vision_columns, write_vision_columns
 from spark_vision.errors import TableError
 from spark_vision.tables import commit
+from spark_vision.tables.source_files import file_column, is_narrowed
 
 WAIT_SECONDS = 120
 
@@ -195,6 +196,27 @@ def delete_missing(writes):
     }
 
 
+def filtered_source(writes):
+    """A dry run, and what is known of other sources of Connect."""
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    logging.getLogger("spark_vision.tables").addHandler(handler)
+    rows = writes.read()
+    some = rows.filter(F.col("path").endswith("1.jpg"))
+    keys, options = ["path"], {"delete_missing": True}
+    plan_vision_columns(some, writes.table, keys, writes.columns, **options)
+    logging.getLogger("spark_vision.tables").removeHandler(handler)
+    return {
+        "log": log.getvalue(),
+        "narrowed": list(
+            map(is_narrowed, [some, some.select("path"), rows.limit(1), rows.dropna()])
+        ),
+        "whole": list(map(is_narrowed, [rows, rows.select("path"), rows.dropDuplicates()])),
+        "knows_files": file_column(some) is not None,
+        "knows_files_of_two": file_column(rows.join(rows, "path", "left_semi")) is not None,
+    }
+
+
 def source_of_two_sides(writes):
     """Its rows know no files."""
     (writes.photos / "new").mkdir()
@@ -234,7 +256,7 @@ def refusal(writes):
 
 STEPS = [
     is_of_connect, plan, first_write, same_again, changed_row, retry, second_column, two_writers,
-    delete_missing, source_of_two_sides, owners_constraint, append_only,
+    delete_missing, filtered_source, source_of_two_sides, owners_constraint, append_only,
 ]  # fmt: skip
 
 if __name__ == "__main__":

@@ -127,6 +127,16 @@ def test_rows_that_the_source_has_no_more_are_removed_where_that_is_asked_for(se
     assert step["rows"] == sorted(set(seen["two_writers"]["names"]) - {"2.jpg"})
 
 
+def test_a_filtered_source_is_known_by_its_plan(seen):
+    step = seen["filtered_source"]
+    assert "is filtered, limited or sampled, and 7 rows of" in step["log"]
+    assert step["log"].count("delete_missing: the source") == 1
+    assert step["narrowed"] == [True] * 4
+    assert step["whole"] == [False] * 3
+    assert step["knows_files"]
+    assert not step["knows_files_of_two"]
+
+
 def test_a_source_of_two_sides_is_written_in_waves(seen):
     step = seen["source_of_two_sides"]
     # Two columns of each row.

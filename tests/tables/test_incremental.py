@@ -6,7 +6,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from encoded_images import encode, photo
-from spark_vision import ClipTextEmbedding, write_vision_columns
+from spark_vision import ClipTextEmbedding, plan_vision_columns, write_vision_columns
 from spark_vision.errors import SparkVisionError, TableError
 
 
@@ -80,6 +80,35 @@ def test_changed_and_failed_rows_are_computed_again_and_missing_ones_removed(
     assert (removed.computed, removed.deleted) == (0, 1)
     assert set(read_rows()) == set(before) - {"2.jpg"}
     assert count_forwards() == 7
+
+
+def test_rows_that_a_filter_leaves_out_are_removed_with_a_warning(
+    read_photos, read_rows, dino, table, caplog
+):
+    columns = {"embedding": dino}
+    write_vision_columns(read_photos(), table, ["path"], columns)
+    some = read_photos().filter("path NOT LIKE '%/2.jpg'")
+    said = (
+        "delete_missing: the source (path, modificationTime, length, content) is filtered, limited "
+        f"or sampled, and 1 rows of {table} whose keys it does not have are removed"
+    )
+
+    def warnings():
+        found = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+        caplog.clear()
+        return [each[: len(said)] for each in found]
+
+    write_vision_columns(some, table, ["path"], columns)
+    write_vision_columns(read_photos(), table, ["path"], columns, delete_missing=True)
+    assert warnings() == []
+    plan_vision_columns(some, table, ["path"], columns, delete_missing=True)
+    assert warnings() == [said]
+    result = write_vision_columns(some, table, ["path"], columns, delete_missing=True)
+    assert warnings() == [said]
+    assert (result.deleted, "2.jpg" in read_rows()) == (1, False)
+    # Nothing is left to remove.
+    write_vision_columns(some, table, ["path"], columns, delete_missing=True)
+    assert warnings() == []
 
 
 def test_a_column_added_later_is_filled_in_in_waves_without_computing_the_others(

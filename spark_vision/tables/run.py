@@ -2,6 +2,7 @@
 
 import logging
 import time
+import uuid
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from spark_vision.tables.pending import BASE, Survey, survey_rows
 from spark_vision.tables.plan import WritePlan
 from spark_vision.tables.points import reach
 from spark_vision.tables.progress import Progress, reporting, tell
+from spark_vision.tables.session_settings import labelled
 from spark_vision.tables.source_files import is_narrowed
 from spark_vision.tables.storage_errors import explaining
 from spark_vision.tables.structs import compute_rows
@@ -56,6 +58,8 @@ class WriteResult:
         deleted: Rows that were removed, because the source no longer has them.
         statuses: Of the computed rows, rows by status, for each column.
         seconds: What it all took.
+        run_id: What the run's commits name it by in their `userMetadata`, each with the number of
+            its wave: {"spark_vision": {"run": "…", "wave": 3}}.
     """
 
     table: str
@@ -67,6 +71,7 @@ class WriteResult:
     deleted: int
     statuses: Mapping[str, Mapping[str, int]]
     seconds: float
+    run_id: str
 
 
 def run_write(
@@ -88,7 +93,7 @@ def run_write(
         is_kept: Whether the session holds the source's rows, so that reading them again is cheap.
     """
     started = time.monotonic()
-    spark, location = source.sparkSession, write.location
+    spark, location, run_id = source.sparkSession, write.location, str(uuid.uuid4())
     with explaining(f"read the table {location.given}"):
         detail = read_detail(spark, location)
         if detail is not None:
@@ -96,9 +101,10 @@ def run_write(
             check_table(write, detail)
             if transaction is not None and is_committed(spark, detail.folder, transaction):
                 logger.info("the table has transaction %d already", transaction.version)
-                return WriteResult(location.sql, 0, 0, 0, 0, 0, 0, {}, _since(started))
+                return WriteResult(location.sql, 0, 0, 0, 0, 0, 0, {}, _since(started), run_id)
     pace = Pace(write)
-    done = _Done(KeptRows(any(map(_takes_long, write.columns.values()))), write.columns)
+    kept = KeptRows(any(map(_takes_long, write.columns.values())))
+    done = _Done(run_id, kept, write.columns)
     has_table = detail is not None and not is_blank(detail)
     first, lost_count = None, 0
     while True:
@@ -111,7 +117,8 @@ def run_write(
             warn_of_missing(write, source, survey)
         try:
             _refuse_to_empty(write, survey)
-            make_table(spark, write)
+            with labelled(spark, run_id):
+                make_table(spark, write)
             has_table = True
             before = done.rows
             is_complete = _run_waves(
@@ -128,7 +135,10 @@ def run_write(
                 deleted = survey.missing if write.options.delete_missing else 0
                 if deleted:
                     logger.info("delete %d rows", deleted)
-                    with explaining(f"remove rows from {location.given}"):
+                    with (
+                        explaining(f"remove rows from {location.given}"),
+                        labelled(spark, run_id),
+                    ):
                         delete_rows(
                             location, write.chosen.key_names, survey.missing_keys, unchanged=True
                         )
@@ -148,6 +158,7 @@ def run_write(
         deleted=deleted,
         statuses={name: dict(counts) for name, counts in done.statuses.items()},
         seconds=_since(started),
+        run_id=run_id,
     )
     if write.progress:
         tell(write.progress, lambda: _final_progress(result))
@@ -157,7 +168,9 @@ def run_write(
 class _Done:
     """What a run has written so far."""
 
-    def __init__(self, kept: KeptRows, columns: Mapping[str, object]) -> None:
+    def __init__(self, run_id: str, kept: KeptRows, columns: Mapping[str, object]) -> None:
+        self.run_id = run_id
+        self.wave_count = 0
         self.kept = kept
         self.computed = 0
         self.refreshed = 0
@@ -249,7 +262,7 @@ def _run_waves(
         if transaction is not None:
             # A commit without rows: what others write from now on is newer than this.
             nothing = survey.missing_keys.limit(0)
-            with explaining(f"write to {location.given}"):
+            with explaining(f"write to {location.given}"), labelled(spark, done.run_id):
                 delete_rows(location, keys, nothing, unchanged=True, transaction=transaction)
         return True
     left, before, held = survey.pending_rows, done.rows, None
@@ -272,10 +285,12 @@ def _run_waves(
                 content = _describe(write, wave, is_stable=is_stable)
                 completed = transaction if not left else None
                 reach("before merge")
-                count = commit_wave(location, content, rows, done.kept, completed)
-                reach("after commit")
-                logger.info("wave %d: committed %d rows", number, count)
-                _take_account(write, spark, wave, stamp, count, done)
+                done.wave_count += 1
+                with labelled(spark, done.run_id, done.wave_count):
+                    count = commit_wave(location, content, rows, done.kept, completed)
+                    reach("after commit")
+                    logger.info("wave %d: committed %d rows", number, count)
+                    _take_account(write, spark, wave, stamp, count, done)
                 pace.take_account(wave.count, _since(started))
                 if count < wave.count and transaction is None:
                     done.left = left + wave.count - count

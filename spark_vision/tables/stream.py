@@ -23,6 +23,7 @@ from spark_vision.tables.layout import fit_keys, make_table
 from spark_vision.tables.location import quote, read_detail
 from spark_vision.tables.plan import WritePlan, plan_write
 from spark_vision.tables.run import run_write
+from spark_vision.tables.session_settings import labelled
 from spark_vision.tables.source import check_columns, refuse_stream
 from spark_vision.tables.transaction import Transaction
 from spark_vision.write_options import parse_write_options, takes_write_options
@@ -170,9 +171,12 @@ def _write_batch(write: WritePlan, batch: DataFrame, transaction: Transaction) -
             gone = latest.filter(_is_gone()).select(*map(_column, keys))
             present = latest.filter(~_is_gone()).drop(_CHANGE, _VERSION, _TIME, _PLACE)
             nothing_gone = gone.isEmpty()
-            run_write(write, present, transaction, completes=nothing_gone, is_kept=True)
+            run = run_write(write, present, transaction, completes=nothing_gone, is_kept=True)
             if not nothing_gone:
-                delete_rows(write.location, keys, gone, unchanged=False, transaction=transaction)
+                with labelled(batch.sparkSession, run.run_id):
+                    delete_rows(
+                        write.location, keys, gone, unchanged=False, transaction=transaction
+                    )
         finally:
             latest.unpersist()
     finally:

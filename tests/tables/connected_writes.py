@@ -94,9 +94,9 @@ class Writes:
     def table_rows(self):
         return self.spark.read.format("delta").load(self.table).collect()
 
-    def history(self):
+    def history(self, column="operation"):
         rows = self.spark.sql(f"DESCRIBE HISTORY delta.`{self.table}`").orderBy("version")
-        return [row["operation"] for row in rows.collect()]
+        return [row[column] for row in rows.collect()]
 
 
 def is_of_connect(writes):
@@ -116,6 +116,7 @@ def first_write(writes):
     return {
         **result,
         "history": writes.history(),
+        "labels": writes.history("userMetadata"),
         "lengths": {name: row["length"] for name, row in rows.items()},
         "dimensions": {
             name: row["embedding"] and len(row["embedding"]) for name, row in rows.items()

@@ -67,6 +67,9 @@ def test_a_dry_run_counts_what_a_first_write_would_do(seen):
 def test_a_first_write_computes_each_row_once_in_waves(seen):
     first = seen["first_write"]
     assert first["history"] == ["CREATE TABLE", "MERGE", "MERGE", "MERGE"]
+    labels = [json.loads(said)["spark_vision"] for said in first["labels"]]
+    assert [label["run"] for label in labels] == [first["run_id"]] * 4
+    assert [label.get("wave") for label in labels] == [None, 1, 2, 3]
     assert of(first, "source_rows", "there", "computed", "left", "forwards") == {
         "source_rows": 7, "there": 0, "computed": 7, "left": 0, "forwards": 6,
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """Only what is new, changed, not filled in yet, or to be tried again is computed, each row once."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from pyspark.sql import functions as F
 from encoded_images import encode, photo
 from spark_vision import ClipTextEmbedding, plan_vision_columns, write_vision_columns
 from spark_vision.errors import SparkVisionError, TableError
+from spark_vision.tables.session_settings import METADATA, labelled
 
 
 @pytest.fixture
@@ -29,6 +31,12 @@ def read_rows(spark, table):
 def operations(spark, table):
     rows = spark.sql(f"DESCRIBE HISTORY delta.`{table}`").orderBy("version").collect()
     return [row["operation"] for row in rows]
+
+
+def labels(spark, table, start=0):
+    """Operation and `userMetadata` of each commit."""
+    rows = spark.sql(f"DESCRIBE HISTORY delta.`{table}`").orderBy("version").collect()
+    return [(row["operation"], row["userMetadata"]) for row in rows[start:]]
 
 
 def files_of(folder):
@@ -150,6 +158,55 @@ def test_a_column_added_later_is_filled_in_in_waves_without_computing_the_others
     assert all(
         row["embedding"] and row["other"] for name, row in filled.items() if name != "text.jpg"
     )
+
+
+def test_each_commit_says_which_run_and_wave_made_it(spark, photos, read_photos, dino, table):
+    def label(result, **more):
+        return json.dumps({"spark_vision": {"run": result.run_id, **more}})
+
+    def write(**options):
+        return write_vision_columns(
+            read_photos(), table, ["path"], {"embedding": dino}, rows_per_commit=4, **options
+        )
+
+    first = write()
+    assert labels(spark, table) == [
+        ("CREATE TABLE", label(first)),
+        ("MERGE", label(first, wave=1)),
+        ("MERGE", label(first, wave=2)),
+    ]
+    assert spark.conf.get(METADATA, None) is None
+    (photos / "1.jpg").unlink()
+    second = write(delete_missing=True, retry="failed")
+    assert second.run_id != first.run_id
+    assert labels(spark, table, 3) == [
+        ("MERGE", label(second, wave=1)),
+        ("MERGE", label(second)),
+    ]
+    spark.conf.set(METADATA, "mine")
+    try:
+        write(retry="failed")
+        assert spark.conf.get(METADATA) == "mine"
+    finally:
+        spark.conf.unset(METADATA)
+    assert labels(spark, table, 5) == [("MERGE", "mine")]
+
+
+def test_runs_of_one_session_at_once_never_have_each_others_label(spark):
+    def said():
+        return spark.conf.get(METADATA, None)
+
+    with labelled(spark, "one", 1):
+        assert json.loads(said()) == {"spark_vision": {"run": "one", "wave": 1}}
+        other = labelled(spark, "other", 7)
+        with other:
+            assert said() is None
+        assert json.loads(said())["spark_vision"]["run"] == "one"
+        other = labelled(spark, "other", 7)
+        other.__enter__()
+    assert json.loads(said())["spark_vision"] == {"run": "other", "wave": 7}
+    other.__exit__(None, None, None)
+    assert said() is None
 
 
 def test_another_model_fills_a_column_again_when_asked_to(

@@ -12,7 +12,8 @@ from spark_vision.tables.layout import check_table, fit_keys, is_blank
 from spark_vision.tables.location import read_detail
 from spark_vision.tables.pending import SOURCE_FILE, Survey
 from spark_vision.tables.plan import plan_write
-from spark_vision.tables.write import survey_source
+from spark_vision.tables.source import refuse_stream
+from spark_vision.tables.write import survey_source, warn_of_missing
 from spark_vision.write_options import parse_write_options, takes_write_options
 
 
@@ -61,6 +62,7 @@ def plan_vision_columns(
     Raises:
         SparkVisionError: As `write_vision_columns`, for what is known before the first row.
     """
+    refuse_stream(source)
     write = plan_write(source, table, keys, columns, parse_write_options(options), progress=None)
     detail = read_detail(source.sparkSession, write.location)
     if detail is not None:
@@ -69,6 +71,7 @@ def plan_vision_columns(
     has_table = detail is not None and not is_blank(detail)
     survey = survey_source(source.sparkSession, write, source, has_table=has_table)
     try:
+        warn_of_missing(write, source, survey)
         rows = write.options.rows_per_commit
         return WriteForecast(
             table=write.location.sql,

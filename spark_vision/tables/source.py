@@ -24,6 +24,7 @@ from pyspark.sql.types import (
     StructType,
     TimestampNTZType,
     TimestampType,
+    UserDefinedType,
     VarcharType,
     YearMonthIntervalType,
 )
@@ -49,7 +50,15 @@ _COMPARABLE = (
     VarcharType,
 )
 
-_NOT_STORED = (CalendarIntervalType, DayTimeIntervalType, NullType, YearMonthIntervalType)
+_NOT_STORED = (
+    CalendarIntervalType,
+    DayTimeIntervalType,
+    NullType,
+    UserDefinedType,
+    YearMonthIntervalType,
+)
+# Of Spark 4.1 and newer.
+_NOT_STORED_NAMES = ("time",)
 
 # A row of Spark's binaryFile says of itself when it changed.
 _FILE_MARKS = {"modificationTime": TimestampType(), "length": LongType()}
@@ -157,6 +166,19 @@ def choose_columns(
     )
 
 
+def refuse_stream(source: DataFrame) -> None:
+    """Refuse a source that gives its rows bit by bit.
+
+    Raises:
+        TableError: It is a stream.
+    """
+    if source.isStreaming:
+        raise TableError(
+            "the source is a stream; call stream_vision_columns, or write_vision_batch in its "
+            "foreachBatch"
+        )
+
+
 def check_columns(source: DataFrame, names: Sequence[str], *, what: str) -> None:
     """Make sure that a source has columns whose values have an order.
 
@@ -262,7 +284,7 @@ def _check_storable(field: StructField) -> None:
 
 def _lacking_type(kind: DataType) -> DataType | None:
     """Find what Delta cannot store in a type."""
-    if isinstance(kind, _NOT_STORED):
+    if isinstance(kind, _NOT_STORED) or kind.typeName() in _NOT_STORED_NAMES:
         return kind
     if isinstance(kind, ArrayType):
         return _lacking_type(kind.elementType)

@@ -1,4 +1,4 @@
-"""Which files hold a source's rows: what lets a wave read no other."""
+"""What a source's plan says: which files hold its rows, and whether some rows are left out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +11,8 @@ from pyspark.sql import functions as F
 
 # pyspark prints what a query lacks as 7 KB of JSON, also where the error is caught.
 _QUERY_LOGGER = "DataFrameQueryContextLogger"
+# As classic plans and those of Connect call what leaves rows out.
+_NARROWING = ("Filter", "GlobalLimit", "Limit", "NADrop", "Offset", "Sample", "Tail")
 
 
 def file_column(source: DataFrame) -> Column | None:
@@ -38,10 +40,44 @@ def _leaf_count(source: DataFrame) -> int:
     return _connect_leaf_count(cast(Any, source)._plan)
 
 
+def is_narrowed(source: DataFrame) -> bool:
+    """Whether a source is a filter, a limit or a sample of what it reads.
+
+    A view counts as what is read, and so does the text of a query that Spark Connect was given.
+    """
+    if hasattr(source, "_jdf"):
+        names = _node_names(source._jdf.queryExecution().analyzed())
+    else:
+        names = _connect_node_names(cast(Any, source)._plan)
+    return any(name in _NARROWING for name in names)
+
+
+def _node_names(plan: Any) -> Iterator[str]:
+    name = plan.nodeName()
+    yield name
+    children = plan.children()
+    for place in range(0 if name == "View" else children.size()):
+        yield from _node_names(children.apply(place))
+
+
+def _connect_node_names(plan: Any) -> Iterator[str]:
+    yield type(plan).__name__
+    for each in _connect_inputs(plan):
+        yield from _connect_node_names(each)
+
+
 def _connect_leaf_count(plan: Any) -> int:
+    return sum(map(_connect_leaf_count, _connect_inputs(plan))) or 1
+
+
+def _connect_inputs(plan: Any) -> list[Any]:
     """A plan of Spark Connect has those that it is made from among its attributes."""
-    inputs = {id(each): each for each in vars(plan).values() if hasattr(each, "_root_plan_id")}
-    return sum(map(_connect_leaf_count, inputs.values())) or 1
+    from pyspark.sql.connect.plan import LogicalPlan
+
+    inputs = {name: each for name, each in vars(plan).items() if isinstance(each, LogicalPlan)}
+    # A join has its left side twice.
+    inputs.pop("left", None)
+    return list(inputs.values())
 
 
 @contextmanager

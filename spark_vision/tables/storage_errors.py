@@ -35,6 +35,11 @@ _WAYS_OUT = (
         "give it by keep, or let it be null: ALTER TABLE … ALTER COLUMN … DROP NOT NULL",
     ),
     (
+        r"DELTA_UNSUPPORTED_DATA_TYPES|DELTA_GEOSPATIAL_NOT_SUPPORTED",
+        "this Delta does not store a type",
+        "cast the column, or leave it out",
+    ),
+    (
         r"DELTA_MULTIPLE_SOURCE_ROW_MATCHING_TARGET_ROW_IN_MERGE",
         "keys have come twice into the source while it was read",
         "run again once the source stands still",
@@ -64,6 +69,8 @@ def explaining(what: str) -> Iterator[None]:
         for pattern, said, way_out in _WAYS_OUT:
             found = re.search(rf".*(?:{pattern}).*", text)
             if found:
-                line = " ".join(found[0].split())[:300]
+                # Neither Java's names nor the announcement of values, which may be secret.
+                line = re.sub(r"^.*?(?=\[DELTA_)| by row with values:", "", found[0])
+                line = " ".join(line.split())[:300]
                 raise TableError(f"could not {what}: {said} ({line}); {way_out}") from error
         raise

@@ -22,7 +22,8 @@ from spark_vision.tables.commit import delete_rows
 from spark_vision.tables.layout import fit_keys, make_table
 from spark_vision.tables.location import quote, read_detail
 from spark_vision.tables.plan import WritePlan, plan_write
-from spark_vision.tables.source import check_columns
+from spark_vision.tables.session_settings import labelled
+from spark_vision.tables.source import check_columns, refuse_stream
 from spark_vision.tables.transaction import Transaction
 from spark_vision.tables.write import run_write
 from spark_vision.write_options import parse_write_options, takes_write_options
@@ -140,6 +141,7 @@ def write_vision_batch(
         ...     write_vision_batch(batch, number, "/data/vectors", ["id"], columns, app_id="photos")
         >>> arriving.writeStream.foreachBatch(write).start()
     """
+    refuse_stream(batch)
     parsed = parse_write_options(options, is_stream=True)
     plan = plan_write(batch, table, keys, columns, parsed, progress=None)
     _write_batch(plan, batch, Transaction(app_id, batch_id))
@@ -169,9 +171,12 @@ def _write_batch(write: WritePlan, batch: DataFrame, transaction: Transaction) -
             gone = latest.filter(_is_gone()).select(*map(_column, keys))
             present = latest.filter(~_is_gone()).drop(_CHANGE, _VERSION, _TIME, _PLACE)
             nothing_gone = gone.isEmpty()
-            run_write(write, present, transaction, completes=nothing_gone, is_kept=True)
+            run = run_write(write, present, transaction, completes=nothing_gone, is_kept=True)
             if not nothing_gone:
-                delete_rows(write.location, keys, gone, unchanged=False, transaction=transaction)
+                with labelled(batch.sparkSession, run.run_id):
+                    delete_rows(
+                        write.location, keys, gone, unchanged=False, transaction=transaction
+                    )
         finally:
             latest.unpersist()
     finally:

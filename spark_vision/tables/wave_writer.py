@@ -16,6 +16,7 @@ from spark_vision.tables.pending import BASE, Survey
 from spark_vision.tables.plan import WritePlan
 from spark_vision.tables.points import reach
 from spark_vision.tables.progress import Watch, reporting
+from spark_vision.tables.session_settings import labelled
 from spark_vision.tables.stamps import count_statuses, find_examples, new_stamp, remove_wave
 from spark_vision.tables.storage_errors import explaining
 from spark_vision.tables.structs import compute_rows
@@ -35,6 +36,7 @@ class WaveWriter:
 
     Args:
         write: What is to be done.
+        run_id: What the commits name the run by.
         transaction: The batch of a stream that the rows are; None where they are no stream's.
         completes: Whether the last wave completes the transaction.
         is_kept: Whether the session holds the source's rows.
@@ -47,10 +49,18 @@ class WaveWriter:
     """
 
     def __init__(
-        self, write: WritePlan, transaction: Transaction | None, *, completes: bool, is_kept: bool
+        self,
+        write: WritePlan,
+        run_id: str,
+        transaction: Transaction | None,
+        *,
+        completes: bool,
+        is_kept: bool,
     ) -> None:
         self.computed = self.refreshed = self.left = 0
         self.statuses = {name: Counter[str]() for name in write.columns}
+        self._run_id = run_id
+        self._wave_count = 0
         self._last_transaction = transaction if completes else None
         # A batch is at hand as a whole: where a row of it is not written, another writer was first.
         self._ends_early = transaction is None
@@ -82,7 +92,7 @@ class WaveWriter:
             if self._last_transaction is not None:
                 # A commit without rows: what others write from now on is newer than this.
                 nothing = survey.missing_keys.limit(0)
-                with explaining(f"write to {location.given}"):
+                with explaining(f"write to {location.given}"), labelled(spark, self._run_id):
                     delete_rows(
                         location, keys, nothing, unchanged=True, transaction=self._last_transaction
                     )
@@ -140,9 +150,11 @@ class WaveWriter:
         rows = compute_rows(rows, write.chosen, columns, write.counters, [BASE], stamp)
         content = _describe(write, wave, is_stable=is_stable)
         reach("before merge")
-        count = commit_wave(write.location, content, rows, self._kept, transaction)
-        reach("after commit")
-        self._take_account(write, source.sparkSession, wave, stamp, count)
+        self._wave_count += 1
+        with labelled(source.sparkSession, self._run_id, self._wave_count):
+            count = commit_wave(write.location, content, rows, self._kept, transaction)
+            reach("after commit")
+            self._take_account(write, source.sparkSession, wave, stamp, count)
         self._pace.take_account(wave.count, time.monotonic() - started)
         return count
 

@@ -5,13 +5,13 @@ It works wave by wave, until nothing that the source has is pending any more.
 
 import logging
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
-from spark_vision.errors import TableError
 from spark_vision.operators import Operator
 from spark_vision.tables.commit import delete_rows
 from spark_vision.tables.layout import check_table, fit_keys, is_blank, make_table
@@ -20,6 +20,9 @@ from spark_vision.tables.pending import Survey, survey_rows
 from spark_vision.tables.plan import WritePlan, plan_write
 from spark_vision.tables.points import reach
 from spark_vision.tables.progress import Progress, Report, tell
+from spark_vision.tables.session_settings import labelled
+from spark_vision.tables.source import refuse_stream
+from spark_vision.tables.source_files import is_narrowed
 from spark_vision.tables.storage_errors import explaining
 from spark_vision.tables.transaction import Transaction, is_committed
 from spark_vision.tables.wave_writer import WaveWriter
@@ -46,6 +49,8 @@ class WriteResult:
         deleted: Rows that were removed, because the source no longer has them.
         statuses: Of the computed rows, rows by status, for each column.
         seconds: What it all took.
+        run_id: What the run's commits name it by in their `userMetadata`, each with the number of
+            its wave: {"spark_vision": {"run": "…", "wave": 3}}.
     """
 
     table: str
@@ -57,6 +62,7 @@ class WriteResult:
     deleted: int
     statuses: Mapping[str, Mapping[str, int]]
     seconds: float
+    run_id: str
 
 
 @takes_write_options()
@@ -107,8 +113,7 @@ def write_vision_columns(
         ...     photos, "/data/vectors", keys=["path"], columns={"embedding": ImageViTEmbedding()}
         ... )
     """
-    if source.isStreaming:
-        raise TableError("the source is a stream; call stream_vision_columns")
+    refuse_stream(source)
     plan = plan_write(source, table, keys, columns, parse_write_options(options), progress)
     return run_write(plan, source)
 
@@ -132,7 +137,7 @@ def run_write(
         is_kept: Whether the session holds the source's rows, so that reading them again is cheap.
     """
     started = time.monotonic()
-    spark, location = source.sparkSession, write.location
+    spark, location, run_id = source.sparkSession, write.location, str(uuid.uuid4())
     with explaining(f"read the table {location.given}"):
         detail = read_detail(spark, location)
         if detail is not None:
@@ -140,29 +145,35 @@ def run_write(
             check_table(write, detail)
             if transaction is not None and is_committed(spark, detail.folder, transaction):
                 logger.info("the table has transaction %d already", transaction.version)
-                return WriteResult(location.sql, 0, 0, 0, 0, 0, 0, {}, time.monotonic() - started)
+                seconds = time.monotonic() - started
+                return WriteResult(location.sql, 0, 0, 0, 0, 0, 0, {}, seconds, run_id)
     has_table = detail is not None and not is_blank(detail)
     first, lost_count = None, 0
-    with WaveWriter(write, transaction, completes=completes, is_kept=is_kept) as run:
+    with WaveWriter(write, run_id, transaction, completes=completes, is_kept=is_kept) as run:
         while True:
             reach("before survey")
             survey = survey_source(spark, write, source, has_table=has_table)
             reach("after survey")
             try:
+                if first is None:
+                    first = survey
+                    warn_of_missing(write, source, survey)
                 _refuse_to_empty(write, survey)
-                make_table(spark, write)
-                first, has_table, before = first or survey, True, run.rows
+                with labelled(spark, run_id):
+                    make_table(spark, write)
+                has_table, before = True, run.rows
                 is_complete = run.write_pending(write, source, survey)
                 lost_count = 0 if run.rows > before else lost_count + 1
                 if is_complete or transaction is not None or lost_count == _LOST_SURVEY_COUNT:
-                    deleted = _delete_missing(write, survey)
+                    with labelled(spark, run_id):
+                        deleted = _delete_missing(write, survey)
                     break
                 # What this run has emptied or tried again is not so once more.
                 write = replace(write, options=replace(write.options, recompute=False, retry=()))
             finally:
                 survey.release()
     if write.options.optimize and run.rows:
-        with explaining(f"compact the files of {location.given}"):
+        with explaining(f"compact the files of {location.given}"), labelled(spark, run_id):
             spark.sql(f"OPTIMIZE {location.sql}").collect()
     result = WriteResult(
         table=location.sql,
@@ -174,6 +185,7 @@ def run_write(
         deleted=deleted,
         statuses={name: dict(counts) for name, counts in run.statuses.items()},
         seconds=time.monotonic() - started,
+        run_id=run_id,
     )
     if write.progress:
         tell(write.progress, lambda: _final_progress(result))
@@ -211,6 +223,18 @@ def survey_source(
         recompute=write.options.recompute,
         refresh=refresh,
     )
+
+
+def warn_of_missing(write: WritePlan, source: DataFrame, survey: Survey) -> None:
+    """Say that rows are to be removed which the source may have no more than left out."""
+    if write.options.delete_missing and survey.missing and is_narrowed(source):
+        logger.warning(
+            "delete_missing: the source (%s) is filtered, limited or sampled, and %d rows of %s "
+            "whose keys it does not have are removed, whether they are gone or only left out",
+            ", ".join(source.columns),
+            survey.missing,
+            write.location.given,
+        )
 
 
 def _refuse_to_empty(write: WritePlan, survey: Survey) -> None:

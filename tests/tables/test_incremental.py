@@ -1,13 +1,15 @@
 """Only what is new, changed, not filled in yet, or to be tried again is computed, each row once."""
 
+import json
 from dataclasses import replace
 
 import pytest
 from pyspark.sql import functions as F
 
 from encoded_images import encode, photo
-from spark_vision import ClipTextEmbedding, write_vision_columns
+from spark_vision import ClipTextEmbedding, plan_vision_columns, write_vision_columns
 from spark_vision.errors import SparkVisionError, TableError
+from spark_vision.tables.session_settings import METADATA, labelled
 
 
 @pytest.fixture
@@ -29,6 +31,12 @@ def read_rows(spark, table):
 def operations(spark, table):
     rows = spark.sql(f"DESCRIBE HISTORY delta.`{table}`").orderBy("version").collect()
     return [row["operation"] for row in rows]
+
+
+def labels(spark, table, start=0):
+    """Operation and `userMetadata` of each commit."""
+    rows = spark.sql(f"DESCRIBE HISTORY delta.`{table}`").orderBy("version").collect()
+    return [(row["operation"], row["userMetadata"]) for row in rows[start:]]
 
 
 def files_of(folder):
@@ -82,6 +90,35 @@ def test_changed_and_failed_rows_are_computed_again_and_missing_ones_removed(
     assert count_forwards() == 7
 
 
+def test_rows_that_a_filter_leaves_out_are_removed_with_a_warning(
+    read_photos, read_rows, dino, table, caplog
+):
+    columns = {"embedding": dino}
+    write_vision_columns(read_photos(), table, ["path"], columns)
+    some = read_photos().filter("path NOT LIKE '%/2.jpg'")
+    said = (
+        "delete_missing: the source (path, modificationTime, length, content) is filtered, limited "
+        f"or sampled, and 1 rows of {table} whose keys it does not have are removed"
+    )
+
+    def warnings():
+        found = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+        caplog.clear()
+        return [each[: len(said)] for each in found]
+
+    write_vision_columns(some, table, ["path"], columns)
+    write_vision_columns(read_photos(), table, ["path"], columns, delete_missing=True)
+    assert warnings() == []
+    plan_vision_columns(some, table, ["path"], columns, delete_missing=True)
+    assert warnings() == [said]
+    result = write_vision_columns(some, table, ["path"], columns, delete_missing=True)
+    assert warnings() == [said]
+    assert (result.deleted, "2.jpg" in read_rows()) == (1, False)
+    # Nothing is left to remove.
+    write_vision_columns(some, table, ["path"], columns, delete_missing=True)
+    assert warnings() == []
+
+
 def test_a_column_added_later_is_filled_in_in_waves_without_computing_the_others(
     spark, photos, read_photos, read_rows, dino, checkpoints, table, count_forwards
 ):
@@ -121,6 +158,55 @@ def test_a_column_added_later_is_filled_in_in_waves_without_computing_the_others
     assert all(
         row["embedding"] and row["other"] for name, row in filled.items() if name != "text.jpg"
     )
+
+
+def test_each_commit_says_which_run_and_wave_made_it(spark, photos, read_photos, dino, table):
+    def label(result, **more):
+        return json.dumps({"spark_vision": {"run": result.run_id, **more}})
+
+    def write(**options):
+        return write_vision_columns(
+            read_photos(), table, ["path"], {"embedding": dino}, rows_per_commit=4, **options
+        )
+
+    first = write()
+    assert labels(spark, table) == [
+        ("CREATE TABLE", label(first)),
+        ("MERGE", label(first, wave=1)),
+        ("MERGE", label(first, wave=2)),
+    ]
+    assert spark.conf.get(METADATA, None) is None
+    (photos / "1.jpg").unlink()
+    second = write(delete_missing=True, retry="failed")
+    assert second.run_id != first.run_id
+    assert labels(spark, table, 3) == [
+        ("MERGE", label(second, wave=1)),
+        ("MERGE", label(second)),
+    ]
+    spark.conf.set(METADATA, "mine")
+    try:
+        write(retry="failed")
+        assert spark.conf.get(METADATA) == "mine"
+    finally:
+        spark.conf.unset(METADATA)
+    assert labels(spark, table, 5) == [("MERGE", "mine")]
+
+
+def test_runs_of_one_session_at_once_never_have_each_others_label(spark):
+    def said():
+        return spark.conf.get(METADATA, None)
+
+    with labelled(spark, "one", 1):
+        assert json.loads(said()) == {"spark_vision": {"run": "one", "wave": 1}}
+        other = labelled(spark, "other", 7)
+        with other:
+            assert said() is None
+        assert json.loads(said())["spark_vision"]["run"] == "one"
+        other = labelled(spark, "other", 7)
+        other.__enter__()
+    assert json.loads(said())["spark_vision"] == {"run": "other", "wave": 7}
+    other.__exit__(None, None, None)
+    assert said() is None
 
 
 def test_another_model_fills_a_column_again_when_asked_to(

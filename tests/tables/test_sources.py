@@ -6,7 +6,7 @@ from pyspark.sql import functions as F
 from encoded_images import encode, photo
 from spark_vision import write_vision_columns
 from spark_vision.tables import wave_writer
-from spark_vision.tables.source_files import file_column
+from spark_vision.tables.source_files import file_column, is_narrowed
 from spark_vision.tables.waves import count_slots
 
 
@@ -150,6 +150,26 @@ def test_sources_of_several_sides_do_not_name_files(spark, images, tmp_path, cap
     assert file_column(left.filter("id > 1").select("id")) is not None
     # An error that is caught is not printed.
     assert not capfd.readouterr().err
+
+
+def test_a_source_says_whether_rows_are_left_out(spark, images, tmp_path):
+    place = str(tmp_path / "source")
+    images(1, 2).write.parquet(place)
+    rows = spark.read.parquet(place)
+    some = rows.filter("id > 1")
+    some.createOrReplaceTempView("some_images")
+    for narrowed in (
+        some,
+        some.select("id"),
+        rows.limit(1),
+        rows.sample(0.5),
+        rows.dropna(),
+        rows.union(some),
+        spark.sql(f"SELECT id FROM parquet.`{place}` WHERE id > 1"),
+    ):
+        assert is_narrowed(narrowed)
+    for whole in (rows, rows.select("id"), rows.dropDuplicates(), spark.table("some_images")):
+        assert not is_narrowed(whole)
 
 
 @pytest.mark.parametrize("kind", ["join", "union"])

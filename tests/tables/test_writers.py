@@ -108,6 +108,37 @@ def test_a_run_that_met_a_conflict_keeps_its_rows_and_computes_no_further_one_tw
     assert count_forwards() == 1 + 5 + 2
 
 
+def test_a_schema_that_changed_after_the_analysis_is_a_conflict_like_others(
+    spark, read_photos, dino, table, tmp_path, monkeypatch, count_forwards
+):
+    place = str(tmp_path / "changing")
+    spark.sql(f"CREATE TABLE delta.`{place}` (one int) USING delta")
+    analysed = spark.read.format("delta").load(place)
+    (
+        spark.createDataFrame([], "other string").write.format("delta").mode("overwrite")
+        .option("overwriteSchema", True).save(place)
+    )  # fmt: skip
+    merges = []
+    run_sql = spark.sql
+
+    def sql(statement, *args, **kwargs):
+        if statement.startswith("MERGE"):
+            merges.append(statement)
+            if len(merges) == 1:
+                spark.sql(f"ALTER TABLE delta.`{table}` ADD COLUMNS (mine int)")
+                # Delta's own error.
+                analysed.collect()
+        return run_sql(statement, *args, **kwargs)
+
+    write_vision_columns(read_photos().filter("length < 0"), table, ["path"], {"embedding": dino})
+    monkeypatch.setattr(spark, "sql", sql)
+    with pytest.raises(Exception, match="DELTA_SCHEMA_CHANGE_SINCE_ANALYSIS"):
+        analysed.collect()
+    assert write_vision_columns(read_photos(), table, ["path"], {"embedding": dino}).computed == 7
+    assert len(merges) == 2
+    assert count_forwards() == 6
+
+
 @pytest.mark.parametrize("is_there", [False, True])
 def test_two_writers_make_a_table_or_add_their_columns_at_once(
     spark, read_photos, dino, table, monkeypatch, is_there

@@ -1,0 +1,159 @@
+"""Over Spark Connect a table is written as by a classic session: one process, step by step."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+SECONDS = 550
+ALL = {"ok": 6, "not_an_image": 1}
+
+# The first test waits for all steps.
+pytestmark = pytest.mark.timeout(SECONDS + 50)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory, checkpoints):
+    """What each step of `connected_writes` saw."""
+    folder = tmp_path_factory.mktemp("connected")
+    environment = {name: value for name, value in os.environ.items() if "SPARK" not in name}
+    path = [str(TESTS), environment.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(TESTS / "tables" / "connected_writes.py"),
+            str(folder),
+            str(checkpoints / "dinov2"),
+            str(TESTS / "worker_site"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env={**environment, "PYTHONPATH": os.pathsep.join(path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def of(step, *names):
+    return {name: step[name] for name in names}
+
+
+def test_the_session_is_of_connect(seen):
+    assert seen["is_of_connect"]
+
+
+def test_a_dry_run_counts_what_a_first_write_would_do(seen):
+    assert (
+        seen["plan"].items()
+        >= {
+            "is_new": True,
+            "source_rows": 7,
+            "pending": {"embedding": {"new": 7}},
+            "pending_rows": 7,
+            "waves": 3,
+            "missing": 0,
+            "was_made": False,
+        }.items()
+    )
+    assert seen["plan"]["source_bytes"] > 0
+
+
+def test_a_first_write_computes_each_row_once_in_waves(seen):
+    first = seen["first_write"]
+    assert first["history"] == ["CREATE TABLE", "MERGE", "MERGE", "MERGE"]
+    labels = [json.loads(said)["spark_vision"] for said in first["labels"]]
+    assert [label["run"] for label in labels] == [first["run_id"]] * 4
+    assert [label.get("wave") for label in labels] == [None, 1, 2, 3]
+    assert of(first, "source_rows", "there", "computed", "left", "forwards") == {
+        "source_rows": 7, "there": 0, "computed": 7, "left": 0, "forwards": 6,
+    }  # fmt: skip
+    assert first["statuses"] == {"embedding": ALL}
+    images = [f"{number}.jpg" for number in range(6)]
+    assert first["dimensions"] == {**dict.fromkeys(images, 48), "text.jpg": None}
+    assert {name for name, error in first["errors"].items() if error} == {"text.jpg"}
+    assert first["lengths"]["text.jpg"] == len("not an image")
+
+
+def test_progress_is_told_wave_by_wave_and_exact_at_the_end(seen):
+    assert seen["first_write"]["progress"] == [[0, 7], [3, 7], [6, 7], [7, 7]]
+    assert seen["first_write"]["last_statuses"] == {"embedding": ALL}
+    assert seen["same_again"]["progress"] == [[0, 0]]
+    assert seen["second_column"]["progress"][-1] == [7, 7]
+
+
+def test_a_run_with_nothing_to_do_computes_and_writes_nothing(seen):
+    again = seen["same_again"]
+    assert of(again, "there", "computed", "forwards", "has_commits", "statuses") == {
+        "there": 7, "computed": 0, "forwards": 0, "has_commits": False,
+        "statuses": {"embedding": {}},
+    }  # fmt: skip
+
+
+def test_a_changed_image_alone_is_computed_again(seen):
+    assert of(seen["changed_row"], "computed", "forwards", "changed") == {
+        "computed": 1, "forwards": 1, "changed": ["1.jpg"],
+    }  # fmt: skip
+
+
+def test_failed_rows_are_tried_again_by_their_status(seen):
+    other, own = seen["retry"]
+    assert (other["computed"], own["computed"]) == (0, 1)
+    assert own["statuses"] == {"embedding": {"not_an_image": 1}}
+
+
+def test_a_second_column_is_filled_in_without_computing_the_first(seen):
+    second = seen["second_column"]
+    assert second["planned"] == {"embedding": {}, "other": {"not filled in": 7}}
+    assert second["statuses"] == {"embedding": {}, "other": ALL}
+    assert of(second, "computed", "forwards", "are_same", "are_kept") == {
+        "computed": 7, "forwards": 6, "are_same": True, "are_kept": True,
+    }  # fmt: skip
+
+
+def test_two_writers_at_once_write_no_key_twice(seen):
+    both = seen["two_writers"]
+    assert both["computed"] == [1, 1]
+    assert "met another writer" in both["log"]
+    numbered = [f"{number}.jpg" for number in range(6)]
+    assert both["names"] == sorted([*numbered, "text.jpg", "one.jpg", "other.jpg"])
+
+
+def test_rows_that_the_source_has_no_more_are_removed_where_that_is_asked_for(seen):
+    step = seen["delete_missing"]
+    assert (step["kept"]["deleted"], step["deleted"]["deleted"]) == (0, 1)
+    assert step["rows"] == sorted(set(seen["two_writers"]["names"]) - {"2.jpg"})
+
+
+def test_a_filtered_source_is_known_by_its_plan(seen):
+    step = seen["filtered_source"]
+    assert "is filtered, limited or sampled, and 7 rows of" in step["log"]
+    assert step["log"].count("delete_missing: the source") == 1
+    assert step["narrowed"] == [True] * 4
+    assert step["whole"] == [False] * 3
+    assert step["knows_files"]
+    assert not step["knows_files_of_two"]
+
+
+def test_a_source_of_two_sides_is_written_in_waves(seen):
+    step = seen["source_of_two_sides"]
+    # Two columns of each row.
+    assert of(step, "source_rows", "there", "computed", "forwards") == {
+        "source_rows": 10, "there": 8, "computed": 2, "forwards": 2 * 2,
+    }  # fmt: skip
+    assert step["statuses"] == {"embedding": {"ok": 2}, "other": {"ok": 2}}
+
+
+def test_what_the_table_refuses_is_said_in_our_words(seen):
+    assert (
+        "CHECK constraint mine (NOT path LIKE '%huge%') violated); leave such rows out"
+        in (seen["owners_constraint"])
+    )
+    assert "the table only takes new rows, by its property delta.appendOnly" in seen["append_only"]
+    for said in (seen["owners_constraint"], seen["append_only"]):
+        assert "org.apache" not in said

@@ -12,6 +12,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
+from spark_vision.errors import TableError
 from spark_vision.operators import Operator
 from spark_vision.tables.commit import delete_rows
 from spark_vision.tables.layout import check_table, fit_keys, is_blank, make_table

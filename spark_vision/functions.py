@@ -30,7 +30,7 @@ def embed_image(
             `operator.image_src_type` says how to read.
         operator: What to compute.
         with_status: Give struct<embedding, status, error>: why a row has no vector.
-        deterministic: See the README for what each choice costs. Without it, Spark computes each
+        deterministic: `docs/functions.md` says what each choice costs. Without it, Spark computes each
             row once and pushes no filter below the function: filter before you embed.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The README's tables of options: `python -m spark_vision.option_table` prints them."""
+"""The documentation's tables of options: `python -m spark_vision.option_table` prints them."""
 
 from spark_vision.command_line import describe_default
 from spark_vision.operators import OPERATORS

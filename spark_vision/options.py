@@ -1,7 +1,7 @@
 """How an operator declares an option: name, type, default, allowed values and help, in one place.
 
-The Python API, the command line, SQL registration and the README's table are all made from what
-`options_of` returns, so an option that is added to an operator appears in each of them.
+The Python API, the command line, SQL registration and the documentation's table are all made from
+what `options_of` returns, so an option that is added to an operator appears in each of them.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """What a write is told beside its source, keys and columns: each option stands here and only here.
 
 The signatures of `write_vision_columns` and `stream_vision_columns`, the jobs' command lines and
-the README's table are made from these fields.
+the documentation's table are made from these fields.
 """
 
 import inspect

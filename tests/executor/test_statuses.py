@@ -21,7 +21,7 @@ from spark_vision.executor.task import Task
 from spark_vision.status import Status
 
 TASK = Task(gpu_addresses=(), cpus=2)
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "statuses.md"
 PHOTO = encode(photo(60, 50), "JPEG")
 PNG = encode(photo(60, 50), "PNG")
 # A picture that its model sees in full: without resizing and cropping.

@@ -1,42 +1,71 @@
-"""The README says what is true: its tables are the code's, and its examples run."""
+"""README and docs say what is true: their tables are the code's, and their examples run."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from spark_vision.operators import OPERATORS
 from spark_vision.option_table import option_table, write_option_table
 from spark_vision.statements import split_statements
 from spark_vision.status import Status
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+# Examples go on where those of the pages before ended.
+PAGES = [ROOT / "README.md", DOCS / "functions.md", DOCS / "tables.md"]
+
+
+def read(name):
+    return (DOCS / name).read_text()
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    return [block for page in PAGES for block in pattern.findall(page.read_text())]
+
+
+def test_examples_are_only_on_pages_that_are_run():
+    others = {*DOCS.glob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"} - {*PAGES}
+    assert [page.name for page in others if re.search(r"^```(python|sql)$", page.read_text())] == []
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [*DOCS.glob("*.md"), *ROOT.glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_lists_every_operator():
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", PAGES[0].read_text(), re.MULTILINE)
+    assert dict(rows) == {name: operator.function for name, operator in OPERATORS.items()}
 
 
 def test_the_table_of_options_is_that_of_the_operators():
-    assert option_table() in README, "run python -m spark_vision.option_table"
+    assert option_table() in read("options.md"), "run python -m spark_vision.option_table"
 
 
 def test_the_table_of_a_writes_options_is_the_codes():
-    assert write_option_table() in README, "run python -m spark_vision.option_table"
+    assert write_option_table() in read("tables.md"), "run python -m spark_vision.option_table"
 
 
 def test_every_status_is_explained_once():
-    named = re.findall(r"^\| `([a-z0-9_]+)` \| [^|]+ \| [^|]+ \|$", README, re.MULTILINE)
+    named = re.findall(
+        r"^\| `([a-z0-9_]+)` \| [^|]+ \| [^|]+ \|$", read("statuses.md"), re.MULTILINE
+    )
     assert named == [status.value for status in Status]
 
 
 @pytest.fixture
 def localize(tmp_path, checkpoints):
-    """Puts small checkpoints and a folder of images in the place of those that the README names."""
+    """Puts small checkpoints and a folder of images in the place of those that the pages name."""
     from spark_vision.demo import write_scenes
 
     write_scenes(tmp_path / "photos", 4, seed=0)
     places = {
         "/data/photos": str(tmp_path / "photos"),
+        "/data/photo_clip": str(tmp_path / "clip"),
         "/data/photo_vectors": str(tmp_path / "vectors"),
         "/data/photo_index": str(tmp_path / "index"),
         "/data/streamed_vectors": str(tmp_path / "streamed"),

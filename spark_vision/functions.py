@@ -30,8 +30,9 @@ def embed_image(
             `operator.image_src_type` says how to read.
         operator: What to compute.
         with_status: Give struct<embedding, status, error>: why a row has no vector.
-        deterministic: `docs/functions.md` says what each choice costs. Without it, Spark computes each
-            row once and pushes no filter below the function: filter before you embed.
+        deterministic: Let Spark treat it as a pure function; `docs/functions.md` says what each
+            choice costs. Without it, Spark computes each row once and pushes no filter below the
+            function: filter before you embed.
 
     Returns:
         array<float> of one length, array<array<float>> with `pooling="tokens"`, or the

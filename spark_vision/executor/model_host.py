@@ -6,7 +6,6 @@
 import hashlib
 import json
 import logging
-import os
 import sys
 import threading
 from collections import OrderedDict
@@ -17,15 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-import spark_vision
 from spark_vision.executor.placement import PlacedModel, Placement
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import Checkpoint
 from spark_vision.operators import Operator
 
 if TYPE_CHECKING:
-    from spark_vision.executor.model_client import ServedModel
-    from spark_vision.executor.server_place import ServerPlace
+    from spark_vision.model_server.client import ModelProxy
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +72,7 @@ def stamp_of(checkpoint: Checkpoint) -> Stamp:
 
 
 _loaded: OrderedDict[ModelKey, PlacedModel] = OrderedDict()
-_served: "OrderedDict[tuple[ServerPlace, float], ServedModel]" = OrderedDict()
+_served: "OrderedDict[tuple[str, float], ModelProxy]" = OrderedDict()
 _loading = threading.Lock()
 
 
@@ -115,18 +112,20 @@ def _load(key: ModelKey, task: Task) -> PlacedModel:
     return PlacedModel(key.checkpoint, key.dtype, key.device, executor, key.flash_attention)
 
 
-def _serve(key: ModelKey, task: Task) -> "ServedModel | None":
+def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
     if sys.platform != "linux":
         return _decline("a model server needs Linux")
     if task.executor is None:
         return _decline("no executor's JVM is among this process's ancestors")
-    # Other systems lack what these need as soon as they are imported.
-    from spark_vision.executor import model_client
-    from spark_vision.executor.server_connection import SharingUnavailableError
-    from spark_vision.executor.server_place import ServerPlace
-    from spark_vision.executor.server_start import ServerOrder
+    # Other systems lack what this needs as soon as it is imported.
+    from spark_vision.model_server.client import (
+        ModelProxy,
+        SharingUnavailableError,
+        why_not_shared,
+    )
+    from spark_vision.model_server.start import ServerOrder
 
-    reason = model_client.why_not_shared()
+    reason = why_not_shared()
     if reason is not None:
         return _decline(reason)
     order = ServerOrder(
@@ -144,13 +143,12 @@ def _serve(key: ModelKey, task: Task) -> "ServedModel | None":
         batch_seconds=task.batch_seconds,
         idle_seconds=task.idle_seconds,
     )
-    place = ServerPlace.of(task.executor, _server_name(key))
     try:
         return _keep(
             _served,
             KEPT_CONNECTION_COUNT,
-            (place, task.batch_seconds),
-            lambda: model_client.ServedModel(order, place),
+            (order.name, task.batch_seconds),
+            lambda: ModelProxy(order),
         )
     except SharingUnavailableError as error:
         return _decline(str(error))
@@ -163,15 +161,6 @@ def _keep(kept: OrderedDict[Key, Model], count: int, key: Key, make: Callable[[]
         kept[key] = make()
     kept.move_to_end(key)
     return kept[key]
-
-
-def _server_name(key: ModelKey) -> str:
-    """Two Python environments of one executor do not share a server, nor two of its packages."""
-    model = [str(key.checkpoint.folder.absolute()), key.stamp, key.dtype, key.flash_attention]
-    # The device's number counts what this variable shows.
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if key.device.type == "cuda" else ""
-    identity = json.dumps([*model, str(key.device), visible, sys.executable, spark_vision.__file__])
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 @cache

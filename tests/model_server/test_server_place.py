@@ -4,11 +4,11 @@ import os
 import tempfile
 
 import pytest
+from spark_vision.executor.server_lock import ServerLock
+from spark_vision.executor.server_place import ServerPlace, sweep
 
 from spark_vision.executor import server_place
 from spark_vision.executor.executor_process import ExecutorProcess
-from spark_vision.executor.server_lock import ServerLock
-from spark_vision.executor.server_place import ServerPlace, sweep
 
 
 @pytest.fixture

@@ -255,7 +255,7 @@ def test_where_the_temporary_folder_is_full_servers_start_in_another(
             assert_exact(driver.run(cluster_jobs.vectors, checkpoint), expected)
             loaders = [psutil.Process(load["pid"]) for load in driver.loads()]
             assert len(loaders) == 2
-            assert all("spark_vision.executor.model_server" in each.cmdline() for each in loaders)
+            assert all("spark_vision.model_server" in each.cmdline() for each in loaders)
             assert driver.remains() == []
         wait_for(lambda: not any(each.is_running() for each in loaders), 5)
 

@@ -7,14 +7,14 @@ import tempfile
 import threading
 
 import pytest
-
-from spark_vision.errors import ModelServerError
-from spark_vision.executor import server_connection, server_start
-from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.server_connection import SharingUnavailableError, connect, kill
 from spark_vision.executor.server_lock import ServerLock
 from spark_vision.executor.server_place import ServerPlace
 from spark_vision.executor.server_start import ServerOrder
+
+from spark_vision.errors import ModelServerError
+from spark_vision.executor import server_connection, server_start
+from spark_vision.executor.executor_process import ExecutorProcess
 
 ORDER = ServerOrder(
     executor=ExecutorProcess.of(os.getpid()),

@@ -72,7 +72,7 @@ def _become_refusal(
 ) -> NoReturn:
     """Give back all memory and every thread, and keep the name."""
     listener.set_inheritable(True)
-    words = {"executor": asdict(executor), "listener": listener.fileno(), "failure": failure}
+    words = {"refused": asdict(executor), "listener": listener.fileno(), "failure": failure}
     command = [*module_command("spark_vision.model_server"), json.dumps(words)]
     os.execv(command[0], command)
 
@@ -82,7 +82,7 @@ def refuse(words: str) -> None:
     given = json.loads(words)
     deadline = time.monotonic() + FAILURE_STANDS_SECONDS
     with suppress(ProcessLookupError), socket.socket(fileno=given["listener"]) as listener:
-        executor = ExecutorProcess(**given["executor"]).open_descriptor()
+        executor = ExecutorProcess(**given["refused"]).open_descriptor()
         while (left := deadline - time.monotonic()) > 0:
             ready: list[Any] = select.select([listener, executor], [], [], left)[0]
             if executor in ready:

@@ -6,6 +6,7 @@ daemon's signals on, and inherited output pipes would keep the executor's JVM fr
 
 import hashlib
 import json
+import logging
 import os
 import re
 import socket
@@ -24,6 +25,8 @@ from spark_vision.executor.executor_process import ExecutorProcess
 
 # The exit status of a server whose name somebody else holds.
 NAME_TAKEN = 98
+
+logger = logging.getLogger(__name__)
 
 _started: list[subprocess.Popen[bytes]] = []
 
@@ -144,13 +147,16 @@ def start_server(order: ServerOrder) -> subprocess.Popen[bytes]:
 def _open_log(path: Path) -> int:
     """Open a server's log; where there is no place for one, the server does without."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
-    with suppress(OSError):
+    try:
         descriptor = os.open(path, flags, 0o600)
         found = os.fstat(descriptor)
         # Everybody can write in a temporary folder, and the name can be guessed.
         if stat.S_ISREG(found.st_mode) and (found.st_uid, found.st_nlink) == (os.geteuid(), 1):
             return descriptor
         os.close(descriptor)
+        raise FileExistsError(f"{path} is no file of user {os.geteuid()} alone")
+    except OSError as error:
+        logger.warning("the model server starts without a log: %s", error)
     return os.open(os.devnull, os.O_WRONLY)
 
 

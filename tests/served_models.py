@@ -20,9 +20,10 @@ CALL = {"method": "embed_texts", "arguments": {}}
 class Server:
     """A server's threads in this process, and clients of it."""
 
-    def __init__(self, address, reason):
+    def __init__(self, address, reason, end):
         self.address = address
         self.reason = reason
+        self.end = end
 
     def connect(self):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -59,7 +60,8 @@ def serve(tmp_path, model, listen=lambda listener: listener, **settings):
         listener.bind(address)
         listener.listen()
         server = ModelServer(order, listen(listener), lambda _: calls)
-        yield Server(address, pool.submit(lambda: server.run()[:2]))
+        reason = pool.submit(lambda: server.run()[:2])
+        yield Server(address, reason, lambda: server._end("the test has ended"))
 
 
 def send(channel, value):

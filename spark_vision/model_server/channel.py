@@ -37,7 +37,8 @@ class Channel:
         peer_pid: The process at the other end; for a client, the one that listens.
 
     Raises:
-        PermissionError: The process at the other end is another user's.
+        PermissionError: The process at the other end is another user's, or has no id here, as one
+            of another container that shares this one's network.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -48,9 +49,10 @@ class Channel:
             socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
         )
         self.peer_pid, uid, _ = _CREDENTIALS.unpack(credentials)
-        if uid != os.geteuid():
+        if uid != os.geteuid() or self.peer_pid == 0:
             connection.close()
-            raise PermissionError(f"user {uid} at the other end of the socket, not {os.geteuid()}")
+            who = "a process of another container" if self.peer_pid == 0 else f"user {uid}"
+            raise PermissionError(f"{who} at the other end of the socket, not user {os.geteuid()}")
 
     @cached_property
     def _writer(self) -> "TensorWriter":

@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spark_vision.errors import ModelServerError, SparkVisionError
@@ -42,22 +41,27 @@ class Ending(NamedTuple):
 class ClientConnection:
     """A client, from its connection to its end.
 
-    One thread receives what clients send, and learns that one has left; others compute and answer.
-    A descriptor that is closed under a thread that sends on it may by then be another file's, so
-    the socket of a client that leaves in the middle of a call is closed by the thread that answers.
+    One thread receives what clients send, others compute and answer. Nobody closes the socket: a
+    descriptor that is closed under a thread that sends on it may by then be another file's. It
+    closes itself when the last of them forgets the client.
 
     Args:
-        channel: The connection to it. The client waits, at first for its hello.
+        channel: The connection to it.
+
+    Attributes:
+        is_waiting: For its hello, or for the answer to its call.
+        computed_since: When the computing of its call began; None while it waits for its turn.
+        has_left: It will take no answer.
     """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._lock = threading.Lock()
-        self._is_waiting = True
+        self.is_waiting = True
+        self.computed_since: float | None = None
         self.has_left = False
 
     def fileno(self) -> int:
-        """Return the socket's descriptor, for a selector; -1 once it is closed."""
+        """Return the socket's descriptor, for a selector."""
         return self._channel.fileno()
 
     def receive(self) -> Message | None:
@@ -67,50 +71,41 @@ class ClientConnection:
         """
         try:
             call = self._channel.receive()
-            if call is None:
-                return None
-            with self._lock:
-                if self._is_waiting:
-                    raise ValueError("a call came before the answer to the last")
-                self._is_waiting = True
+            if call is not None and self.is_waiting:
+                raise ValueError("a call came before the answer to the last")
         except Exception as error:
-            logger.warning("a client was disconnected: %s: %s", type(error).__name__, error)
-            failure = {"kind": "ValueError", "message": str(error)}
-            with self._lock, suppress(OSError):
-                # The answer to a call that is under way is not this one.
-                if not self._is_waiting:
-                    self._channel.send({"error": failure})
-            return None
+            message = f"{type(error).__name__}: {error}"
+            logger.warning("a client was disconnected: %s", message)
+            # The answer to a call that is under way is not this one.
+            if not self.is_waiting:
+                self._send({"error": {"kind": "RuntimeError", "message": message}})
+            call = None
+        if call is None:
+            self.has_left = True
+            self._channel.disconnect()
+        else:
+            self.is_waiting = True
         return call
 
     def keep_alive(self) -> None:
         """Show a client that waits that the server runs."""
-        with self._lock, suppress(OSError):
-            if self._is_waiting:
-                self._channel.send({"alive": 1})
+        if self.is_waiting:
+            self._send({"alive": 1})
 
-    def answer(self, header: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-        """Send what the client waits for; to one that has left nothing is sent."""
-        # Held while it sends: the client may call again, or leave, as soon as it has the answer.
-        with self._lock:
-            self._is_waiting = False
-            if self.has_left:
-                self._channel.close()
-                return
-            try:
-                self._channel.send(header, tensors)
-            except OSError as error:
-                logger.info("a client did not take its answer: %s", error)
-                self._channel.disconnect()
+    def answer(self, header: Mapping[str, Any], tensors: Mapping[str, Any] | None = None) -> None:
+        """Send what the client waits for."""
+        self.computed_since = None
+        # First: the client may call again as soon as it has the answer.
+        self.is_waiting = False
+        self._send(header, tensors)
 
-    def leave(self) -> None:
-        """End the connection, at once or after the call that is under way."""
-        with self._lock:
-            self.has_left = True
-            if self._is_waiting:
-                self._channel.disconnect()
-            else:
-                self._channel.close()
+    def _send(self, header: Mapping[str, Any], tensors: Mapping[str, Any] | None = None) -> None:
+        try:
+            self._channel.send(header, tensors)
+        except OSError as error:
+            logger.info("a client does not take what it is sent: %s", error)
+            # The receiving thread sees it as an end.
+            self._channel.disconnect()
 
 
 class ModelServer:
@@ -142,10 +137,9 @@ class ModelServer:
         self._load_deadline = time.monotonic() + order.load_seconds
         self._is_serving = False
         self._last_answer = 0.0
-        self._waiting_for_load: list[ClientConnection] = []
+        # Those that are connected, or whose last call is under way.
+        self._clients: list[ClientConnection] = []
         self._calls: queue.SimpleQueue[tuple[ClientConnection, Message]] = queue.SimpleQueue()
-        # When the computing of each client's call began; None while the call waits.
-        self._under_way: dict[ClientConnection, float | None] = {}
 
     def run(self) -> Ending:
         """Serve until there is a reason to end, and return it."""
@@ -161,14 +155,21 @@ class ModelServer:
         beat_seconds = min(BEAT_SECONDS, self._order.batch_seconds / 4)
         next_beat = time.monotonic()
         while self._ending is None:
-            for key, _ in self._selector.select(max(0.0, next_beat - time.monotonic())):
-                key.data()
+            self._handle_events(max(0.0, next_beat - time.monotonic()))
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + beat_seconds
-                for client in [*self._waiting_for_load, *self._under_way]:
-                    client.keep_alive()
+                self._keep_alive()
                 self._check_deadlines()
         return self._ending
+
+    def _handle_events(self, seconds: float) -> None:
+        for key, _ in self._selector.select(seconds):
+            key.data()
+
+    def _keep_alive(self) -> None:
+        self._clients = [each for each in self._clients if each.is_waiting or not each.has_left]
+        for client in self._clients:
+            client.keep_alive()
 
     def _watch(self, source: Any, act: Callable[[], None]) -> None:
         self._selector.register(source, selectors.EVENT_READ, act)
@@ -182,11 +183,13 @@ class ModelServer:
             if now >= self._load_deadline:
                 self._fail(TimeoutError(f"not loaded within {order.load_seconds:g} s"))
             return
-        starts = list(self._under_way.values())
+        starts = [client.computed_since for client in self._clients]
         # Other calls go on while one hangs.
         if any(start is not None and now - start > order.batch_seconds for start in starts):
             self._end(f"a call took longer than {order.batch_seconds:g} s", 1)
-        elif not starts and order.idle_seconds and now - self._last_answer >= order.idle_seconds:
+        elif any(client.is_waiting for client in self._clients) or not order.idle_seconds:
+            return
+        elif now - self._last_answer >= order.idle_seconds:
             self._end(f"no call for {order.idle_seconds:g} s")
 
     def _load_model(self) -> None:
@@ -208,9 +211,8 @@ class ModelServer:
         self._is_serving = True
         for _ in range(self._order.call_count):
             _start_thread(self._compute, loaded)
-        for client in self._waiting_for_load:
+        for client in self._clients:
             self._greet(client)
-        self._waiting_for_load.clear()
 
     def _fail(self, error: Exception) -> None:
         if isinstance(error, SparkVisionError):
@@ -221,8 +223,8 @@ class ModelServer:
                 f"{self._order.device}: {type(error).__name__}: {error}; log: {self._log}"
             )
             failure = {"kind": ModelServerError.__name__, "message": message}
-        for client in self._waiting_for_load:
-            client.answer({"error": failure}, {})
+        for client in self._clients:
+            client.answer({"error": failure})
         self._end("the load failed", 1, failure)
 
     def _accept(self) -> None:
@@ -233,23 +235,20 @@ class ModelServer:
             if not isinstance(error, PermissionError):
                 time.sleep(ACCEPT_AGAIN_SECONDS)
         else:
+            self._clients.append(client)
             if self._is_serving:
                 self._greet(client)
-            else:
-                self._waiting_for_load.append(client)
 
     def _greet(self, client: ClientConnection) -> None:
-        client.answer({"hello": 1}, {})
+        client.answer({"hello": 1})
         self._watch(client, lambda: self._receive(client))
 
     def _receive(self, client: ClientConnection) -> None:
         call = client.receive()
         if call is None:
             self._selector.unregister(client)
-            client.leave()
-            return
-        self._under_way[client] = None
-        self._calls.put((client, call))
+        else:
+            self._calls.put((client, call))
 
     def _compute(self, model: "ModelCalls") -> None:
         """Answer calls in the order in which they came, while the device works."""
@@ -267,11 +266,9 @@ class ModelServer:
         answer: Message = ({}, {})
         # What a cancelled job had waiting would hold up the next query.
         if not client.has_left:
-            self._under_way[client] = time.monotonic()
+            client.computed_since = time.monotonic()
             answer = model.answer(header, tensors)
             self._last_answer = time.monotonic()
-        # Before the answer: the client may call again as soon as it has it.
-        del self._under_way[client]
         client.answer(*answer)
 
 

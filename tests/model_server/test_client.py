@@ -184,3 +184,21 @@ def test_a_full_queue_keeps_nobody_waiting(name):
         assert client._find(order).peer_pid == os.getpid()
         assert psutil.Process().children() == before
         waiting.close()
+
+
+def test_a_process_of_another_container_with_the_same_network_is_none_of_this_user(
+    run_server, name
+):
+    run_server('channel.send({"hello": 1})')
+    code = "import sys; from spark_vision.model_server import client\nclient._dial(sys.argv[1])"
+    command = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", code, name],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if "unshare:" in done.stderr:
+        pytest.skip("this machine gives nobody a namespace of process ids")
+    assert "a process of another container at the other end" in done.stderr

@@ -110,16 +110,16 @@ def pair():
     served, client = ClientConnection(Channel(ours)), Channel(theirs)
     served.answer({"hello": 1}, {})
     assert client.receive()[0] == {"hello": 1}
-    return served, client
+    return [served, client]
 
 
 def refusal(pair, packet, descriptors=()):
     served, client = pair
     socket.send_fds(client._connection, [packet], descriptors)
     assert served.receive() is None
-    served.leave()
     error = client.receive()[0]["error"]
     assert client.receive() is None
+    pair.clear()
     return error["message"]
 
 

@@ -83,8 +83,9 @@ def refuse(words: str) -> None:
     deadline = time.monotonic() + FAILURE_STANDS_SECONDS
     with suppress(ProcessLookupError), socket.socket(fileno=given["listener"]) as listener:
         executor = ExecutorProcess(**given["refused"]).open_descriptor()
+        watched: list[Any] = [listener, executor]
         while (left := deadline - time.monotonic()) > 0:
-            ready: list[Any] = select.select([listener, executor], [], [], left)[0]
+            ready, _, _ = select.select(watched, [], [], left)
             if executor in ready:
                 return
             if listener in ready:

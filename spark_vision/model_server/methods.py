@@ -14,7 +14,7 @@ import torch
 
 from spark_vision.errors import UnsupportedCheckpointError
 from spark_vision.executor.allocator import keep_freed_memory
-from spark_vision.executor.model_host import digest_of, stamp_of
+from spark_vision.executor.model_access import digest_of, stamp_of
 from spark_vision.executor.placement import PlacedModel
 from spark_vision.model_server.channel import Message
 from spark_vision.model_server.start import ServerOrder

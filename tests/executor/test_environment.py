@@ -20,7 +20,7 @@ TWO_JOBS = """
 import os, sys
 from spark_vision.errors import CheckpointNotFoundError
 from spark_vision.executor.environment import HubEnvironment
-from spark_vision.executor.opening import open_checkpoint
+from spark_vision.executor.model_access import open_checkpoint
 from spark_vision.executor.task import Task
 from spark_vision.operators import ImageViTEmbedding
 

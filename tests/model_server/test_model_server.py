@@ -26,10 +26,10 @@ from oracles import draw_pictures
 from served_models import receive_answer
 from spark_vision import ClipTextEmbedding, ImageViTEmbedding, QwenVLImageUnderstanding
 from spark_vision.errors import ModelServerError, UnsupportedCheckpointError
-from spark_vision.executor import model_host
+from spark_vision.executor import model_access
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.inference import compute_rows
-from spark_vision.executor.model_host import reach_model
+from spark_vision.executor.model_access import reach_model
 from spark_vision.executor.task import Task
 from spark_vision.model_server import client, start
 from spark_vision.model_server.channel import Channel
@@ -63,7 +63,7 @@ class Host:
     def reach(self, name="dinov2", **settings):
         """What a Python worker of its own would reach: another connection each time."""
         operator = ImageViTEmbedding(model_name=str(self.checkpoints / name))
-        model_host._served.clear()
+        model_access._served.clear()
         return reach_model(resolve_checkpoint(operator), operator, CPU, self.task(**settings))
 
     def task(self, **settings):
@@ -275,7 +275,7 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
         order = ServerOrder(
             executor=ExecutorProcess.of(pid),
             folder=str(checkpoint.folder),
-            stamp=model_host.digest_of(model_host.stamp_of(checkpoint)),
+            stamp=model_access.digest_of(model_access.stamp_of(checkpoint)),
             dtype="float32",
             device="cpu",
             flash_attention=False,
@@ -503,7 +503,7 @@ def test_where_no_server_can_be_the_worker_loads_and_says_why(
         else:
             squatter = run_squatter(ServerOrder.name)
             reason = "user 65534"
-        model_host._decline.cache_clear()
+        model_access._decline.cache_clear()
         for _ in range(2):
             reached = reach_model(resolve_checkpoint(operator), operator, CPU, task)
         assert reached.placement().server_pid == os.getpid()
@@ -574,7 +574,7 @@ import os, subprocess, tempfile, torch
 from spark_vision import ImageViTEmbedding
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.inference import compute_rows
-from spark_vision.executor.model_host import ModelKey, reach_model
+from spark_vision.executor.model_access import ModelKey, reach_model
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import resolve_checkpoint
 tempfile.tempdir = {str(tmp_path)!r}

@@ -25,16 +25,19 @@ class Server:
         self.reason = reason
         self.end = end
 
-    def connect(self):
+    def open(self):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.connect(self.address)
-        channel = Channel(connection)
+        return Channel(connection)
+
+    def connect(self):
+        channel = self.open()
         assert receive_answer(channel, 20)[0] == {"hello": 1}
         return channel
 
 
 @contextmanager
-def serve(tmp_path, model, listen=lambda listener: listener, **settings):
+def serve(tmp_path, model, listen=lambda listener: listener, load=None, **settings):
     order = ServerOrder(
         **{
             "executor": ExecutorProcess.of(1),
@@ -59,7 +62,7 @@ def serve(tmp_path, model, listen=lambda listener: listener, **settings):
     ):
         listener.bind(address)
         listener.listen()
-        server = ModelServer(order, listen(listener), lambda _: calls)
+        server = ModelServer(order, listen(listener), load or (lambda _: calls))
         reason = pool.submit(lambda: server.run()[:2])
         yield Server(address, reason, lambda: server._end("the test has ended"))
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # The kernel refuses a packet larger than the send buffer, 208 KiB where nobody has changed it.
 # Prompts and tokens travel as tensors, so that no header comes near.
 MAX_HEADER_BYTES = 64 * 2**10
+# In JSON a character takes up to 12 bytes.
+MAX_ERROR_CHARACTERS = 4000
 _CREDENTIALS = struct.Struct("3i")
 
 Message = tuple[dict[str, Any], "dict[str, torch.Tensor]"]

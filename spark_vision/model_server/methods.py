@@ -16,7 +16,7 @@ from spark_vision.errors import UnsupportedCheckpointError
 from spark_vision.executor.allocator import keep_freed_memory
 from spark_vision.executor.model_access import digest_of, stamp_of
 from spark_vision.executor.placement import PlacedModel
-from spark_vision.model_server.channel import Message
+from spark_vision.model_server.channel import MAX_ERROR_CHARACTERS, Message
 from spark_vision.model_server.start import ServerOrder
 from spark_vision.models.checkpoint_files import Checkpoint, open_folder
 from spark_vision.models.protocols import (
@@ -44,7 +44,6 @@ _ERRORS: Mapping[str, type[Exception]] = {
         RuntimeError,
     )
 }
-_MAX_ERROR_CHARACTERS = 4000
 
 
 class RemoteModel:
@@ -123,7 +122,7 @@ def describe_error(error: Exception) -> dict[str, str]:
     """Say an error of a call as JSON."""
     kind = next((each.__name__ for each in type(error).__mro__ if each.__name__ in _ERRORS), None)
     said = str(error) if kind else f"{type(error).__name__}: {error}"
-    return {"kind": kind or "RuntimeError", "message": said[:_MAX_ERROR_CHARACTERS]}
+    return {"kind": kind or "RuntimeError", "message": said[:MAX_ERROR_CHARACTERS]}
 
 
 def make_error(described: Mapping[str, str]) -> Exception:

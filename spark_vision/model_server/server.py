@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spark_vision.errors import ModelServerError, SparkVisionError
-from spark_vision.model_server.channel import Channel, Message
+from spark_vision.model_server.channel import MAX_ERROR_CHARACTERS, Channel, Message
 from spark_vision.model_server.start import ServerOrder
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ class ClientConnection:
             logger.warning("a client was disconnected: %s", message)
             # The answer to a call that is under way is not this one.
             if not self.is_waiting:
-                self._send({"error": {"kind": "RuntimeError", "message": message}})
+                self._send(
+                    {"error": {"kind": "RuntimeError", "message": message[:MAX_ERROR_CHARACTERS]}}
+                )
             call = None
         if call is None:
             self.has_left = True
@@ -215,14 +217,14 @@ class ModelServer:
             self._greet(client)
 
     def _fail(self, error: Exception) -> None:
-        if isinstance(error, SparkVisionError):
-            failure = {"kind": type(error).__name__, "message": str(error)}
-        else:
+        kind, message = type(error).__name__, str(error)
+        if not isinstance(error, SparkVisionError):
             message = (
                 f"cannot load {self._order.folder} as {self._order.dtype} on "
-                f"{self._order.device}: {type(error).__name__}: {error}; log: {self._log}"
+                f"{self._order.device}: {kind}: {message}; log: {self._log}"
             )
-            failure = {"kind": ModelServerError.__name__, "message": message}
+            kind = ModelServerError.__name__
+        failure = {"kind": kind, "message": message[:MAX_ERROR_CHARACTERS]}
         for client in self._clients:
             client.answer({"error": failure})
         self._end("the load failed", 1, failure)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from served_models import CALL, receive, send, serve
+from served_models import CALL, receive, receive_answer, send, serve
+from spark_vision.errors import UnsupportedCheckpointError
 from spark_vision.model_server.channel import Channel
 from spark_vision.model_server.server import ClientConnection
 
@@ -195,3 +196,26 @@ def test_a_client_that_waits_hears_that_the_server_runs_and_one_that_does_not_he
         model.release.set()
         assert [receive(computed), receive(waiting)] == [1.0, 2.0]
         server.end()
+
+
+def test_a_failed_load_with_a_long_message_reaches_all_who_wait(tmp_path):
+    begun, fail = threading.Event(), threading.Event()
+
+    def load(order):
+        begun.set()
+        fail.wait(60)
+        raise UnsupportedCheckpointError("\U0001f600" * 100_000)
+
+    with serve(tmp_path, None, load=load) as server:
+        assert begun.wait(20)
+        waiting = [server.open() for _ in range(2)]
+        for channel in waiting:
+            # It is accepted, and learns that the server loads.
+            assert channel.wait(20)
+            assert channel.receive()[0] == {"alive": 1}
+        fail.set()
+        for channel in waiting:
+            error = receive_answer(channel, 20)[0]["error"]
+            assert error["kind"] == "UnsupportedCheckpointError"
+            assert error["message"] == "\U0001f600" * 4000
+        assert server.reason.result(30) == ("the load failed", 1)

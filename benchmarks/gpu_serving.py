@@ -32,7 +32,7 @@ from random_checkpoints import VIT_PROCESSOR
 from spark_vision import ImageViTEmbedding
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.image_columns import compute_images
-from spark_vision.executor.model_host import reach_model
+from spark_vision.executor.model_access import reach_model
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import resolve_checkpoint
 from spark_vision.models.families import load_preprocessor

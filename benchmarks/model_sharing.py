@@ -25,11 +25,10 @@ from photographs import write_parquet
 from random_checkpoints import write_feather_clip, write_vit_base
 from spark_vision import ClipImageEmbedding, ImageViTEmbedding, configure, embed_image
 from spark_vision.executor.executor_process import ExecutorProcess
-from spark_vision.executor.model_client import ServedModel
-from spark_vision.executor.model_host import digest_of, stamp_of
-from spark_vision.executor.server_place import ServerPlace
-from spark_vision.executor.server_start import ServerOrder
+from spark_vision.executor.model_access import digest_of, stamp_of
 from spark_vision.functions import model_placement
+from spark_vision.model_server.client import ModelProxy
+from spark_vision.model_server.start import ServerOrder
 from spark_vision.models.checkpoints import resolve_checkpoint
 from spark_vision.models.families import load_preprocessor
 from spark_vision.operators import ImageOperator
@@ -118,7 +117,7 @@ def _python_memory(jvm: int) -> dict[str, int]:
     found = {"processes": 0, "rss": 0, "pss": 0}
     for process in psutil.process_iter(["cmdline"]):
         words = " ".join(process.info["cmdline"] or [])
-        is_server = "spark_vision.executor.model_server" in words and f'"pid": {jvm},' in words
+        is_server = "spark_vision.model_server" in words and f'"pid": {jvm},' in words
         try:
             is_worker = "pyspark.daemon" in words and jvm in [
                 parent.pid for parent in process.parents()
@@ -154,7 +153,7 @@ def _call_seconds(operator: ImageViTEmbedding, core_count: int, client_count: in
     pixels = pixels.contiguous(memory_format=torch.channels_last)
 
     def call(_: int) -> list[float]:
-        served = ServedModel(order, ServerPlace.of(order.executor, "contention"))
+        served = ModelProxy(order)
         served.embed_images(pixels, scaling, "cls")
         seconds = []
         for _ in range(3):

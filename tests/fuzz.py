@@ -53,12 +53,12 @@ from hostile_images import (
     webp_with_unflagged_alpha,
 )
 from spark_vision.errors import RowFailure
-from spark_vision.executor.channel import Channel
-from spark_vision.executor.shared_tensors import TensorReader, TensorWriter
 from spark_vision.images import http_client
 from spark_vision.images.decoding import decode
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.headers import Header, read_header
+from spark_vision.model_server.channel import Channel
+from spark_vision.model_server.shared_tensors import TensorReader, TensorWriter
 from spark_vision.operators import ImageLimits, ImageViTEmbedding
 
 MOST_STEPS = 500_000

@@ -123,7 +123,7 @@ class Job:
             return [
                 each
                 for each, command in commands
-                if "executor.model_server" in command and any(map(command.count, owners))
+                if "spark_vision.model_server" in command and any(map(command.count, owners))
             ][:1]
         daemons = [each for each in below if "pyspark.daemon" in _command(each)]
         return [child for each in daemons for child in _children(each)][:1]

@@ -1,16 +1,18 @@
 """A model server's threads in the test's own process, with a model that the test writes."""
 
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
 
-from spark_vision.executor.channel import Channel
 from spark_vision.executor.executor_process import ExecutorProcess
-from spark_vision.executor.server_start import ServerOrder
-from spark_vision.executor.serving import serve_clients
+from spark_vision.model_server.channel import Channel
+from spark_vision.model_server.methods import ModelCalls
+from spark_vision.model_server.server import ModelServer
+from spark_vision.model_server.start import ServerOrder
 
 CALL = {"method": "embed_texts", "arguments": {}}
 
@@ -18,21 +20,24 @@ CALL = {"method": "embed_texts", "arguments": {}}
 class Server:
     """A server's threads in this process, and clients of it."""
 
-    def __init__(self, address, reason):
+    def __init__(self, address, reason, end):
         self.address = address
         self.reason = reason
+        self.end = end
 
-    def connect(self):
+    def open(self):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.connect(self.address)
-        channel = Channel(connection)
-        assert channel.wait(20)
-        assert channel.receive()[0] == {"hello": 1}
+        return Channel(connection)
+
+    def connect(self):
+        channel = self.open()
+        assert receive_answer(channel, 20)[0] == {"hello": 1}
         return channel
 
 
 @contextmanager
-def serve(tmp_path, model, listen=lambda listener: listener, **settings):
+def serve(tmp_path, model, listen=lambda listener: listener, load=None, **settings):
     order = ServerOrder(
         **{
             "executor": ExecutorProcess.of(1),
@@ -49,16 +54,17 @@ def serve(tmp_path, model, listen=lambda listener: listener, **settings):
             **settings,
         }
     )
-    lock = SimpleNamespace(beat=lambda: None)
     address = str(tmp_path / "socket")
-    placed = SimpleNamespace(model=model)
+    calls = ModelCalls(SimpleNamespace(model=model))
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
         ThreadPoolExecutor(1) as pool,
     ):
         listener.bind(address)
         listener.listen()
-        yield Server(address, pool.submit(serve_clients, placed, listen(listener), lock, order))
+        server = ModelServer(order, listen(listener), load or (lambda _: calls))
+        reason = pool.submit(lambda: server.run()[:2])
+        yield Server(address, reason, lambda: server._end("the test has ended"))
 
 
 def send(channel, value):
@@ -66,6 +72,15 @@ def send(channel, value):
 
 
 def receive(channel):
-    assert channel.wait(30)
-    _, result = channel.receive()
+    _, result = receive_answer(channel, 30)
     return float(result["vectors"])
+
+
+def receive_answer(channel, seconds):
+    """The next message that is no keep-alive; None at the end of the connection."""
+    deadline = time.monotonic() + seconds
+    while channel.wait(deadline - time.monotonic()):
+        message = channel.receive()
+        if message is None or "alive" not in message[0]:
+            return message
+    raise AssertionError("nothing came")

@@ -102,7 +102,7 @@ class Driver:
 
     Args:
         cluster: Where its executors run.
-        folder: For its model servers' sockets and what the workers write down.
+        folder: For its model servers' logs and what the workers write down.
         settings: Over those that every driver has.
         package_on_path: Whether workers find the package on their PYTHONPATH.
     """
@@ -188,7 +188,7 @@ class Driver:
         found = {}
         for process in psutil.process_iter(["cmdline", "status"]):
             words = process.info["cmdline"] or []
-            is_server = "spark_vision.executor.model_server" in words
+            is_server = "spark_vision.model_server" in words
             is_ours = any(str(self.folder) in word for word in words)
             if is_server and is_ours and process.info["status"] != psutil.STATUS_ZOMBIE:
                 found[process.pid] = process
@@ -218,7 +218,7 @@ class Driver:
 
     def remains(self):
         """What is left of the servers' files."""
-        return [str(path) for path in (self.folder / "tmp").glob("spark-vision-*/**/*")]
+        return [str(path) for path in (self.folder / "tmp").glob("spark-vision-*")]
 
 
 def wait_for(look, seconds):

@@ -300,7 +300,7 @@ def test_all_slots_of_a_session_compute_in_one_process(spark, files, dino, their
     assert placed.dtype == "float32"
     assert len(placed.fingerprint) == 64
     command = psutil.Process(placed.server_pid).cmdline()
-    assert "spark_vision.executor.model_server" in command
+    assert "spark_vision.model_server" in command
     java = psutil.Process(int(placed.executor.split("-")[0]))
     assert java.name() == "java"
     text = F.lit(b"no image")

@@ -23,6 +23,7 @@ FLOORS = {
     "spark_vision.images": 1,
     "spark_vision.models": 2,
     "spark_vision.executor": 3,
+    "spark_vision.model_server": 3,
     "spark_vision.checks": 4,
     "spark_vision.command_line": 4,
     "spark_vision.job": 4,

@@ -9,11 +9,12 @@ import torch
 from spark_vision.errors import RowFailure
 from spark_vision.executor.alike import compute_alike
 from spark_vision.executor.inference import compute_rows
-from spark_vision.executor.model_host import reach_model, stamp_of
-from spark_vision.executor.opening import (
+from spark_vision.executor.model_access import (
     open_caption_preprocessor,
     open_checkpoint,
     prepare_device,
+    reach_model,
+    stamp_of,
 )
 from spark_vision.executor.outcomes import add_statuses
 from spark_vision.executor.task import Task

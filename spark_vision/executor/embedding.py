@@ -19,12 +19,13 @@ from spark_vision.executor.batching import (
 )
 from spark_vision.executor.failures import FailurePolicy, RowNames
 from spark_vision.executor.inference import compute_rows
-from spark_vision.executor.model_host import reach_model, stamp_of
-from spark_vision.executor.opening import (
+from spark_vision.executor.model_access import (
     open_checkpoint,
     open_preprocessor,
     open_tokenizer,
     prepare_device,
+    reach_model,
+    stamp_of,
 )
 from spark_vision.executor.outcomes import count_statuses
 from spark_vision.executor.placement import Placement

@@ -32,7 +32,7 @@ class Task:
         executor: The executor's process; None outside of Spark.
         executor_cores: The cores of all tasks of the executor together.
         load_seconds: A model server that has not loaded its model by then is ended.
-        batch_seconds: A model server that has done nothing for so long is ended.
+        batch_seconds: A model server whose batch takes longer, or that is silent for so long, ends.
         idle_seconds: A model server that nobody called for so long ends; 0 keeps it.
         hub: The job's settings of the Hugging Face hub, for while a checkpoint is looked for.
         attempt_number: How often Spark has tried it before; None outside of Spark.

@@ -20,7 +20,7 @@ from spark_vision.errors import (
     RowFailure,
     UnsupportedCheckpointError,
 )
-from spark_vision.executor import model_host
+from spark_vision.executor import model_access
 from spark_vision.executor.allocator import KEPT_BYTES
 from spark_vision.executor.embedding import embed_texts
 from spark_vision.executor.image_columns import compute_images
@@ -177,12 +177,12 @@ def test_a_column_of_another_type_is_refused(checkpoints):
 
 
 def test_texts_and_images_of_one_clip_share_a_model_and_a_space(checkpoints, files, monkeypatch):
-    monkeypatch.setattr(model_host, "_loaded", type(model_host._loaded)())
+    monkeypatch.setattr(model_access, "_loaded", type(model_access._loaded)())
     name = str(checkpoints / "clip")
     image = vectors_of([pa.array(files[:3])], ClipImageEmbedding(model_name=name))
     (array,) = embed_texts([pa.array(["a red circle"])], ClipTextEmbedding(model_name=name), TASK)
     assert len(array.to_pylist()[0]) == image.shape[1]
-    assert len(model_host._loaded) == 1
+    assert len(model_access._loaded) == 1
 
 
 def test_text_vectors_are_hugging_faces_and_equal_texts_are_computed_once(checkpoints):
@@ -191,7 +191,7 @@ def test_text_vectors_are_hugging_faces_and_equal_texts_are_computed_once(checkp
     texts = [*distinct, None, *distinct[::-1], *([distinct[0]] * 1000)]
     operator = ClipTextEmbedding(model_name=str(folder), batch_size=5)
     list(embed_texts([pa.array(texts[:1])], operator, TASK))
-    loaded = next(reversed(model_host._loaded.values()))
+    loaded = next(reversed(model_access._loaded.values()))
     seen = []
     hook = loaded.model._model.text_model.register_forward_hook(
         lambda module, arguments, output: seen.append(len(output.last_hidden_state))
@@ -229,11 +229,11 @@ def test_a_checkpoint_that_was_replaced_is_loaded_again(files, tmp_path):
 def test_a_worker_keeps_few_models(files, tmp_path, monkeypatch):
     import checkpoints as write
 
-    monkeypatch.setattr(model_host, "_loaded", type(model_host._loaded)())
+    monkeypatch.setattr(model_access, "_loaded", type(model_access._loaded)())
     for seed in range(4):
         folder = write.write_dinov2(tmp_path / str(seed), seed=seed)
         vectors_of([pa.array(files[:2])], ImageViTEmbedding(model_name=str(folder)))
-    assert len(model_host._loaded) == model_host.KEPT_MODEL_COUNT
+    assert len(model_access._loaded) == model_access.KEPT_MODEL_COUNT
 
 
 def test_memory_is_bounded_by_what_is_in_flight_and_not_by_the_batch(checkpoints, tmp_path):

@@ -9,12 +9,9 @@ import pytest
 
 import checkpoints
 from hub_server import serve_hub
-from spark_vision.executor import server_start
 from spark_vision.executor.environment import HUB_VARIABLES, HubEnvironment
 from spark_vision.executor.executor_process import ExecutorProcess
-from spark_vision.executor.server_lock import ServerLock
-from spark_vision.executor.server_place import ServerPlace
-from spark_vision.executor.server_start import ServerOrder, start_server
+from spark_vision.model_server.start import ServerOrder, start_server
 
 SECRET = "hf_aSecretOfJobA"
 
@@ -23,7 +20,7 @@ TWO_JOBS = """
 import os, sys
 from spark_vision.errors import CheckpointNotFoundError
 from spark_vision.executor.environment import HubEnvironment
-from spark_vision.executor.opening import open_checkpoint
+from spark_vision.executor.model_access import open_checkpoint
 from spark_vision.executor.task import Task
 from spark_vision.operators import ImageViTEmbedding
 
@@ -116,12 +113,7 @@ def test_a_model_server_is_started_without_the_token(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(program))
     executor = ExecutorProcess.of(os.getpid())
     order = ServerOrder(executor, "/model", "", "float32", "cpu", False, 1, 1, 10, 10, 10)
-    place = ServerPlace.of(executor, "environment-test")
-    place.prepare()
-    lock = ServerLock.take(place.lock)
-    start_server(order, place, lock)
-    lock.close()
-    server_start._started[-1].wait(timeout=30)
+    start_server(order).wait(timeout=30)
     said = seen.read_text()
     assert "A_SETTING_OF_THE_EXECUTOR=kept" in said
     assert SECRET not in said

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from served_models import CALL, receive, send, serve
-from spark_vision.executor.channel import MAX_HEADER_BYTES, Channel
-from spark_vision.executor.served_client import ServedClient
-from spark_vision.executor.shared_tensors import LEAST_BYTES, TensorReader, TensorWriter
+from served_models import CALL, receive, receive_answer, send, serve
+from spark_vision.model_server.channel import MAX_HEADER_BYTES, Channel
+from spark_vision.model_server.server import ClientConnection
+from spark_vision.model_server.shared_tensors import LEAST_BYTES, TensorReader, TensorWriter
 
 CASE_COUNT = 400
 NASTY = [
@@ -107,16 +107,19 @@ def test_every_tensor_that_is_written_is_read(tensor):
 @pytest.fixture
 def pair():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return ServedClient(Channel(ours)), Channel(theirs)
+    served, client = ClientConnection(Channel(ours)), Channel(theirs)
+    served.answer({"hello": 1}, {})
+    assert client.receive()[0] == {"hello": 1}
+    return [served, client]
 
 
 def refusal(pair, packet, descriptors=()):
     served, client = pair
     socket.send_fds(client._connection, [packet], descriptors)
     assert served.receive() is None
-    served.leave()
     error = client.receive()[0]["error"]
     assert client.receive() is None
+    pair.clear()
     return error["message"]
 
 
@@ -211,8 +214,7 @@ def test_a_server_outlives_every_mutant_and_serves_the_others(tmp_path):
             _, descriptor = TensorWriter().write({"x": torch.zeros(64)})
             socket.send_fds(client._connection, [packet], [descriptor])
             os.close(descriptor)
-            assert client.wait(30)
-            answer = client.receive()
+            answer = receive_answer(client, 30)
             assert answer is None or "error" in answer[0] or "vectors" in answer[1]
             client.close()
             if number % 20 == 0:

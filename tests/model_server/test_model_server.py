@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
@@ -22,18 +23,20 @@ import torch
 from caption_checkpoints import write_qwen_vl
 from conftest import WORKER_SITE
 from oracles import draw_pictures
+from served_models import receive_answer
 from spark_vision import ClipTextEmbedding, ImageViTEmbedding, QwenVLImageUnderstanding
 from spark_vision.errors import ModelServerError, UnsupportedCheckpointError
-from spark_vision.executor import model_client, model_host, server_place
-from spark_vision.executor.channel import Channel
+from spark_vision.executor import model_access
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.inference import compute_rows
-from spark_vision.executor.model_host import ModelKey, reach_model
-from spark_vision.executor.model_methods import describe_error, make_error
-from spark_vision.executor.server_place import ServerPlace, read_pid
-from spark_vision.executor.server_start import ServerOrder
+from spark_vision.executor.model_access import reach_model
 from spark_vision.executor.task import Task
-from spark_vision.models.checkpoints import Checkpoint, resolve_checkpoint
+from spark_vision.model_server import client, start
+from spark_vision.model_server.channel import Channel
+from spark_vision.model_server.client import ModelProxy, why_not_shared
+from spark_vision.model_server.methods import describe_error, make_error
+from spark_vision.model_server.start import ServerOrder, address_of
+from spark_vision.models.checkpoints import resolve_checkpoint
 from spark_vision.models.families import (
     load_caption_preprocessor,
     load_model,
@@ -60,27 +63,42 @@ class Host:
     def reach(self, name="dinov2", **settings):
         """What a Python worker of its own would reach: another connection each time."""
         operator = ImageViTEmbedding(model_name=str(self.checkpoints / name))
-        model_host._served.clear()
+        model_access._served.clear()
         return reach_model(resolve_checkpoint(operator), operator, CPU, self.task(**settings))
 
     def task(self, **settings):
         return Task((), 1, executor=ExecutorProcess.of(self.executor.pid), **settings)
 
-    def place(self):
-        (lock,) = self.folder.glob("spark-vision-*/*/*.lock")
-        return ServerPlace(lock.parent, lock.stem)
+    def log(self):
+        (log,) = self.folder.glob("spark-vision-*.log")
+        return log
 
-    def place_of(self, pid):
-        locks = self.folder.glob("spark-vision-*/*/*.lock")
-        places = [ServerPlace(lock.parent, lock.stem) for lock in locks]
-        return next(place for place in places if read_pid(place) == pid)
+    def log_of(self, pid):
+        return Path(psutil.Process(pid).cmdline()[6])
+
+    def connect(self, pid):
+        """Another client of a server that has loaded its model."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.connect(address_of(psutil.Process(pid).cmdline()[5]))
+        channel = Channel(connection)
+        assert channel.peer_pid == pid
+        assert channel.receive()[0] == {"hello": 1}
+        return channel
 
     def servers(self):
         """The model servers of this executor that run, as the process table has them."""
+        return self._processes("executor")
+
+    def refusals(self):
+        """The processes that hold a server's name after its load has failed."""
+        return self._processes("refused")
+
+    def _processes(self, role):
+        marker = f'{{"{role}": {{"pid": {self.executor.pid},'
         return [
             process.pid
             for process in psutil.process_iter(["cmdline", "status"])
-            if f'"pid": {self.executor.pid},' in " ".join(process.info["cmdline"] or [])
+            if marker in " ".join(process.info["cmdline"] or [])
             and process.info["status"] != psutil.STATUS_ZOMBIE
         ]
 
@@ -89,7 +107,7 @@ class Host:
         return sum(map(len, lines))
 
     def remains(self):
-        return sorted(str(path) for path in self.folder.glob("spark-vision-*/**/*"))
+        return sorted(str(path) for path in self.folder.glob("spark-vision-*"))
 
 
 @pytest.fixture
@@ -112,7 +130,7 @@ def run_host(folder, checkpoints, monkeypatch):
     yield host
     host.executor.kill()
     host.executor.wait()
-    assert wait_until(lambda: not host.servers(), 10)
+    assert wait_until(lambda: not host.servers() and not host.refusals(), 10)
 
 
 def wait_until(is_true, seconds):
@@ -203,8 +221,7 @@ def test_errors_that_inference_tells_apart_stay_what_they_are(kind):
 def test_a_client_cannot_take_memory_away_or_call_twice_at_once(lasting_host, pixels, scaling):
     reached = lasting_host.reach()
     pid = reached.placement().server_pid
-    intruder = Channel(lasting_host.place_of(pid).connect())
-    assert intruder.receive()[0] == {"hello": 1}
+    intruder = lasting_host.connect(pid)
     descriptor = os.memfd_create("not-sealed")
     os.ftruncate(descriptor, 2**20)
     packet = b'{"method": "embed_images", "arguments": {}, "tensors": {}}'
@@ -213,53 +230,38 @@ def test_a_client_cannot_take_memory_away_or_call_twice_at_once(lasting_host, pi
     assert "not sealed" in intruder.receive()[0]["error"]["message"]
     assert intruder.receive() is None
     os.close(descriptor)
-    place = lasting_host.place_of(pid)
-    hasty = Channel(place.connect())
-    hasty.receive()
+    hasty = lasting_host.connect(pid)
     slowness = lasting_host.folder / "forward_seconds"
     slowness.write_text("2")
     arguments = {"scaling": dataclasses.asdict(scaling), "pooling": "cls"}
     hasty.send({"method": "embed_images", "arguments": arguments}, {"pixels": pixels})
     hasty.send({"method": "placement"})
     # The end comes first, in the place of the answer to the first call.
-    assert hasty.wait(20)
-    assert hasty.receive() is None
-    assert "a call came before the answer to the last" in place.log.read_text()
+    assert receive_answer(hasty, 20) is None
+    assert "a call came before the answer to the last" in lasting_host.log_of(pid).read_text()
     slowness.unlink()
     assert reached.placement().server_pid == pid
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_another_users_process_is_not_served(lasting_host):
-    place = lasting_host.place_of(lasting_host.reach().placement().server_pid)
+    pid = lasting_host.reach().placement().server_pid
     code = (
         "import os, socket, sys\n"
         "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
-        "os.fchdir(int(sys.argv[1]))\n"
         "os.setuid(65534)\n"
-        "s.connect(sys.argv[2])\n"
+        "s.connect(chr(0) + sys.argv[1])\n"
         "print(s.recv(100))"
     )
-    descriptor = os.open(place.folder, os.O_RDONLY)
-
-    def connect():
-        return subprocess.run(
-            [sys.executable, "-c", code, str(descriptor), place.address.name],
-            pass_fds=[descriptor],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    assert "PermissionError" in connect().stderr
-    # With the folder open to all, the server itself looks at who comes.
-    place.folder.chmod(0o755)
-    place.address.chmod(0o777)
-    done = connect()
+    done = subprocess.run(
+        [sys.executable, "-c", code, psutil.Process(pid).cmdline()[5]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert "b''" in done.stdout or "ConnectionReset" in done.stderr
-    place.folder.chmod(0o700)
-    os.close(descriptor)
-    assert "user 65534" in place.log.read_text()
+    assert "user 65534" in lasting_host.log_of(pid).read_text()
+    assert lasting_host.log_of(pid).stat().st_mode & 0o777 == 0o600
 
 
 def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
@@ -273,7 +275,7 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
         order = ServerOrder(
             executor=ExecutorProcess.of(pid),
             folder=str(checkpoint.folder),
-            stamp=model_host.digest_of(model_host.stamp_of(checkpoint)),
+            stamp=model_access.digest_of(model_access.stamp_of(checkpoint)),
             dtype="float32",
             device="cpu",
             flash_attention=False,
@@ -283,7 +285,7 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
             batch_seconds=60,
             idle_seconds=0,
         )
-        served = model_client.ServedModel(order, ServerPlace.of(order.executor, "model"))
+        served = ModelProxy(order)
         torch.testing.assert_close(served.embed_images(pixels, scaling, "cls"), expected)
         placement = served.placement()
         assert placement.executor.startswith(f"{pid}-")
@@ -299,23 +301,22 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
     assert len(set(servers)) == host.load_count() == 2
     assert wait_until(lambda: not psutil.pid_exists(servers[1]) or zombie(servers[1]), 2)
     assert host.servers() == [servers[0]]
-    assert "bytes of weights" in host.place().log.read_text()
+    assert "bytes of weights" in host.log().read_text()
 
 
-def test_what_cuda_shows_and_the_package_make_another_server(monkeypatch, tmp_path):
+def test_what_cuda_shows_and_the_package_make_another_server(monkeypatch):
     def name(device):
-        checkpoint = Checkpoint(tmp_path, "dinov2", {})
-        return model_host._server_name(
-            ModelKey(checkpoint, (), "float32", torch.device(device), False)
-        )
+        executor = ExecutorProcess.of(os.getpid())
+        return ServerOrder(executor, "/model", "", "float32", device, False, 1, 1, 1, 1, 1).name
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     first = name("cuda:0"), name("cpu")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert name("cuda:0") != first[0]
     assert name("cpu") == first[1]
-    monkeypatch.setattr(model_host.spark_vision, "__file__", "/elsewhere/spark_vision/__init__.py")
+    monkeypatch.setattr(start.spark_vision, "__file__", "/elsewhere/package.zip/__init__.py")
     assert name("cpu") != first[1]
+    assert len(os.fsencode(address_of(name("cpu")))) <= 107
 
 
 def zombie(pid):
@@ -366,7 +367,7 @@ def test_a_batch_without_memory_is_halved_and_a_broken_device_gets_a_new_server(
 
 
 def test_a_batch_that_kills_its_server_each_time_fails(host, pixels, scaling, monkeypatch):
-    monkeypatch.setattr(model_client, "MOST_SENDS", 2)
+    monkeypatch.setattr(client, "MAX_SENDS", 2)
     reached = host.reach()
     (host.folder / "forward_seconds").write_text("nonsense")  # fails: an error, not an end
     with pytest.raises(ValueError, match="nonsense"):
@@ -403,8 +404,14 @@ def test_a_load_that_fails_is_told_to_all_and_not_tried_again_at_once(host):
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(reach, range(4)))
+    # The process that loads has given its memory back, and its name still stands for the failure.
+    assert wait_until(host.refusals, 10)
+    assert host.servers() == []
     reach(None)
     assert host.load_count() == 1
+    (refusal,) = host.refusals()
+    assert psutil.Process(refusal).memory_info().rss < 100 * 2**20
+    assert psutil.Process(refusal).num_threads() == 1
 
 
 def test_a_checkpoint_that_changes_in_a_query_is_not_loaded_in_the_place_of_the_first(
@@ -432,16 +439,13 @@ def test_what_the_server_cannot_say_of_itself_is_an_error_of_its_own(host, tmp_p
         reached.placement()
 
 
-@pytest.mark.parametrize("vanished", ["lock", "address"])
-def test_a_server_whose_files_vanish_ends_and_another_starts(
-    host, pixels, scaling, expected, vanished
-):
+def test_a_cleaned_temporary_folder_costs_no_server(host, pixels, scaling, expected):
     reached = host.reach()
     first = reached.placement().server_pid
-    getattr(host.place(), vanished).unlink()
-    assert wait_until(lambda: first not in host.servers(), 6)
+    host.log().unlink()
     torch.testing.assert_close(reached.model.embed_images(pixels, scaling, "cls"), expected)
-    assert host.servers() == [reached.placement().server_pid] != [first]
+    assert host.reach().placement().server_pid == first
+    assert host.load_count() == 1
 
 
 def test_a_load_that_takes_too_long_fails(host):
@@ -453,30 +457,26 @@ def test_a_load_that_takes_too_long_fails(host):
 def test_without_calls_the_server_ends_and_comes_back(
     tmp_path, checkpoints, monkeypatch, pixels, scaling, expected
 ):
-    # In a folder whose sockets would have longer paths than a socket's address can hold.
+    # A folder whose path is longer than a socket's address can hold.
     folder = tmp_path / ("long" * 20) / ("longer" * 10)
     for host in run_host(folder, checkpoints, monkeypatch):
-        dead = folder / f"spark-vision-{os.geteuid()}" / "4026531836-999999999-1"
-        dead.mkdir(parents=True, mode=0o700)
-        dead.parent.chmod(0o700)
-        for left in ("model.socket", "model.lock", "model.log"):
-            (dead / left).write_text("")
+        prefix = start._log_prefix()
+        dead = folder / f"{prefix}999999999-1-0123456789abcdef.log"
+        foreign = folder / f"{prefix}notes.log"
+        for left in (dead, foreign):
+            left.write_text("")
         reached = host.reach(idle_seconds=1.0)
         first = reached.placement().server_pid
         assert not dead.exists()
-        assert len(os.fsencode(str(host.place().address))) > 107
+        foreign.unlink()
+        assert len(os.fsencode(str(host.log()))) > 107
         assert wait_until(lambda host=host: not host.servers(), 5)
         assert host.remains() == []
         torch.testing.assert_close(reached.model.embed_images(pixels, scaling, "cls"), expected)
         assert reached.placement().server_pid != first
 
 
-TROUBLES = [
-    "no folder",
-    "every name is taken",
-    "no executor",
-    "a stream socket in the socket's place",
-]
+TROUBLES = ["no executor", "no process", "nobody listens", "another user listens"]
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
@@ -486,41 +486,76 @@ def test_where_no_server_can_be_the_worker_loads_and_says_why(
     for host in run_host(tmp_path / "host", checkpoints, monkeypatch):
         operator = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
         task = host.task()
-        if trouble == "no folder":
-            monkeypatch.setattr(tempfile, "tempdir", "/proc/self/fd")
-        elif trouble == "every name is taken":
-            first = host.folder / f"spark-vision-{os.geteuid()}"
-            for number in range(server_place.MOST_NAMES):
-                first.with_name(f"{first.name}-{number}" if number else first.name).write_text("")
-        elif trouble == "no executor":
+        monkeypatch.setattr(ServerOrder, "name", f"spark-vision-{os.getpid()}-{trouble}")
+        holder = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        squatter = None
+        if trouble == "no executor":
             task = Task((), 1)
+            reason = "no executor's JVM"
+        elif trouble == "no process":
+            monkeypatch.setattr(start.subprocess, "Popen", fail_to_start)
+            reason = "cannot be started: no process"
+        elif trouble == "nobody listens":
+            holder.bind(address_of(ServerOrder.name))
+            reason = "held by a process that does not listen"
+        elif os.geteuid() != 0:
+            pytest.skip("only root can become another user")
         else:
-            monkeypatch.setattr(model_host, "_server_name", lambda key: "model")
-            place = ServerPlace.of(task.executor, "model")
-            place.prepare()
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            with place._short_address() as address:
-                listener.bind(address)
-            listener.listen()
-        model_host._decline.cache_clear()
+            squatter = run_squatter(ServerOrder.name)
+            reason = "user 65534"
+        model_access._decline.cache_clear()
         for _ in range(2):
             reached = reach_model(resolve_checkpoint(operator), operator, CPU, task)
         assert reached.placement().server_pid == os.getpid()
         torch.testing.assert_close(reached.model.embed_images(pixels, scaling, "cls"), expected)
-        said = [each for each in caplog.messages if "each Python worker" in each]
-        assert len(said) == 1
+        (message,) = [each for each in caplog.messages if "each Python worker" in each]
+        assert reason in message
         assert host.servers() == []
+        holder.close()
+        if squatter is not None:
+            squatter.kill()
+            squatter.wait()
 
 
-def test_a_file_in_the_folders_place_costs_no_sharing(host):
-    (host.folder / f"spark-vision-{os.geteuid()}").write_text("")
+def fail_to_start(*_, **__):
+    raise OSError("no process")
+
+
+def run_squatter(name):
+    """A process of another user that listens on a server's name."""
+    code = (
+        "import os, socket, sys, time\n"
+        "os.setuid(65534)\n"
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+        "s.bind(chr(0) + sys.argv[1])\n"
+        "s.listen()\n"
+        "print('listens', flush=True)\n"
+        "time.sleep(60)"
+    )
+    squatter = subprocess.Popen([sys.executable, "-c", code, name], stdout=subprocess.PIPE)
+    assert squatter.stdout.readline() == b"listens\n"
+    return squatter
+
+
+def test_a_link_in_the_logs_place_costs_no_sharing_and_is_neither_written_nor_removed(
+    host, monkeypatch
+):
+    monkeypatch.setattr(ServerOrder, "name", f"spark-vision-{os.getpid()}-link")
+    target = host.folder / "target"
+    target.write_text("mine")
+    log = host.folder / f"{ServerOrder.name}.log"
+    log.symlink_to(target)
     first, second = host.reach(), host.reach()
     assert first.placement().server_pid == second.placement().server_pid != os.getpid()
-    assert host.place().folder.parent.name == f"spark-vision-{os.geteuid()}-1"
+    host.executor.kill()
+    host.executor.wait()
+    assert wait_until(lambda: not host.servers(), 5)
+    assert log.is_symlink()
+    assert target.read_text() == "mine"
 
 
 def test_a_limited_address_space_is_seen_first():
-    code = "from spark_vision.executor.model_client import why_not_shared; print(why_not_shared())"
+    code = "from spark_vision.model_server.client import why_not_shared; print(why_not_shared())"
     limited = subprocess.run(
         f"ulimit -v 8000000; exec {sys.executable} -c '{code}'",
         shell=True,
@@ -530,23 +565,26 @@ def test_a_limited_address_space_is_seen_first():
         check=True,
     )
     assert "spark.executor.pyspark.memory" in limited.stdout
-    assert model_client.why_not_shared() is None
+    assert why_not_shared() is None
 
 
-def test_on_a_full_disk_the_worker_loads(tmp_path, checkpoints):
+def test_on_a_full_disk_a_server_starts_without_a_log(tmp_path, checkpoints):
     code = f"""
 import os, subprocess, tempfile, torch
 from spark_vision import ImageViTEmbedding
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.inference import compute_rows
-from spark_vision.executor.model_host import ModelKey, reach_model
+from spark_vision.executor.model_access import ModelKey, reach_model
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import resolve_checkpoint
 tempfile.tempdir = {str(tmp_path)!r}
+for number in range(3):
+    open(f"{tmp_path}/filler-{{number}}", "w").close()
 operator = ImageViTEmbedding(model_name={str(checkpoints / "dinov2")!r})
 task = Task((), 1, executor=ExecutorProcess.of(os.getpid()))
 reached = reach_model(resolve_checkpoint(operator), operator, torch.device("cpu"), task)
-assert reached.placement().server_pid == os.getpid()
+assert reached.placement().server_pid != os.getpid()
+assert sorted(os.listdir({str(tmp_path)!r})) == ["filler-0", "filler-1", "filler-2"]
 """
     mount = f"mount -t tmpfs -o size=16k,nr_inodes=4 tmpfs {tmp_path}"
     script = f'{mount} && exec {sys.executable} -c "$0"'
@@ -559,4 +597,4 @@ assert reached.placement().server_pid == os.getpid()
     if "unshare:" in done.stderr or "mount:" in done.stderr:
         pytest.skip("this machine lets nobody mount a small disk")
     assert done.returncode == 0, done.stderr
-    assert "No space left on device" in done.stderr
+    assert "without a log: [Errno 28] No space left on device" in done.stderr

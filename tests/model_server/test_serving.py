@@ -1,16 +1,20 @@
 """Calls of several clients in one model server: how many at a time, which, and for how long."""
 
 import errno
+import gc
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from served_models import CALL, receive, send, serve
-from spark_vision.executor.channel import Channel
-from spark_vision.executor.served_client import ServedClient
+from served_models import CALL, receive, receive_answer, send, serve
+from spark_vision.errors import UnsupportedCheckpointError
+from spark_vision.model_server.channel import Channel
+from spark_vision.model_server.server import ClientConnection
 
 CLIENT_COUNT = 3
 
@@ -100,7 +104,7 @@ def test_a_call_that_hangs_ends_the_server_while_others_are_answered(tmp_path):
         while not server.reason.done() and time.monotonic() < deadline:
             send(other, 1.0)
             # Without an answer where nobody takes calls any more.
-            if other.wait(2):
+            with suppress(ConnectionError):
                 assert receive(other) == 2.0
                 answered += 1
             time.sleep(0.02)
@@ -133,28 +137,85 @@ def test_a_server_without_descriptors_goes_on_and_accepts_later(tmp_path):
 @pytest.fixture
 def pair():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return ServedClient(Channel(ours)), Channel(theirs)
+    served, client = ClientConnection(Channel(ours)), Channel(theirs)
+    served.answer({"hello": 1}, {})
+    assert client.receive()[0] == {"hello": 1}
+    return [served, client]
 
 
-def test_the_socket_of_a_client_that_leaves_in_its_call_is_closed_by_who_answers(pair):
+def test_the_socket_of_a_client_that_leaves_in_its_call_stays_open_until_that_is_answered(pair):
     served, client = pair
+    pair.clear()
+    descriptor = served.fileno()
     client.send(CALL)
     assert served.receive()[0] == CALL
     client.close()
     assert served.receive() is None
-    served.leave()
-    assert served.fileno() >= 0
+    assert served.has_left
+    assert is_socket(descriptor)
     served.answer({}, {})
-    assert served.fileno() == -1
+    assert is_socket(descriptor)
+    del served, pair
+    gc.collect()
+    assert not is_socket(descriptor)
 
 
-def test_the_socket_of_a_client_that_leaves_between_calls_is_closed_at_once(pair):
-    served, client = pair
-    client.send(CALL)
-    served.receive()
-    served.answer({}, {})
-    assert client.receive()[0] == {}
-    client.close()
-    assert served.receive() is None
-    served.leave()
-    assert served.fileno() == -1
+def is_socket(descriptor):
+    return Path(f"/proc/self/fd/{descriptor}").is_socket()
+
+
+def test_a_server_keeps_no_descriptor_of_clients_that_have_left(tmp_path):
+    with serve(tmp_path, WaitingModel(), idle_seconds=30) as server:
+        server.connect()
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(50):
+            channel = server.connect()
+            send(channel, 1.0)
+            assert receive(channel) == 2.0
+            channel.close()
+        deadline = time.monotonic() + 20
+        while len(list(Path("/proc/self/fd").iterdir())) > before + 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        server.end()
+
+
+def test_a_client_that_waits_hears_that_the_server_runs_and_one_that_does_not_hears_nothing(
+    tmp_path,
+):
+    model = WaitingModel()
+    with serve(tmp_path, model, batch_seconds=8, idle_seconds=30) as server:
+        computed, waiting, idle = (server.connect() for _ in range(3))
+        send(computed, 0.0)
+        send(waiting, 1.0)
+        for channel in (computed, waiting):
+            for _ in range(2):
+                assert channel.wait(20)
+                assert channel.receive()[0] == {"alive": 1}
+        assert not idle.wait(0)
+        model.release.set()
+        assert [receive(computed), receive(waiting)] == [1.0, 2.0]
+        server.end()
+
+
+def test_a_failed_load_with_a_long_message_reaches_all_who_wait(tmp_path):
+    begun, fail = threading.Event(), threading.Event()
+
+    def load(order):
+        begun.set()
+        fail.wait(60)
+        raise UnsupportedCheckpointError("\U0001f600" * 100_000)
+
+    with serve(tmp_path, None, load=load) as server:
+        assert begun.wait(20)
+        waiting = [server.open() for _ in range(2)]
+        for channel in waiting:
+            # It is accepted, and learns that the server loads.
+            assert channel.wait(20)
+            assert channel.receive()[0] == {"alive": 1}
+        fail.set()
+        for channel in waiting:
+            error = receive_answer(channel, 20)[0]["error"]
+            assert error["kind"] == "UnsupportedCheckpointError"
+            assert error["message"] == "\U0001f600" * 4000
+        assert server.reason.result(30) == ("the load failed", 1)

@@ -1,8 +1,9 @@
 """One end of a connection between a worker and a model server: JSON headers, tensors beside them.
 
 A message is one packet of a Unix socket (SEQPACKET keeps their borders) and holds a JSON object;
-`tensors` in it says where the message's tensors lie in the sender's shared memory, whose descriptor
-travels with the first message and with each that needs a larger piece. Nothing is ever unpickled.
+`tensors` in it is the layout of the message's tensors in the sender's shared memory, whose
+descriptor comes with the first message and with each that needs a larger piece. Nothing is ever
+unpickled. Torch is imported with the first tensor: a server answers before it has loaded torch.
 """
 
 import json
@@ -13,43 +14,66 @@ import struct
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from spark_vision.executor.shared_tensors import TensorReader, TensorWriter
+    from spark_vision.model_server.shared_tensors import TensorReader, TensorWriter
 
+# The kernel refuses a packet larger than the send buffer, 208 KiB where nobody has changed it.
+# Prompts and tokens travel as tensors, so that no header comes near.
 MAX_HEADER_BYTES = 64 * 2**10
+# In JSON a character takes up to 12 bytes.
+MAX_ERROR_CHARACTERS = 4000
 _CREDENTIALS = struct.Struct("3i")
+
+Message = tuple[dict[str, Any], "dict[str, torch.Tensor]"]
 
 
 class Channel:
     """Sends and receives messages over a connected socket of this user's.
 
+    Attributes:
+        peer_pid: The process at the other end; for a client, the one that listens.
+
     Raises:
-        PermissionError: The process at the other end is another user's.
+        PermissionError: The process at the other end is another user's, or has no id here, as one
+            of another container that shares this one's network.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         # A worker that has too many drops one, which may be in use for a last batch.
         weakref.finalize(self, connection.close)
-        self._writer = TensorWriter()
-        self._reader = TensorReader()
         credentials = connection.getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
         )
-        _, uid, _ = _CREDENTIALS.unpack(credentials)
-        if uid != os.geteuid():
+        self.peer_pid, uid, _ = _CREDENTIALS.unpack(credentials)
+        if uid != os.geteuid() or self.peer_pid == 0:
             connection.close()
-            raise PermissionError(f"user {uid} at the other end of the socket, not {os.geteuid()}")
+            who = "a process of another container" if self.peer_pid == 0 else f"user {uid}"
+            raise PermissionError(f"{who} at the other end of the socket, not user {os.geteuid()}")
+
+    @cached_property
+    def _writer(self) -> "TensorWriter":
+        from spark_vision.model_server.shared_tensors import TensorWriter
+
+        return TensorWriter()
+
+    @cached_property
+    def _reader(self) -> "TensorReader":
+        from spark_vision.model_server.shared_tensors import TensorReader
+
+        return TensorReader()
 
     def fileno(self) -> int:
         """Return the socket's descriptor, for a selector."""
         return self._connection.fileno()
 
     def send(
-        self, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None
+        self, header: Mapping[str, Any], tensors: "Mapping[str, torch.Tensor] | None" = None
     ) -> None:
         """Send a message, without waiting: an end that reads its messages always has room for one.
 
@@ -74,7 +98,7 @@ class Channel:
         poll.register(self._connection, select.POLLIN)
         return bool(poll.poll(max(0.0, seconds * 1000)))
 
-    def receive(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+    def receive(self) -> Message | None:
         """Receive a message, waiting for it.
 
         Returns:
@@ -93,7 +117,7 @@ class Channel:
             raise ValueError(f"a packet over {MAX_HEADER_BYTES} bytes, or with descriptors over 1")
         return self.parse(packet) if packet else None
 
-    def parse(self, packet: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    def parse(self, packet: bytes) -> Message:
         """Read a packet, whatever it holds.
 
         Raises:
@@ -107,7 +131,7 @@ class Channel:
             raise ValueError("a packet without a header")
         return header, self._reader.read(header.pop("tensors", None))
 
-    def cut_off(self) -> None:
+    def disconnect(self) -> None:
         """End the connection, which whoever reads from it sees, in this process too."""
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)

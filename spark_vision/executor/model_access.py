@@ -1,31 +1,40 @@
-"""Where a task reaches its model: in the executor's model server, or in its own Python worker.
+"""The way of a task to its checkpoint, its device, the weight-free halves and the model.
 
-`reach_model` is the only way to a model, and what it returns is known only by its protocols.
+The model is in the executor's model server, or in the Python worker; what `reach_model` returns is
+known only by the protocols of models.
 """
 
 import hashlib
 import json
 import logging
-import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-import spark_vision
+from spark_vision.errors import InvalidOptionError, SparkVisionError
+from spark_vision.executor.allocator import keep_freed_memory
+from spark_vision.executor.devices import choose_device
 from spark_vision.executor.placement import PlacedModel, Placement
 from spark_vision.executor.task import Task
-from spark_vision.models.checkpoints import Checkpoint
-from spark_vision.operators import Operator
+from spark_vision.models.checkpoints import Checkpoint, resolve_checkpoint
+from spark_vision.models.families import (
+    ModelDescription,
+    check_operator,
+    load_caption_preprocessor,
+    load_preprocessor,
+    load_tokenizer,
+)
+from spark_vision.models.protocols import CaptionPreprocessor, ImagePreprocessor, TextTokenizer
+from spark_vision.operators import Operator, QwenVLImageUnderstanding
 
 if TYPE_CHECKING:
-    from spark_vision.executor.model_client import ServedModel
-    from spark_vision.executor.server_place import ServerPlace
+    from spark_vision.model_server.client import ModelProxy
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +83,82 @@ def stamp_of(checkpoint: Checkpoint) -> Stamp:
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
+def open_checkpoint(operator: Operator, task: Task) -> tuple[Checkpoint, ModelDescription]:
+    """Find an operator's checkpoint, or download it, and check that it does what is asked.
+
+    Args:
+        operator: Names it.
+        task: Its job's settings of the hub hold meanwhile.
+
+    Raises:
+        SparkVisionError: It is nowhere, or is not what the operator needs.
+    """
+    with task.hub.applied():
+        checkpoint = resolve_checkpoint(operator)
+    return checkpoint, check_operator(checkpoint, operator)
+
+
+def prepare_device(operator: Operator, task: Task) -> torch.device:
+    """Choose the device of a task, and set this process up to compute for it.
+
+    Raises:
+        DeviceError: A GPU is asked for that is not there.
+    """
+    device = choose_device(operator, task)
+    keep_freed_memory()
+    # Spark fixes OMP_NUM_THREADS when a worker starts; a later task of it may own other cores.
+    torch.set_num_threads(task.cpus)
+    return device
+
+
+@lru_cache(maxsize=8)
+def open_preprocessor(
+    checkpoint: Checkpoint, stamp: Stamp, kwargs: Mapping[str, Any] | None
+) -> ImagePreprocessor:
+    """Load an image processor once per worker, as long as the checkpoint's files stay the same.
+
+    Raises:
+        InvalidOptionError: The processor does not take the settings.
+        UnsupportedCheckpointError: It cannot be used.
+    """
+    try:
+        return load_preprocessor(checkpoint, kwargs)
+    except SparkVisionError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        if not kwargs:
+            raise
+        raise InvalidOptionError(
+            f"image_processor_kwargs got {kwargs}, which the image processor of "
+            f"{checkpoint.folder} does not take ({error}); change or leave out the settings"
+        ) from error
+
+
+@lru_cache(maxsize=8)
+def open_tokenizer(checkpoint: Checkpoint, stamp: Stamp) -> TextTokenizer:
+    """Load a tokenizer once per worker, as long as the checkpoint's files stay the same.
+
+    Raises:
+        UnsupportedCheckpointError: It cannot be loaded.
+    """
+    return load_tokenizer(checkpoint)
+
+
+@lru_cache(maxsize=8)
+def open_caption_preprocessor(
+    checkpoint: Checkpoint, stamp: Stamp, operator: QwenVLImageUnderstanding
+) -> CaptionPreprocessor:
+    """Load what prepares captions once per worker, as long as the files stay the same.
+
+    Raises:
+        InvalidOptionError: The operator's sizes contradict the checkpoint's.
+        UnsupportedCheckpointError: The processor cannot be used.
+    """
+    return load_caption_preprocessor(checkpoint, operator)
+
+
 _loaded: OrderedDict[ModelKey, PlacedModel] = OrderedDict()
-_served: "OrderedDict[tuple[ServerPlace, float], ServedModel]" = OrderedDict()
+_served: "OrderedDict[tuple[str, float], ModelProxy]" = OrderedDict()
 _loading = threading.Lock()
 
 
@@ -115,18 +198,20 @@ def _load(key: ModelKey, task: Task) -> PlacedModel:
     return PlacedModel(key.checkpoint, key.dtype, key.device, executor, key.flash_attention)
 
 
-def _serve(key: ModelKey, task: Task) -> "ServedModel | None":
+def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
     if sys.platform != "linux":
         return _decline("a model server needs Linux")
     if task.executor is None:
         return _decline("no executor's JVM is among this process's ancestors")
-    # Other systems lack what these need as soon as they are imported.
-    from spark_vision.executor import model_client
-    from spark_vision.executor.server_connection import SharingUnavailableError
-    from spark_vision.executor.server_place import ServerPlace
-    from spark_vision.executor.server_start import ServerOrder
+    # Other systems lack what this needs as soon as it is imported.
+    from spark_vision.model_server.client import (
+        ModelProxy,
+        SharingUnavailableError,
+        why_not_shared,
+    )
+    from spark_vision.model_server.start import ServerOrder
 
-    reason = model_client.why_not_shared()
+    reason = why_not_shared()
     if reason is not None:
         return _decline(reason)
     order = ServerOrder(
@@ -144,13 +229,12 @@ def _serve(key: ModelKey, task: Task) -> "ServedModel | None":
         batch_seconds=task.batch_seconds,
         idle_seconds=task.idle_seconds,
     )
-    place = ServerPlace.of(task.executor, _server_name(key))
     try:
         return _keep(
             _served,
             KEPT_CONNECTION_COUNT,
-            (place, task.batch_seconds),
-            lambda: model_client.ServedModel(order, place),
+            (order.name, task.batch_seconds),
+            lambda: ModelProxy(order),
         )
     except SharingUnavailableError as error:
         return _decline(str(error))
@@ -163,15 +247,6 @@ def _keep(kept: OrderedDict[Key, Model], count: int, key: Key, make: Callable[[]
         kept[key] = make()
     kept.move_to_end(key)
     return kept[key]
-
-
-def _server_name(key: ModelKey) -> str:
-    """Two Python environments of one executor do not share a server, nor two of its packages."""
-    model = [str(key.checkpoint.folder.absolute()), key.stamp, key.dtype, key.flash_attention]
-    # The device's number counts what this variable shows.
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if key.device.type == "cuda" else ""
-    identity = json.dumps([*model, str(key.device), visible, sys.executable, spark_vision.__file__])
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 @cache

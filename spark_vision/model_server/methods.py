@@ -5,17 +5,28 @@ of the models' protocols is one method of `RemoteModel` and one entry of `_SERVE
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from spark_vision.errors import UnsupportedCheckpointError
+from spark_vision.executor.allocator import keep_freed_memory
+from spark_vision.executor.model_access import digest_of, stamp_of
+from spark_vision.executor.placement import PlacedModel
+from spark_vision.model_server.channel import MAX_ERROR_CHARACTERS, Message
+from spark_vision.model_server.start import ServerOrder
+from spark_vision.models.checkpoint_files import Checkpoint, open_folder
 from spark_vision.models.protocols import (
     CaptionBatch,
     GeneratedTokens,
     GenerationSettings,
     PixelScaling,
 )
+
+logger = logging.getLogger("spark_vision.model_server")
 
 Tensors = Mapping[str, torch.Tensor]
 Call = Callable[[str, Mapping[str, Any], Tensors], dict[str, torch.Tensor]]
@@ -33,7 +44,6 @@ _ERRORS: Mapping[str, type[Exception]] = {
         RuntimeError,
     )
 }
-_MAX_ERROR_CHARACTERS = 4000
 
 
 class RemoteModel:
@@ -112,9 +122,67 @@ def describe_error(error: Exception) -> dict[str, str]:
     """Say an error of a call as JSON."""
     kind = next((each.__name__ for each in type(error).__mro__ if each.__name__ in _ERRORS), None)
     said = str(error) if kind else f"{type(error).__name__}: {error}"
-    return {"kind": kind or "RuntimeError", "message": said[:_MAX_ERROR_CHARACTERS]}
+    return {"kind": kind or "RuntimeError", "message": said[:MAX_ERROR_CHARACTERS]}
 
 
 def make_error(described: Mapping[str, str]) -> Exception:
     """Make the error again that `describe_error` said."""
     return _ERRORS[described["kind"]](described["message"])
+
+
+class ModelCalls:
+    """A model in its server, as calls reach it.
+
+    Args:
+        placed: The loaded model.
+    """
+
+    def __init__(self, placed: PlacedModel) -> None:
+        self._placed = placed
+        self.is_device_broken = False
+
+    @classmethod
+    def load(cls, order: ServerOrder) -> "ModelCalls":
+        """Load what a server is started for.
+
+        Raises:
+            UnsupportedCheckpointError: Its weights cannot be used, or are others than the query's.
+        """
+        keep_freed_memory()
+        torch.set_num_threads(order.thread_count)
+        checkpoint = open_folder(Path(order.folder))
+        device, executor = torch.device(order.device), str(order.executor)
+        _require_stamp(checkpoint, order)
+        placed = PlacedModel(checkpoint, order.dtype, device, executor, order.flash_attention)
+        _require_stamp(checkpoint, order)
+        return cls(placed)
+
+    def prepare_thread(self, core_count: int) -> None:
+        """Give a thread that computes its cores."""
+        torch.set_num_threads(core_count)
+
+    def answer(self, header: Mapping[str, Any], tensors: Tensors) -> Message:
+        """Compute the answer to a call; an error is one."""
+        try:
+            if header["method"] == "placement":
+                return {"placement": dataclasses.asdict(self._placed.placement)}, {}
+            result = serve(self._placed.model, header["method"], header["arguments"], tensors)
+            return {}, dict(result)
+        except Exception as error:
+            described = {"error": describe_error(error)}
+            self.is_device_broken = isinstance(error, torch.AcceleratorError)
+            if not isinstance(error, torch.OutOfMemoryError | ValueError | IndexError):
+                logger.exception("a call of %s failed", header.get("method"))
+        # Out of the handler, whose traceback would keep the failed batch's tensors alive.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return described, {}
+
+
+def _require_stamp(checkpoint: Checkpoint, order: ServerOrder) -> None:
+    """The rows before and after the restart of a server are of one model."""
+    if digest_of(stamp_of(checkpoint)) != order.stamp:
+        raise UnsupportedCheckpointError(
+            f"the files in {checkpoint.folder} have changed since the query began: run it again, "
+            "and put another checkpoint into another folder"
+        )

@@ -246,7 +246,7 @@ def test_a_path_that_is_too_long_for_a_socket_is_none_for_a_server(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
-def test_where_the_temporary_folder_is_full_servers_start_in_another(
+def test_where_the_temporary_folder_is_full_servers_log_to_another(
     cluster, checkpoint, expected, tmp_path
 ):
     with small_disk(tmp_path / "driver" / "tmp") as disk:
@@ -255,9 +255,12 @@ def test_where_the_temporary_folder_is_full_servers_start_in_another(
             assert_exact(driver.run(cluster_jobs.vectors, checkpoint), expected)
             loaders = [psutil.Process(load["pid"]) for load in driver.loads()]
             assert len(loaders) == 2
-            assert all("spark_vision.executor.model_server" in each.cmdline() for each in loaders)
+            assert all("spark_vision.model_server" in each.cmdline() for each in loaders)
+            logs = [Path(each.cmdline()[6]) for each in loaders]
+            assert all(log.stat().st_size for log in logs)
             assert driver.remains() == []
         wait_for(lambda: not any(each.is_running() for each in loaders), 5)
+        assert not any(log.exists() for log in logs)
 
 
 @pytest.mark.slow
@@ -284,10 +287,9 @@ def test_two_users_on_one_host_never_meet(checkpoints, expected):
                 servers = driver.servers().values()
                 assert {each.uids().effective for each in servers} == {0, nobody}
                 assert len(driver.loads()) == 2
-                places = {path.name: path.stat() for path in (driver.folder / "tmp").iterdir()}
-                places = {name: at for name, at in places.items() if name.startswith("spark-vis")}
-                assert set(places) == {"spark-vision-0", f"spark-vision-{nobody}"}
-                assert {at.st_mode & 0o777 for at in places.values()} == {0o700}
+                logs = [Path(path).stat() for path in driver.remains()]
+                assert {at.st_uid for at in logs} == {0, nobody}
+                assert {at.st_mode & 0o777 for at in logs} == {0o600}
     finally:
         shutil.rmtree(folder)
 

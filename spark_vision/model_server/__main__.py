@@ -1,0 +1,114 @@
+"""The model server's process: `python -m spark_vision.model_server`, started by `start.py`."""
+
+import errno
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from spark_vision.child_process import module_command
+from spark_vision.executor.executor_process import ExecutorProcess
+from spark_vision.model_server.channel import Channel
+from spark_vision.model_server.server import Failure, ModelServer
+from spark_vision.model_server.start import NAME_TAKEN, ServerOrder, listen
+
+if TYPE_CHECKING:
+    from spark_vision.model_server.methods import ModelCalls
+
+logger = logging.getLogger("spark_vision.model_server")
+
+# Spark tries a task four times at once: a load that fails is not tried as often.
+FAILURE_STANDS_SECONDS = 30.0
+
+
+def main(order_text: str, name: str, log: str) -> NoReturn:
+    """Load a model and serve it; the arguments are those of `start_server`."""
+    # The worker's mask is inherited, and may block what shall end this process.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    order = ServerOrder.from_json(order_text)
+    try:
+        listener = listen(name)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            logger.exception("cannot listen")
+        os._exit(NAME_TAKEN if error.errno == errno.EADDRINUSE else 1)
+    code = 1
+    try:
+        ending = ModelServer(order, listener, _load, log).run()
+        logger.info("ends: %s", ending.reason)
+        code = ending.code
+        if ending.failure is not None:
+            _become_refusal(order.executor, listener, ending.failure)
+        _remove_log(Path(log))
+    except BaseException:
+        logger.exception("the model server failed")
+    finally:
+        # Now, since it takes longer until this process's memory is free. The log goes first: from
+        # here on it may be the next server's.
+        listener.close()
+        os._exit(code)
+
+
+def _load(order: ServerOrder) -> "ModelCalls":
+    # Torch takes seconds to import, in which clients wait already.
+    from spark_vision.model_server.methods import ModelCalls
+
+    return ModelCalls.load(order)
+
+
+def _become_refusal(
+    executor: ExecutorProcess, listener: socket.socket, failure: Failure
+) -> NoReturn:
+    """Give back all memory and every thread, and keep the name."""
+    listener.set_inheritable(True)
+    words = {"refused": asdict(executor), "listener": listener.fileno(), "failure": failure}
+    command = [*module_command("spark_vision.model_server"), json.dumps(words)]
+    os.execv(command[0], command)
+
+
+def refuse(words: str) -> None:
+    """Send the cause of a failed load to all who come for a while."""
+    given = json.loads(words)
+    deadline = time.monotonic() + FAILURE_STANDS_SECONDS
+    with suppress(ProcessLookupError), socket.socket(fileno=given["listener"]) as listener:
+        executor = ExecutorProcess(**given["refused"]).open_descriptor()
+        watched: list[Any] = [listener, executor]
+        while (left := deadline - time.monotonic()) > 0:
+            ready, _, _ = select.select(watched, [], [], left)
+            if executor in ready:
+                return
+            if listener in ready:
+                _send_failure(listener, given["failure"])
+
+
+def _send_failure(listener: socket.socket, failure: Failure) -> None:
+    # A client may have left, or be another user's.
+    with suppress(OSError):
+        channel = Channel(listener.accept()[0])
+        channel.send({"error": failure})
+        channel.close()
+
+
+def _remove_log(log: Path) -> None:
+    with suppress(OSError):
+        if os.path.samestat(log.stat(), os.fstat(sys.stdout.fileno())):
+            log.unlink()
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if len(arguments) == 1:
+        refuse(*arguments)
+    else:
+        main(*arguments)

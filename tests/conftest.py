@@ -37,8 +37,11 @@ def spark(tmp_path_factory, forwards_folder, decodes_folder):
         .config("spark.log.level", "OFF")
         .config("spark.sql.shuffle.partitions", "2")
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
+        # The tests are short: what a compiler of many passes and many threads takes never returns.
+        .config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
         .config("spark.executorEnv.PYTHONPATH", str(WORKER_SITE))
-        .config("spark.vision.model.idleSeconds", "60")
+        .config("spark.python.daemon.module", "warm_daemon")
+        .config("spark.vision.model.idleSeconds", "600")
         .config("spark.executorEnv.COUNTED_FORWARDS", str(forwards_folder))
         .config("spark.executorEnv.COUNTED_DECODES", str(decodes_folder))
     )

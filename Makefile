@@ -11,10 +11,11 @@ OUTPUT ?= $(CURDIR)/demo-output
 # The environment's own programs, whatever is on the PATH; a JVM starts workers by PYSPARK_PYTHON.
 BIN := $(CURDIR)/.venv/bin
 STAMP := .venv/installed
+JARS := .venv/jars-resolved
 export PYSPARK_PYTHON := $(BIN)/python
 export PYSPARK_DRIVER_PYTHON := $(BIN)/python
 
-.PHONY: setup demo train-demo test clean python java
+.PHONY: setup demo train-demo test test-all style clean python java
 .DEFAULT_GOAL := help
 .PHONY: help
 
@@ -22,7 +23,8 @@ help:
 	@echo "make demo    embeds images into a Delta table and shows it"
 	@echo "             IMAGES=folder, OUTPUT=folder, MODEL_NAME=..., CLIP_NAME=... and CAPTION_NAME=... choose others"
 	@echo "make test    checks style, types and behaviour"
-	@echo "make setup   only makes .venv"
+	@echo "make test-all  tests also what takes minutes each"
+	@echo "make setup   only makes .venv, with Delta's JARs"
 	@echo "make train-demo  trains the demonstration's checkpoints again, in half an hour"
 	@echo "make clean   removes .venv and demo-output"
 
@@ -33,7 +35,7 @@ python:
 java: python
 	@$(PYTHON) -m spark_vision.java
 
-setup: python $(STAMP)
+setup: python $(JARS)
 
 $(STAMP): pyproject.toml constraints.txt | python
 	@echo "installing into .venv; the first time takes some minutes and 6 GB"
@@ -41,13 +43,21 @@ $(STAMP): pyproject.toml constraints.txt | python
 	@$(BIN)/python -m pip install --quiet --editable ".[spark,dev]" --constraint constraints.txt
 	@touch $(STAMP)
 
-SUBMIT = $(BIN)/spark-submit --master "local[*]" --packages "$$($(BIN)/python -m spark_vision.session)"
+# Sessions start with these JARs; an upgrade of delta-spark brings others.
+$(JARS): $(STAMP) | java
+	@$(BIN)/python -m spark_vision.delta_jars
+	@touch $(JARS)
 
 demo: java setup
+	@echo "1 of 3: drawing scenes into demo-output/scenes"
 	@$(BIN)/python -m spark_vision.demo demo-output
-	@$(SUBMIT) jobs/embed_images.py --input "$(IMAGES)" --table "$(OUTPUT)/$(notdir $(MODEL_NAME))" \
+	@echo "2 of 3: embedding the images by $(notdir $(MODEL_NAME)) into $(OUTPUT)/$(notdir $(MODEL_NAME))"
+	@$(BIN)/python jobs/embed_images.py --input "$(IMAGES)" \
+		--table "$(OUTPUT)/$(notdir $(MODEL_NAME))" \
 		--model-name "$(MODEL_NAME)" --keep length --show 10
-	@$(SUBMIT) jobs/show_demo.py --images "$(IMAGES)" \
+	@echo
+	@echo "3 of 3: searching by $(notdir $(CLIP_NAME)), captions and answers by $(notdir $(CAPTION_NAME))"
+	@$(BIN)/python jobs/show_demo.py --images "$(IMAGES)" \
 		--table "$(OUTPUT)/$(notdir $(CLIP_NAME))-$(notdir $(CAPTION_NAME))" \
 		--similar "$(OUTPUT)/$(notdir $(MODEL_NAME))" --clip-name "$(CLIP_NAME)" \
 		--caption-name "$(CAPTION_NAME)" --page "$(OUTPUT)/demo.html"
@@ -61,11 +71,16 @@ demo: java setup
 train-demo: setup
 	@$(BIN)/python -m training
 
-test: java setup
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test: java style
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+test-all: java style
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not browser"
 
 clean:
 	rm -rf .venv demo-output

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from spark_vision.errors import SparkVisionError
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
-LOG_LEVELS = ("OFF", "ERROR", "WARN", "INFO")
+SILENT = "OFF"
+LOG_LEVELS = (SILENT, "ERROR", "WARN", "INFO")
 
 _OURS = re.compile(r"spark_vision\.errors\.(?:\w+): (.+)")
 _RAISED = re.compile(r"^(?:\w+\.)*\w+(?:Error|Exception|Interrupt|Exit)\b.*", re.MULTILINE)
@@ -23,7 +25,7 @@ _CAUSE = re.compile(r"^Caused by: (.+)", re.MULTILINE)
 
 
 def run_job(work: "Callable[[SparkSession], None]", log_level: str | None = None) -> int:
-    """Do a job's work in a configured session.
+    """Do a job's work in a configured session; one that runs already is used, and goes on.
 
     Args:
         work: Gets the session; what it raises is said on stderr, in one line.
@@ -34,11 +36,13 @@ def run_job(work: "Callable[[SparkSession], None]", log_level: str | None = None
         The exit code: 0; 1 for an error; 130 where the user stopped it.
     """
     try:
+        is_shared = _is_running()
         spark = _start_session(log_level)
         try:
             work(spark)
         finally:
-            spark.stop()
+            if not is_shared:
+                spark.stop()
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -72,14 +76,25 @@ def say_in_one_line(error: BaseException) -> str:
 def _start_session(log_level: str | None) -> "SparkSession":
     from spark_vision.java import check_java
 
-    is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
-    if not is_submitted and "SPARK_REMOTE" not in os.environ:
+    starts_jvm = "PYSPARK_GATEWAY_PORT" not in os.environ and "SPARK_REMOTE" not in os.environ
+    if starts_jvm:
         check_java()
     from pyspark.sql import SparkSession
 
+    from spark_vision.quiet_start import quiet_start
     from spark_vision.session import configure
 
     builder = SparkSession.builder
     if log_level is not None:
         builder = builder.config("spark.log.level", log_level)
-    return configure(builder, log_level="OFF").getOrCreate()
+    builder = configure(builder, log_level=SILENT)
+    is_silent = builder._options.get("spark.log.level") == SILENT
+    with quiet_start() if starts_jvm and is_silent and sys.stderr else nullcontext():
+        return builder.getOrCreate()
+
+
+def _is_running() -> bool:
+    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
+
+    return bool(SparkContext._active_spark_context or SparkSession.getActiveSession())

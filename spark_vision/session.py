@@ -8,7 +8,6 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from pyspark import SparkContext
 from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
+from spark_vision.delta_jars import PACKAGES, delta_package, find_delta_jars
 from spark_vision.errors import SessionError
 from spark_vision.executor.task import is_local_master
 from spark_vision.gpu_sizing import gpu_settings
 
 EXTENSIONS = "spark.sql.extensions"
-PACKAGES = "spark.jars.packages"
+JARS = "spark.jars"
 CATALOG = "spark.sql.catalog.spark_catalog"
 DELTA_EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
 DELTA_CATALOG = "org.apache.spark.sql.delta.catalog.DeltaCatalog"
@@ -82,24 +82,9 @@ def configure(
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
             os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
     for name, value in wanted.items():
-        if name in (EXTENSIONS, PACKAGES) or name not in present:
+        if name in (EXTENSIONS, JARS, PACKAGES) or name not in present:
             builder.config(name, value)
     return builder
-
-
-def delta_package() -> str | None:
-    """Name the Maven coordinate of Delta's JARs for the installed pyspark and delta-spark.
-
-    Returns:
-        Such as `io.delta:delta-spark_4.2_2.13:4.4.0`; None where delta-spark is not installed.
-    """
-    if find_spec("delta") is None:
-        return None
-    from delta import configure_spark_with_delta_pip
-
-    # Delta has changed the scheme of its artifact names: its own code knows which one it follows.
-    options: dict[str, Any] = configure_spark_with_delta_pip(SparkSession.Builder())._options
-    return str(options[PACKAGES])
 
 
 def check_delta(spark: SparkSession) -> None:
@@ -135,18 +120,19 @@ def _delta_settings(present: Mapping[str, str]) -> dict[str, str]:
     settings = {EXTENSIONS: _append(present, EXTENSIONS, DELTA_EXTENSION), CATALOG: DELTA_CATALOG}
     if _jvm_is_running():
         return settings if _jvm_has_delta() else {}
-    jars = present.get("spark.jars", "") + present.get(PACKAGES, "")
-    if "delta-spark" in jars:
+    if "delta-spark" in present.get(JARS, "") + present.get(PACKAGES, ""):
         return settings
+    if jars := find_delta_jars():
+        return settings | {JARS: _append(present, JARS, *jars)}
     package = delta_package()
     if package is None:
         return {}
     return settings | {PACKAGES: _append(present, PACKAGES, package)}
 
 
-def _append(present: Mapping[str, str], name: str, entry: str) -> str:
+def _append(present: Mapping[str, str], name: str, *added: str) -> str:
     entries = [each.strip() for each in present.get(name, "").split(",") if each.strip()]
-    return ",".join(entries if entry in entries else [*entries, entry])
+    return ",".join(dict.fromkeys([*entries, *added]))
 
 
 def _is_remote_server(present: Mapping[str, str]) -> bool:

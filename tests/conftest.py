@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# For JVMs that live for minutes: what their last compiler's passes take never comes back.
+for name in ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"):
+    os.environ.setdefault(name, "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 WORKER_SITE = Path(__file__).parent / "worker_site"
 
@@ -38,7 +41,8 @@ def spark(tmp_path_factory, forwards_folder, decodes_folder):
         .config("spark.sql.shuffle.partitions", "2")
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
         .config("spark.executorEnv.PYTHONPATH", str(WORKER_SITE))
-        .config("spark.vision.model.idleSeconds", "60")
+        .config("spark.python.daemon.module", "warm_daemon")
+        .config("spark.vision.model.idleSeconds", "600")
         .config("spark.executorEnv.COUNTED_FORWARDS", str(forwards_folder))
         .config("spark.executorEnv.COUNTED_DECODES", str(decodes_folder))
     )

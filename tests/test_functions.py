@@ -312,4 +312,4 @@ def test_sharing_by_worker_keeps_the_model_in_the_worker(spark, files, dino, the
     assert same(collect(files, embed_image("content", alone)), theirs)
     rows = files.select(model_placement("content", alone).alias("p")).distinct().collect()
     for row in rows:
-        assert "pyspark.daemon" in psutil.Process(row.p.server_pid).cmdline()
+        assert "pyspark.worker" in psutil.Process(row.p.server_pid).cmdline()

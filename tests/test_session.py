@@ -12,10 +12,13 @@ from spark_vision import session
 DELTA = "io.delta.sql.DeltaSparkSessionExtension"
 
 
-def configured(statement="SparkSession.builder", **environment):
-    """The settings that a fresh process, which has no JVM, would start its session with."""
+def configured(statement="SparkSession.builder", prefix="/nowhere", **environment):
+    """The settings that a fresh process, which has no JVM, would start its session with.
+
+    With `prefix` for its environment; that of a plain pip install has no folder of JARs.
+    """
     code = (
-        "import json, os\n"
+        f"import json, os, sys; sys.prefix = {str(prefix)!r}\n"
         "from pyspark.sql import SparkSession\n"
         "from spark_vision import configure\n"
         f"builder = configure({statement})\n"
@@ -91,6 +94,38 @@ def test_a_delta_package_that_the_user_chose_is_not_added_again():
     )
     assert options["spark.jars.packages"] == "io.delta:delta-spark_2.13:4.0.0"
     assert options["spark.sql.extensions"] == DELTA
+
+
+@pytest.fixture
+def prefix(tmp_path):
+    """An environment that has the JARs of the installed delta-spark, and of another one."""
+    name = session.delta_package().partition(":")[2].replace(":", "-")
+    for folder in (name, "delta-spark_4.0_2.13-4.0.0"):
+        jars = tmp_path / "share" / "spark-vision" / "jars" / folder
+        jars.mkdir(parents=True)
+        for jar in ("storage.jar", "delta-spark.jar"):
+            (jars / jar).touch()
+    return tmp_path
+
+
+def test_an_environment_with_deltas_jars_resolves_nothing(prefix):
+    options, _ = configured("SparkSession.builder.config('spark.jars', '/mine.jar')", prefix)
+    mine, *jars = options["spark.jars"].split(",")
+    assert mine == "/mine.jar"
+    name = session.delta_package().partition(":")[2].replace(":", "-")
+    folder = f"{prefix}/share/spark-vision/jars/{name}"
+    assert jars == [f"{folder}/delta-spark.jar", f"{folder}/storage.jar"]
+    assert "spark.jars.packages" not in options
+    assert options["spark.sql.extensions"] == DELTA
+
+
+def test_a_delta_package_of_the_user_goes_before_the_environments_jars(prefix):
+    chosen = "io.delta:delta-spark_2.13:4.0.0"
+    options, _ = configured(
+        f"SparkSession.builder.config('spark.jars.packages', '{chosen}')", prefix
+    )
+    assert options["spark.jars.packages"] == chosen
+    assert "spark.jars" not in options
 
 
 def test_a_remote_servers_settings_are_left_alone():

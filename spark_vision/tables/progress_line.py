@@ -26,7 +26,7 @@ class ProgressLine:
         self._stream = stream or sys.stderr
         self._in_place = self._stream.isatty()
         self._last_written = time.monotonic()
-        self._has_line = False
+        self._last_line = ""
 
     def __call__(self, progress: Progress) -> None:
         """Show the progress, if it is time to."""
@@ -37,11 +37,16 @@ class ProgressLine:
         if self._in_place:
             width = shutil.get_terminal_size().columns
             self._stream.write(_CLEAR_LINE + line[: width - 1])
-            self._has_line = True
-        elif is_end or time.monotonic() - self._last_written >= LOG_SECONDS:
+        elif line != self._last_line and (is_end or self._is_due()):
             self._last_written = time.monotonic()
             self._stream.write(line + "\n")
+        else:
+            return
+        self._last_line = line
         self._stream.flush()
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._last_written >= LOG_SECONDS
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -49,7 +54,7 @@ class ProgressLine:
 
     def __exit__(self, *_: object) -> None:
         """Leave the line, so that what is written next starts on its own."""
-        if self._in_place and self._has_line:
+        if self._in_place and self._last_line:
             self._stream.write("\n")
             self._stream.flush()
 

@@ -24,6 +24,8 @@ from spark_vision.status import Status
 
 SECRETS = "alice:hunter2@"
 QUERY = "?X-Amz-Signature=topsecret#hidden"
+# Far more than any step takes on a busy machine, and half of what would be waited for wrongly.
+LONG_SECONDS = 30
 
 
 @pytest.fixture
@@ -131,28 +133,32 @@ def test_lasting_trouble_is_told_after_two_more_tries(server, fetcher):
     assert len(server.requests) == 3
 
 
-def test_retry_after_is_kept_where_it_fits(server, fetcher):
+def test_retry_after_is_kept_where_it_fits(server, make_fetcher):
     server.give("/good", b"image")
     server.give_in_turn("/a", status_answer(429, Retry_After="1"), server.answers["/good"])
     start = time.monotonic()
-    assert fetcher.fetch(server.url("/a")) == b"image"
-    assert 1.0 <= time.monotonic() - start < 3
+    assert make_fetcher(fetch_seconds=60).fetch(server.url("/a")) == b"image"
+    assert 1.0 <= time.monotonic() - start < LONG_SECONDS
 
 
-def test_retry_after_may_be_a_date(server, fetcher):
+def test_retry_after_may_be_a_date(server, make_fetcher):
     server.give("/good", b"image")
-    moment = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
-    server.give_in_turn("/a", status_answer(503, Retry_After=moment), server.answers["/good"])
+    moment = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2)
+    refused = status_answer(503, Retry_After=format_datetime(moment, usegmt=True))
+    server.give_in_turn("/a", refused, server.answers["/good"])
     start = time.monotonic()
-    assert fetcher.fetch(server.url("/a")) == b"image"
-    assert 0.9 <= time.monotonic() - start < 3
+    assert make_fetcher(fetch_seconds=60).fetch(server.url("/a")) == b"image"
+    # The wall clock may be set a little within.
+    assert datetime.now(UTC) >= moment - timedelta(seconds=0.1)
+    assert time.monotonic() - start < LONG_SECONDS
 
 
-def test_retry_after_beyond_the_deadline_is_not_waited_for(server, fetcher):
+def test_retry_after_beyond_the_deadline_is_not_waited_for(server, make_fetcher):
     server.answers["/a"] = status_answer(429, Retry_After="3600")
     start = time.monotonic()
-    assert failure_of(fetcher, server.url("/a")).status == Status.HTTP_ERROR
-    assert time.monotonic() - start < 1
+    failure = failure_of(make_fetcher(fetch_seconds=60), server.url("/a"))
+    assert failure.status == Status.HTTP_ERROR
+    assert time.monotonic() - start < LONG_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -324,7 +330,7 @@ def test_slow_answer_ends_at_the_deadline(server, make_fetcher, answer):
     start = time.monotonic()
     failure = failure_of(make_fetcher(fetch_seconds=0.6), server.url("/a" + QUERY, SECRETS))
     assert failure.status == Status.TIMEOUT
-    assert 0.5 < time.monotonic() - start < 3
+    assert 0.5 < time.monotonic() - start < LONG_SECONDS
 
 
 def test_deadline_counts_redirects_and_retries_together(server, make_fetcher):
@@ -338,19 +344,19 @@ def test_deadline_counts_redirects_and_retries_together(server, make_fetcher):
     server.answers["/a"] = slowly(302, Location="/b")
     server.answers["/b"] = slowly(302, Location="/c")
     server.answers["/c"] = slowly(503)
-    start = time.monotonic()
     failure = failure_of(make_fetcher(fetch_seconds=0.8), server.url("/a"))
     assert failure.status in (Status.TIMEOUT, Status.HTTP_ERROR)
-    assert time.monotonic() - start < 3
+    # The first two answers take 0.6 s; with a deadline for each, the third is asked for thrice.
+    assert server.requests in (["/a"], ["/a", "/b"], ["/a", "/b", "/c"])
 
 
 def test_time_that_the_caller_takes_does_not_count(server, make_fetcher):
     body = b"x" * 200_000
     server.give("/a", body)
-    fetcher = make_fetcher(fetch_seconds=0.4)
+    fetcher = make_fetcher(fetch_seconds=2)
     start = time.monotonic()
-    assert fetcher.fetch(server.url("/a"), lambda size: time.sleep(0.2)) == body
-    assert time.monotonic() - start > 0.5
+    assert fetcher.fetch(server.url("/a"), lambda size: time.sleep(1)) == body
+    assert time.monotonic() - start > 2
 
 
 def test_caller_hears_of_every_byte_before_it_is_kept(server, fetcher):
@@ -380,9 +386,9 @@ def test_announced_size_over_the_limit_is_not_read(server, make_fetcher):
 
     server.answers["/a"] = answer
     start = time.monotonic()
-    failure = failure_of(make_fetcher(max_bytes=1000), server.url("/a" + QUERY, SECRETS))
-    assert failure.status == Status.TOO_LARGE
-    assert time.monotonic() - start < 2
+    fetcher = make_fetcher(max_bytes=1000, fetch_seconds=60)
+    assert failure_of(fetcher, server.url("/a" + QUERY, SECRETS)).status == Status.TOO_LARGE
+    assert time.monotonic() - start < LONG_SECONDS
 
 
 def test_endless_body_is_cut_at_the_limit(server, make_fetcher):
@@ -630,19 +636,19 @@ def test_address_that_never_answers_ends_at_the_deadline(make_fetcher):
             make_fetcher(fetch_seconds=0.5), f"http://127.0.0.1:{listener.getsockname()[1]}/"
         )
         assert failure.status == Status.TIMEOUT
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < LONG_SECONDS
         for client in waiting:
             client.close()
 
 
 def test_slow_name_resolution_ends_at_the_deadline(make_fetcher, monkeypatch):
     ended = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [ended.wait(10)][:0])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [ended.wait(60)][:0])
     start = time.monotonic()
     failure = failure_of(make_fetcher(fetch_seconds=0.5), "http://images.invalid/a")
     ended.set()
     assert failure.status == Status.TIMEOUT
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < LONG_SECONDS
 
 
 def test_second_address_is_tried_when_the_first_refuses(server, make_fetcher, monkeypatch):
@@ -704,7 +710,7 @@ def test_handshake_that_drips_ends_at_the_deadline(make_fetcher):
         failure = failure_of(make_fetcher(fetch_seconds=0.6), url)
         ended.set()
         assert failure.status == Status.TIMEOUT
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < LONG_SECONDS
         with suppress(ConnectionError):
             done.result(20)
 
@@ -805,12 +811,12 @@ def test_fetch_that_waits_for_memory_keeps_no_turn_from_the_row_it_waits_for(ser
 
 def test_waiting_for_a_turn_is_not_the_time_of_the_server(server, make_fetcher):
     def answer(request):
-        request.pause(0.3)
+        request.pause(0.8)
         status_answer(200)(request)
 
     paths = [f"/{number}" for number in range(4)]
     server.answers.update(dict.fromkeys(paths, answer))
-    fetcher = make_fetcher(host_concurrency=1, fetch_seconds=0.9)
+    fetcher = make_fetcher(host_concurrency=1, fetch_seconds=2.4)
     with ThreadPoolExecutor(4) as pool:
         bodies = pool.map(lambda path: fetcher.fetch(server.url(path)), paths)
         assert list(bodies) == [b""] * 4

@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import fsspec
 import pytest
@@ -464,7 +465,15 @@ def test_whatever_hangs_is_left_behind_at_the_deadline(register, place):
     finally:
         goes_on.set()
     wait_until_none_hangs()
-    assert fetcher.fetch("s3://bucket/a") == b""
+    assert fetch_in_the_end("s3://bucket/a", fetcher) == b""
+
+
+def fetch_in_the_end(url, fetcher):
+    """Fetch, with as many tries as a busy machine needs to be within the deadline once."""
+    for _ in range(100):
+        with suppress(RowFailure):
+            return fetcher.fetch(url)
+    return fetcher.fetch(url)
 
 
 def wait_until_none_hangs():
@@ -493,10 +502,10 @@ def test_reads_fail_at_once_when_too_many_hang(register, monkeypatch):
         failure = failure_of("s3://bucket/a", patient)
         assert failure.status == Status.TIMEOUT
         assert "still hang" in failure.reason
-        assert len(begun) == 3
     finally:
         goes_on.set()
     wait_until_none_hangs()
+    assert len(begun) == 3
 
 
 def test_what_a_file_system_says_is_not_shown(register):

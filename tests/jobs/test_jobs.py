@@ -1,6 +1,7 @@
-"""The jobs as people start them: by python and by the real spark-submit."""
+"""The jobs as people start them: by python, by the real spark-submit, and in a running session."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from encoded_images import encode, photo
 from spark_vision import QwenVLImageUnderstanding, caption_image
-from spark_vision.session import delta_package
+from spark_vision.delta_jars import delta_package, find_delta_jars
 
 ROOT = Path(__file__).parent.parent.parent
 EMBED_IMAGES = str(ROOT / "jobs" / "embed_images.py")
@@ -39,9 +40,28 @@ def run(*command, cwd):
 
 def submit(*arguments, cwd, packages=True):
     options = ["--master", "local[2]", "--conf", "spark.ui.enabled=false"]
-    if packages:
+    jars = find_delta_jars()
+    if packages and jars:
+        options += ["--jars", ",".join(jars)]
+    elif packages:
         options += ["--packages", delta_package()]
     return run(SPARK_SUBMIT, *options, *arguments, cwd=cwd)
+
+
+@pytest.fixture
+def call(spark, capfd):
+    """Runs a job's `main` in this process, on the session that runs: exit code and output."""
+
+    def call(job, *arguments):
+        main = runpy.run_path(job)["main"]
+        capfd.readouterr()
+        code = main(list(map(str, arguments)))
+        said = capfd.readouterr()
+        # The session is not the job's.
+        assert spark.range(1).count() == 1
+        return subprocess.CompletedProcess([job], code, said.out, said.err)
+
+    return call
 
 
 def assert_one_clear_line(done, *said):
@@ -148,13 +168,11 @@ def test_rows_name_files_below_the_input_and_below_allowed_folders(
     assert "hunter2" not in done.stdout + done.stderr + written.decode()
 
 
-@pytest.mark.slow
-def test_a_stream_takes_files_in_batches_into_a_table(spark, photos, checkpoints, tmp_path):
-    done = run(
-        *(sys.executable, EMBED_IMAGES, "--input", str(photos), "--table", "./vectors"),
-        *("--model-name", str(checkpoints / "dinov2"), "--stream", "--max-files", "3"),
+def test_a_stream_takes_files_in_batches_into_a_table(spark, photos, checkpoints, tmp_path, call):
+    done = call(
+        *(EMBED_IMAGES, "--input", photos, "--table", tmp_path / "vectors"),
+        *("--model-name", checkpoints / "dinov2", "--stream", "--max-files", "3"),
         *("--rows-per-commit", "2", "--keep", "length"),
-        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert "batch 0: 3 rows" in done.stdout
@@ -164,12 +182,10 @@ def test_a_stream_takes_files_in_batches_into_a_table(spark, photos, checkpoints
     assert (tmp_path / "vectors" / "_spark_vision_checkpoint" / "embedding" / "commits").exists()
 
 
-@pytest.mark.slow
-def test_a_failure_on_an_executor_ends_in_one_clear_line(photos, checkpoints, tmp_path):
-    done = run(
-        *(sys.executable, EMBED_IMAGES, "--input", str(photos), "--table", "./vectors"),
-        *("--model-name", str(checkpoints / "dinov2"), "--on-error", "raise"),
-        cwd=tmp_path,
+def test_a_failure_on_an_executor_ends_in_one_clear_line(photos, checkpoints, tmp_path, call):
+    done = call(
+        *(EMBED_IMAGES, "--input", photos, "--table", tmp_path / "vectors"),
+        *("--model-name", checkpoints / "dinov2", "--on-error", "raise"),
     )
     assert_one_clear_line(done, "not_an_image")
 
@@ -222,8 +238,8 @@ def test_captions_answer_each_rows_prompt(spark, photos, checkpoints, tmp_path):
     questions = "CASE WHEN path LIKE '%1.jpg' THEN ' ' ELSE 'What is it?' END AS question"
     files = spark.read.format("binaryFile").load(str(photos))
     files.selectExpr("path", "content", questions).write.parquet(str(tmp_path / "asked"))
-    done = run(
-        *(sys.executable, CAPTION_IMAGES, "--input", str(tmp_path / "asked"), "--key", "path"),
+    done = submit(
+        *(CAPTION_IMAGES, "--input", str(tmp_path / "asked"), "--key", "path"),
         *("--table", str(tmp_path / "captions"), "--model-name", str(checkpoints / "qwen")),
         *("--prompt", "图里有几个人?", "--prompt-column", "question", "--dtype", "float32"),
         *("--max-caption-length", "8", "--show", "1"),
@@ -251,19 +267,17 @@ def test_captions_of_a_wrong_usage_exit_with_2(tmp_path):
     assert "allowed: both or neither" in done.stderr
 
 
-@pytest.mark.slow
-def test_sql_runs_by_python_with_several_functions_and_statements(photos, checkpoints, tmp_path):
+def test_sql_runs_with_several_functions_and_statements(photos, checkpoints, tmp_path, call):
     (tmp_path / "q.sql").write_text(
         f"CREATE TEMP VIEW photos AS SELECT * FROM binaryFile.`{photos}`; -- no rows; none shown\n"
         "SELECT size(image(content).embedding) AS dimension, count(*) AS number,\n"
         "  'a;b' AS text FROM photos GROUP BY ALL;\n"
         "SELECT size(words('a red circle').embedding) AS words_dimension\n"
     )
-    done = run(
-        *(sys.executable, RUN_SQL, "--file", "q.sql", "--with-status"),
+    done = call(
+        *(RUN_SQL, "--file", tmp_path / "q.sql", "--with-status"),
         *("--function", f"image=ImageViTEmbedding:model_name={checkpoints / 'dinov2'}"),
         *("--function", f"words=ClipTextEmbedding:model_name={checkpoints / 'clip'},batch_size=4"),
-        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     shown = done.stdout.replace(" ", "")
@@ -279,6 +293,27 @@ def test_sql_that_is_wrong_ends_in_one_clear_line_by_spark_submit(checkpoints, t
     )
     assert_one_clear_line(done, "nothing")
     assert "|  1|" in done.stdout
+
+
+def test_python_starts_spark_without_a_word(checkpoints, tmp_path):
+    done = run(
+        *(sys.executable, RUN_SQL, "--query", "SELECT 1 AS one"),
+        *("--function", f"image=ImageViTEmbedding:model_name={checkpoints / 'dinov2'}"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "+---+\n|one|\n+---+\n|  1|\n+---+\n\n"
+    assert done.stderr == ""
+
+
+def test_a_log_level_brings_sparks_own_lines_back(checkpoints, tmp_path):
+    done = run(
+        *(sys.executable, RUN_SQL, "--query", "SELECT 1 AS one", "--log-level", "INFO"),
+        *("--function", f"image=ImageViTEmbedding:model_name={checkpoints / 'dinov2'}"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert " INFO SparkEnv: " in done.stderr
 
 
 def test_a_wrong_function_is_a_wrong_usage(tmp_path):

@@ -117,6 +117,15 @@ def test_a_log_gets_a_line_now_and_then_and_the_last_one():
     assert stream.getvalue() == "6,000 of 6,000 rows (100%), 50.0 rows/s\n"
 
 
+def test_a_log_gets_no_line_twice():
+    stream = io.StringIO()
+    end = Progress(done=6000, total=6000, seconds=120, rows_per_second=50)
+    with ProgressLine(stream) as line:
+        line(end)
+        line(end)
+    assert stream.getvalue() == "6,000 of 6,000 rows (100%), 50.0 rows/s\n"
+
+
 def test_nothing_to_do_is_no_progress():
     stream = io.StringIO()
     with ProgressLine(stream) as line:

@@ -313,7 +313,7 @@ def test_a_log_level_brings_sparks_own_lines_back(checkpoints, tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert " INFO SparkEnv: " in done.stderr
+    assert 'Setting Spark log level to "INFO"' in done.stderr
 
 
 def test_a_wrong_function_is_a_wrong_usage(tmp_path):

@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"):
     os.environ.setdefault(name, "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
-WORKER_SITE = Path(__file__).parent / "worker_site"
+WORKER_SITE = Path(__file__).parent / "support" / "worker_site"
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,19 @@ def spark(tmp_path_factory, forwards_folder, decodes_folder):
 
 
 @pytest.fixture
+def photos(tmp_path):
+    """Six photographs and a text that claims to be one."""
+    from encoded_images import encode, photo
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(6):
+        (folder / f"{index}.jpg").write_bytes(encode(photo(48 + index, 40, seed=index), "JPEG"))
+    (folder / "text.jpg").write_bytes(b"not an image")
+    return folder
+
+
+@pytest.fixture
 def count_forwards(forwards_folder):
     """A function that says how many images a DINOv2 has seen in this test."""
     return _count_in(forwards_folder)

@@ -33,7 +33,7 @@ python:
 		{ echo "Python 3.11 or newer is needed; say which: make PYTHON=/path/to/python3.11"; exit 1; }
 
 java: python
-	@$(PYTHON) -m spark_vision.java
+	@$(PYTHON) -m spark_vision.cli.java
 
 setup: python $(JARS)
 
@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml constraints.txt | python
 
 # Sessions start with these JARs; an upgrade of delta-spark brings others.
 $(JARS): $(STAMP) | java
-	@$(BIN)/python -m spark_vision.delta_jars
+	@$(BIN)/python -m spark_vision.spark.delta_jars
 	@touch $(JARS)
 
 demo: java setup

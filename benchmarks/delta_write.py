@@ -37,9 +37,9 @@ from pyspark.sql import functions as F
 from photographs import write_parquet
 from random_checkpoints import write_feather_clip
 from spark_vision import ClipImageEmbedding, configure, embed_image, write_vision_columns
+from spark_vision.spark.arrow_udf import vectorized_udf
+from spark_vision.spark.udfs import value_type
 from spark_vision.tables import structs
-from spark_vision.udfs import value_type
-from spark_vision.vectorized import vectorized_udf
 
 CORE_COUNT = 2
 DIMENSION = 768

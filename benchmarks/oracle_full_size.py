@@ -22,7 +22,7 @@ from spark_vision.models.checkpoints import resolve_checkpoint
 from spark_vision.models.families import load_model, load_preprocessor
 from spark_vision.models.pixel_batches import stack_pixels
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import checkpoints
 from oracles import centred_cosine, cosine, draw_pictures, same
 from published_processors import PUBLISHED

@@ -8,16 +8,16 @@ on stderr; 2 for a wrong usage.
 import argparse
 import sys
 
-from spark_vision.command_line import (
+from spark_vision.cli.command_line import (
     JobParser,
     add_operator_arguments,
     operator_from_arguments,
 )
+from spark_vision.cli.job import run_job
+from spark_vision.cli.stream_job import check_stream_arguments
+from spark_vision.cli.table_job import add_table_arguments, write_table
 from spark_vision.errors import InvalidOptionError
-from spark_vision.job import run_job
 from spark_vision.operators import OPERATORS, ImageEmbeddingOperator, ImageViTEmbedding
-from spark_vision.stream_job import check_stream_arguments
-from spark_vision.table_job import add_table_arguments, write_table
 
 IMAGE_OPERATORS = [
     name for name, kind in OPERATORS.items() if issubclass(kind, ImageEmbeddingOperator)

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spark_vision.command_line import JobParser, parse_functions
+from spark_vision.cli.command_line import JobParser, parse_functions
+from spark_vision.cli.job import LOG_LEVELS, run_job
+from spark_vision.cli.statements import split_statements
 from spark_vision.errors import InvalidOptionError
-from spark_vision.job import LOG_LEVELS, run_job
 from spark_vision.operators import OPERATORS, Operator
-from spark_vision.statements import split_statements
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from spark_vision.command_line import JobParser
-from spark_vision.job import run_job
+from spark_vision.cli.command_line import JobParser
+from spark_vision.cli.job import run_job
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -39,6 +39,9 @@ def parse_arguments(texts: list[str]) -> argparse.Namespace:
 def show(spark: "SparkSession", arguments: argparse.Namespace) -> None:
     """Fill the table, search it, and tell what came on the terminal and on the page."""
     from spark_vision import ClipImageEmbedding, ClipTextEmbedding, QwenVLImageUnderstanding
+    from spark_vision.cli.inputs import read_images
+    from spark_vision.cli.progress_line import ProgressLine
+    from spark_vision.cli.summary import describe_result
     from spark_vision.demo.captions import caption
     from spark_vision.demo.gallery import answer_questions, search_by_picture, search_by_text
     from spark_vision.demo.page import write_page
@@ -53,11 +56,8 @@ def show(spark: "SparkSession", arguments: argparse.Namespace) -> None:
         tell_searches,
     )
     from spark_vision.demo.truth import example_questions, example_texts, read_truth
-    from spark_vision.tables import write_vision_columns
-    from spark_vision.tables.inputs import read_images
     from spark_vision.tables.location import locate_table
-    from spark_vision.tables.progress_line import ProgressLine
-    from spark_vision.tables.summary import describe_result
+    from spark_vision.tables.write import write_vision_columns
 
     images = read_images(spark, arguments.images)
     clip = ClipImageEmbedding(model_name=arguments.clip_name)

@@ -6,7 +6,22 @@ when it is first asked for.
 
 from typing import TYPE_CHECKING, Any
 
-from spark_vision.errors import SparkVisionError
+from spark_vision._version import __version__
+from spark_vision.errors import (
+    CheckpointNotFoundError,
+    CommitConflictError,
+    DeviceError,
+    FailureRateError,
+    InputTypeError,
+    InvalidOptionError,
+    ModelServerError,
+    RowFailure,
+    SessionError,
+    SparkVisionError,
+    Status,
+    TableError,
+    UnsupportedCheckpointError,
+)
 from spark_vision.operators import (
     ClipImageEmbedding,
     ClipTextEmbedding,
@@ -19,22 +34,37 @@ if TYPE_CHECKING:
     from spark_vision.functions import caption_image, embed_image, embed_text, model_placement
     from spark_vision.session import configure
     from spark_vision.sql import register_functions
-    from spark_vision.tables import (
-        index_ready,
-        plan_vision_columns,
-        stream_vision_columns,
-        write_vision_batch,
-        write_vision_columns,
-    )
+    from spark_vision.tables.forecast import WriteForecast, plan_vision_columns
+    from spark_vision.tables.index import IndexProblem, IndexReport, index_ready
+    from spark_vision.tables.progress import Progress
+    from spark_vision.tables.stream import stream_vision_columns, write_vision_batch
+    from spark_vision.tables.write import WriteResult, write_vision_columns
 
-__version__ = "0.1.0"
 __all__ = [
+    "CheckpointNotFoundError",
     "ClipImageEmbedding",
     "ClipTextEmbedding",
+    "CommitConflictError",
+    "DeviceError",
+    "FailureRateError",
     "ImageLimits",
     "ImageViTEmbedding",
+    "IndexProblem",
+    "IndexReport",
+    "InputTypeError",
+    "InvalidOptionError",
+    "ModelServerError",
+    "Progress",
     "QwenVLImageUnderstanding",
+    "RowFailure",
+    "SessionError",
     "SparkVisionError",
+    "Status",
+    "TableError",
+    "UnsupportedCheckpointError",
+    "WriteForecast",
+    "WriteResult",
+    "__version__",
     "caption_image",
     "configure",
     "embed_image",
@@ -49,17 +79,22 @@ __all__ = [
 ]
 
 _LAZY_NAMES = {
+    "IndexProblem": "spark_vision.tables.index",
+    "IndexReport": "spark_vision.tables.index",
+    "Progress": "spark_vision.tables.progress",
+    "WriteForecast": "spark_vision.tables.forecast",
+    "WriteResult": "spark_vision.tables.write",
     "caption_image": "spark_vision.functions",
     "configure": "spark_vision.session",
     "embed_image": "spark_vision.functions",
     "embed_text": "spark_vision.functions",
-    "index_ready": "spark_vision.tables",
+    "index_ready": "spark_vision.tables.index",
     "model_placement": "spark_vision.functions",
-    "plan_vision_columns": "spark_vision.tables",
+    "plan_vision_columns": "spark_vision.tables.forecast",
     "register_functions": "spark_vision.sql",
-    "stream_vision_columns": "spark_vision.tables",
-    "write_vision_batch": "spark_vision.tables",
-    "write_vision_columns": "spark_vision.tables",
+    "stream_vision_columns": "spark_vision.tables.stream",
+    "write_vision_batch": "spark_vision.tables.stream",
+    "write_vision_columns": "spark_vision.tables.write",
 }
 
 

@@ -1,10 +1,32 @@
-"""Every error the package raises, each also the builtin that it refines."""
+"""Every error that the package raises, and every status that a row can have."""
 
-from spark_vision.status import Status
+from enum import StrEnum
 
 MAX_ROW_ERROR_CHARACTERS = 200
 # An address may be megabytes long: no more of a text is looked at than can be shown.
 _READ_CHARACTERS = 2000
+
+
+class Status(StrEnum):
+    """The outcome of one row; the value is what a `status` column holds."""
+
+    OK = "ok"
+    NULL_INPUT = "null_input"
+    NOT_AN_IMAGE = "not_an_image"
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    DECODE_ERROR = "decode_error"
+    TOO_LARGE = "too_large"
+    BAD_BASE64 = "bad_base64"
+    READ_ERROR = "read_error"
+    HTTP_ERROR = "http_error"
+    TIMEOUT = "timeout"
+    BLOCKED = "blocked"
+    INCOMPLETE = "incomplete"
+    BAD_DIMENSIONS = "bad_dimensions"
+    BAD_PROMPT = "bad_prompt"
+    NONFINITE = "nonfinite"
+    OUT_OF_MEMORY = "out_of_memory"
+    MODEL_ERROR = "model_error"
 
 
 def in_one_line(text: str) -> str:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
-from spark_vision.checks import check_operator_on_driver
 from spark_vision.errors import InputTypeError, InvalidOptionError
 from spark_vision.operators import (
     OPERATORS,
@@ -14,7 +13,8 @@ from spark_vision.operators import (
     Operator,
     QwenVLImageUnderstanding,
 )
-from spark_vision.udfs import operator_udf, placement_udf
+from spark_vision.spark.driver_checks import check_operator_on_driver
+from spark_vision.spark.udfs import operator_udf, placement_udf
 
 
 def embed_image(

@@ -15,10 +15,10 @@ from pyspark import SparkContext
 from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
-from spark_vision.delta_jars import PACKAGES, delta_package, find_delta_jars
 from spark_vision.errors import SessionError
 from spark_vision.executor.task import is_local_master
-from spark_vision.gpu_sizing import gpu_settings
+from spark_vision.spark.delta_jars import PACKAGES, delta_package, find_delta_jars
+from spark_vision.spark.gpu_sizing import gpu_settings
 
 EXTENSIONS = "spark.sql.extensions"
 JARS = "spark.jars"

@@ -3,10 +3,10 @@
 import re
 from typing import TYPE_CHECKING
 
-from spark_vision.checks import check_operator_on_driver
 from spark_vision.errors import InvalidOptionError
 from spark_vision.operators import Operator
-from spark_vision.udfs import operator_udf, placement_udf
+from spark_vision.spark.driver_checks import check_operator_on_driver
+from spark_vision.spark.udfs import operator_udf, placement_udf
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

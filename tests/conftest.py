@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"):
     os.environ.setdefault(name, "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
-WORKER_SITE = Path(__file__).parent / "worker_site"
+WORKER_SITE = Path(__file__).parent / "support" / "worker_site"
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +49,19 @@ def spark(tmp_path_factory, forwards_folder, decodes_folder):
     session = configure(builder).getOrCreate()
     yield session
     session.stop()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Six photographs and a text that claims to be one."""
+    from encoded_images import encode, photo
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(6):
+        (folder / f"{index}.jpg").write_bytes(encode(photo(48 + index, 40, seed=index), "JPEG"))
+    (folder / "text.jpg").write_bytes(b"not an image")
+    return folder
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from spark_vision.cli.option_table import option_table, write_option_table
+from spark_vision.cli.statements import split_statements
+from spark_vision.errors import Status
 from spark_vision.operators import OPERATORS
-from spark_vision.option_table import option_table, write_option_table
-from spark_vision.statements import split_statements
-from spark_vision.status import Status
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -43,11 +43,11 @@ def test_the_readme_lists_every_operator():
 
 
 def test_the_table_of_options_is_that_of_the_operators():
-    assert option_table() in read("options.md"), "run python -m spark_vision.option_table"
+    assert option_table() in read("options.md"), "run python -m spark_vision.cli.option_table"
 
 
 def test_the_table_of_a_writes_options_is_the_codes():
-    assert write_option_table() in read("tables.md"), "run python -m spark_vision.option_table"
+    assert write_option_table() in read("tables.md"), "run python -m spark_vision.cli.option_table"
 
 
 def test_every_status_is_explained_once():

@@ -4,8 +4,7 @@ import pickle
 
 import pytest
 
-from spark_vision.errors import RowFailure
-from spark_vision.status import Status
+from spark_vision.errors import RowFailure, Status
 
 
 def reason(text):

@@ -22,7 +22,7 @@ from spark_vision.errors import (
     UnsupportedCheckpointError,
 )
 from spark_vision.functions import embed_image, embed_text, model_placement
-from spark_vision.udfs import operator_udf
+from spark_vision.spark.udfs import operator_udf
 
 PICTURE_COUNT = 24
 DIMENSION = 48

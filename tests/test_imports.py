@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,35 +14,22 @@ PACKAGE = Path(spark_vision.__file__).parent
 
 # The floor of each module or folder; a longer name wins over its folder's.
 FLOORS = {
-    "spark_vision": 0,
-    "spark_vision.status": 0,
-    "spark_vision.java": 0,
     "spark_vision.errors": 0,
-    "spark_vision.child_process": 0,
-    "spark_vision.options": 0,
+    "spark_vision._version": 0,
     "spark_vision.operators": 0,
     "spark_vision.images": 1,
     "spark_vision.models": 2,
-    "spark_vision.executor": 3,
     "spark_vision.model_server": 3,
-    "spark_vision.checks": 4,
-    "spark_vision.command_line": 4,
-    "spark_vision.job": 4,
-    "spark_vision.delta_jars": 4,
-    "spark_vision.option_table": 4,
-    "spark_vision.quiet_start": 4,
-    "spark_vision.statements": 4,
-    "spark_vision.functions": 4,
-    "spark_vision.gpu_sizing": 4,
+    "spark_vision.executor": 3,
+    "spark_vision.spark": 4,
     "spark_vision.session": 4,
-    "spark_vision.sql": 4,
-    "spark_vision.udfs": 4,
-    "spark_vision.vectorized": 4,
-    "spark_vision.write_options": 4,
-    "spark_vision.stream_job": 5,
-    "spark_vision.table_job": 5,
+    "spark_vision.functions": 5,
+    "spark_vision.sql": 5,
     "spark_vision.tables": 5,
-    "spark_vision.demo": 5,
+    "spark_vision.cli": 6,
+    "spark_vision.demo": 6,
+    # The public face imports of all floors, and none of them imports it.
+    "spark_vision": 7,
 }
 FORBIDDEN = {
     0: {"torch", "transformers", "pyspark", "pandas", "pyarrow", "numpy", "torchvision", "delta"},
@@ -52,6 +40,7 @@ FORBIDDEN = {
 ALLOWED_EXCEPTIONS = {("spark_vision.executor.task", "pyspark")}
 
 
+@cache
 def modules() -> dict[str, Path]:
     named = {}
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -65,7 +54,8 @@ def floor_of(module: str) -> int | None:
     for length in range(len(parts), 1, -1):
         if ".".join(parts[:length]) in FLOORS:
             return FLOORS[".".join(parts[:length])]
-    return FLOORS.get(module)
+    # A name that is no module is one of the public face.
+    return FLOORS["spark_vision"] if module == "spark_vision" else None
 
 
 def imported_by(path: Path) -> set[str]:
@@ -80,9 +70,10 @@ def imported_by(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            names.add(node.module or "")
             # `from package import module` imports the module.
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            named = {f"{node.module}.{alias.name}" for alias in node.names}
+            is_whole = node.module == "spark_vision" and named <= modules().keys()
+            names |= named if is_whole else {node.module or "", *named}
     return names
 
 
@@ -91,7 +82,7 @@ def violations(module: str, path: Path) -> list[str]:
     assert floor is not None, f"{module} has no floor: name it in FLOORS"
     found = []
     for name in imported_by(path):
-        above = floor_of(name) if name.startswith("spark_vision.") else None
+        above = floor_of(name) if name.split(".")[0] == "spark_vision" else None
         if above is not None and above > floor:
             found.append(f"{module} (floor {floor}) imports {name} (floor {above})")
         package = name.split(".")[0]
@@ -107,10 +98,20 @@ def test_imports_point_down(module):
 
 def test_an_import_that_points_up_is_found(tmp_path):
     wrong = tmp_path / "wrong.py"
-    wrong.write_text("def f():\n    from spark_vision.executor import task\n    import pyspark\n")
+    wrong.write_text(
+        "def f():\n    from spark_vision.executor import task\n    import pyspark\n"
+        "    import spark_vision\n    from spark_vision import write_vision_columns, errors\n"
+    )
     found = violations("spark_vision.images.wrong", wrong)
     assert any("spark_vision.executor.task" in each for each in found)
     assert any("imports pyspark" in each for each in found)
+    # The package's own root is the top floor, whichever way it is imported.
+    assert any("imports spark_vision (floor 7)" in each for each in found)
+    lone = tmp_path / "lone.py"
+    lone.write_text("from spark_vision import __version__\n")
+    assert violations("spark_vision.tables.lone", lone)
+    lone.write_text("from spark_vision import errors\n")
+    assert not violations("spark_vision.tables.lone", lone)
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -16,7 +16,7 @@ from spark_vision import (
 )
 from spark_vision.errors import InvalidOptionError
 from spark_vision.operators import OPERATORS
-from spark_vision.options import options_of
+from spark_vision.operators.options import options_of
 
 EVERY_OPERATOR = [
     ImageViTEmbedding,

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from spark_vision.checks import ModelIdentity
 from spark_vision.errors import InvalidOptionError
 from spark_vision.operators import ImageViTEmbedding
 from spark_vision.operators.places import (
@@ -15,6 +14,7 @@ from spark_vision.operators.places import (
     read_store_place,
     scheme_of,
 )
+from spark_vision.spark.driver_checks import ModelIdentity
 from spark_vision.tables.identity import column_properties
 
 

@@ -163,7 +163,7 @@ def test_a_configured_session_knows_delta_and_its_workers_run_this_interpreter(s
 
 def run_java_check(**environment):
     return subprocess.run(
-        [sys.executable, "-m", "spark_vision.java"],
+        [sys.executable, "-m", "spark_vision.cli.java"],
         env={"PATH": "/nowhere", **environment},
         capture_output=True,
         text=True,

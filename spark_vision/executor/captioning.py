@@ -6,9 +6,9 @@ from typing import NamedTuple
 import pyarrow as pa
 import torch
 
-from spark_vision.errors import RowFailure
-from spark_vision.executor.alike import compute_alike
+from spark_vision.errors import RowFailure, Status
 from spark_vision.executor.inference import compute_rows
+from spark_vision.executor.length_bucketing import compute_alike
 from spark_vision.executor.model_access import (
     open_caption_preprocessor,
     open_checkpoint,
@@ -20,7 +20,6 @@ from spark_vision.executor.outcomes import add_statuses
 from spark_vision.executor.task import Task
 from spark_vision.models.protocols import CaptionInput, GenerationSettings, ImageCaptioner
 from spark_vision.operators import QwenVLImageUnderstanding
-from spark_vision.status import Status
 
 
 class Caption(NamedTuple):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.executor.batching import (
     OUTPUT_ROW_COUNT,
     OUTPUT_WAIT_SECONDS,
@@ -40,7 +40,6 @@ from spark_vision.operators import (
     EmbeddingOperator,
     ImageEmbeddingOperator,
 )
-from spark_vision.status import Status
 
 IMAGES_PER_THREAD_HOP = 32
 TOKENIZED_AHEAD_COUNT = 2

@@ -11,12 +11,11 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from spark_vision.errors import FailureRateError, RowFailure, in_one_line
+from spark_vision.errors import FailureRateError, RowFailure, Status, in_one_line
 from spark_vision.executor.outcomes import count_statuses
 from spark_vision.executor.texts import read_texts
 from spark_vision.images.urls import redact
 from spark_vision.operators import Operator
-from spark_vision.status import Status
 
 # Of fewer rows no share is judged: the first one may fail in any source.
 LEAST_JUDGED_ROWS = 100

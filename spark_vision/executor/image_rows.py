@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import torch
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.executor.batching import map_ahead, working_threads
 from spark_vision.executor.byte_budget import ByteBudget
 from spark_vision.executor.decode_watch import DecodeWatch
@@ -29,7 +29,6 @@ from spark_vision.images.decoding import decode_judged, judge
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.sources import ImageColumn, open_column
 from spark_vision.operators import ImageOperator
-from spark_vision.status import Status
 
 IN_FLIGHT_BYTES = 256 * 2**20
 # A row that is late holds back only what is so far behind it.

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from spark_vision.errors import RowFailure
-from spark_vision.status import Status
+from spark_vision.errors import RowFailure, Status
 
 Ready = TypeVar("Ready")
 Result = TypeVar("Result")

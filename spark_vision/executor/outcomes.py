@@ -6,8 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from spark_vision.errors import RowFailure
-from spark_vision.status import Status
+from spark_vision.errors import RowFailure, Status
 
 
 def count_statuses(outcomes: Sequence[Any]) -> dict[str, int]:

@@ -6,9 +6,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.executor.outcomes import add_statuses
-from spark_vision.status import Status
 
 Outcome = np.ndarray | RowFailure
 

@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
-from spark_vision.status import Status
 
 MOST_BOXES = 2**14
 MOST_PARTS = 256

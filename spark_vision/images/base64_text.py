@@ -3,8 +3,7 @@
 import binascii
 import re
 
-from spark_vision.errors import RowFailure
-from spark_vision.status import Status
+from spark_vision.errors import RowFailure, Status
 
 _DATA_PREFIX = re.compile(rb"\s*data:[^,]*,", re.IGNORECASE)
 _LONGEST_PREFIX = 256

@@ -8,9 +8,8 @@ Work is counted in samples that a JPEG decoder passes over, of which a core does
 millions a second. Other work is counted as so many of these as take as long.
 """
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.operators import ImageLimits
-from spark_vision.status import Status
 
 BYTES_PER_PIXEL = 4
 EXTRA_BYTES = 64 * 2**20

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 import torchvision.io
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
 from spark_vision.images.completeness import ends_early
 from spark_vision.images.headers import Format, Header, read_header
@@ -30,7 +30,6 @@ from spark_vision.images.pillow_decoding import decode_by_pillow
 from spark_vision.images.raw_pixels import decode_raw
 from spark_vision.images.sources import EncodedImage, RawImage
 from spark_vision.operators import ImageLimits
-from spark_vision.status import Status
 
 _RGB = torchvision.io.ImageReadMode.RGB.value
 _ISOLATED = (Format.GIF, Format.BMP, Format.TIFF, Format.AVIF)

@@ -6,7 +6,7 @@ A string is one of these by an allow-list (`operators/places.py`); anything else
 import threading
 from collections.abc import Callable
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images.addresses import AddressRules
 from spark_vision.images.http_client import HttpClient
 from spark_vision.images.local_files import LocalFiles
@@ -15,14 +15,13 @@ from spark_vision.images.stores import Stores
 from spark_vision.images.transfer import Transfer
 from spark_vision.images.urls import redact
 from spark_vision.operators import ImageOperator
+from spark_vision.operators.options import FrozenMapping
 from spark_vision.operators.places import (
     LOCAL_SCHEMES,
     WEB_SCHEMES,
     path_of_file_url,
     scheme_of,
 )
-from spark_vision.options import FrozenMapping
-from spark_vision.status import Status
 
 # More than any file system's path, and than servers take of a URL.
 MAX_ADDRESS_CHARACTERS = 8192

@@ -7,13 +7,12 @@ hours of work, away from every decoder.
 from enum import StrEnum
 from typing import NamedTuple
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
 from spark_vision.images.avif_header import read_avif
 from spark_vision.images.jpeg_header import read_jpeg
 from spark_vision.images.tiff_header import read_tiff
 from spark_vision.images.webp_header import read_webp
-from spark_vision.status import Status
 
 
 class Format(StrEnum):

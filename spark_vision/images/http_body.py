@@ -8,9 +8,8 @@ from typing import Any
 import httpcore
 import httpx
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images.transfer import Transfer
-from spark_vision.status import Status
 
 _INFLATED_PIECE_BYTES = 2**16
 _ZLIB_OR_GZIP = zlib.MAX_WBITS | 32

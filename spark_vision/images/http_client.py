@@ -18,16 +18,15 @@ from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 import httpcore
 import httpx
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images.addresses import AddressRefusedError, AddressRules, address_in
-from spark_vision.images.dialing import Dialer, NameNotResolvedError, bounded_by
-from spark_vision.images.host_turns import HostTurns
+from spark_vision.images.host_limits import HostTurns
 from spark_vision.images.http_body import read_body
+from spark_vision.images.http_transport import Dialer, NameNotResolvedError, bounded_by
 from spark_vision.images.refusal import refuse
 from spark_vision.images.transfer import Transfer
 from spark_vision.images.urls import redact
 from spark_vision.operators import ImageLimits
-from spark_vision.status import Status
 
 MAX_REDIRECTS = 5
 MAX_RETRIES = 2

@@ -16,8 +16,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from spark_vision.child_process import import_path, module_command
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
+from spark_vision.images.child_process import import_path, module_command
 from spark_vision.images.decoder_messages import (
     FAILURE,
     GO_ON,
@@ -36,7 +36,6 @@ from spark_vision.images.decoder_messages import (
 from spark_vision.images.headers import Format
 from spark_vision.images.pillow_decoding import CheckSize, Pixels, upright_pixels
 from spark_vision.operators import ImageLimits
-from spark_vision.status import Status
 
 START_SECONDS = 60.0
 END_SECONDS = 5.0

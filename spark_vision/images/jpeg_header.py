@@ -8,10 +8,9 @@ import re
 from struct import Struct
 from typing import NamedTuple
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
 from spark_vision.images.orientation import EXIF_PREFIX, stated_orientation, xmp_orientation
-from spark_vision.status import Status
 
 MOST_HEADER_BYTES = 16 * 2**20
 MOST_SEGMENTS = 4096

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images.mounts import MOUNTS, may_hang
 from spark_vision.images.patience import PatientThreads
 from spark_vision.images.read_failure import read_failure
@@ -20,7 +20,6 @@ from spark_vision.images.refusal import refuse
 from spark_vision.images.transfer import Transfer
 from spark_vision.images.urls import redact
 from spark_vision.operators.places import KERNEL_FOLDERS, is_shared_memory
-from spark_vision.status import Status
 
 _PIECE_BYTES = 2**20
 # A descriptor of this kind opens nothing: no pipe is waited for, no device is touched.

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from spark_vision.errors import RowFailure
-from spark_vision.status import Status
+from spark_vision.errors import RowFailure, Status
 
 Result = TypeVar("Result")
 

@@ -29,12 +29,11 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images.completeness import ends_early
 from spark_vision.images.headers import Format
 from spark_vision.images.orientation import EXIF_PREFIX, stated_orientation, xmp_orientation
 from spark_vision.images.png_chunks import check_png
-from spark_vision.status import Status
 
 CheckSize = Callable[[tuple[int, int]], None]
 Pixels = npt.NDArray[np.uint8]

@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images.sources import RawImage
-from spark_vision.status import Status
 
 _BAND_PIXELS = 2**18
 _CHANNELS_OF_MODE = {0: 1, 16: 3, 24: 4}

@@ -2,8 +2,7 @@
 
 import os
 
-from spark_vision.errors import RowFailure
-from spark_vision.status import Status
+from spark_vision.errors import RowFailure, Status
 
 _SAID: dict[type[Exception], str] = {
     FileNotFoundError: "no such file",

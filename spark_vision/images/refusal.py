@@ -4,8 +4,7 @@ It does not tell a private address from a metadata service, a redirect's target 
 address, or a folder that exists from one that does not.
 """
 
-from spark_vision.errors import RowFailure
-from spark_vision.status import Status
+from spark_vision.errors import RowFailure, Status
 
 
 def refuse(shown: str) -> RowFailure:

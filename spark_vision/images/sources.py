@@ -12,12 +12,11 @@ from typing import TypeAlias
 import pyarrow as pa
 import torch
 
-from spark_vision.errors import InputTypeError, RowFailure
+from spark_vision.errors import InputTypeError, RowFailure, Status
 from spark_vision.images.base64_text import decode_base64
 from spark_vision.images.byte_rows import ByteRows, tensor_over
 from spark_vision.images.fetch import MAX_ADDRESS_CHARACTERS, Fetcher, too_long
 from spark_vision.operators import ImageLimits, ImageOperator
-from spark_vision.status import Status
 
 EncodedImage: TypeAlias = torch.Tensor
 """The bytes of an image file: uint8 `[bytes]`, often a view of memory that must not be written."""

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images.patience import PatientThread, PatientThreads
 from spark_vision.images.read_failure import read_failure
 from spark_vision.images.refusal import refuse
 from spark_vision.images.transfer import Transfer
 from spark_vision.images.urls import redact
 from spark_vision.operators.places import STORE_SCHEMES, StorePlace, read_store_place
-from spark_vision.status import Status
 
 # Each piece is a request of its own to most stores.
 _PIECE_BYTES = 8 * 2**20

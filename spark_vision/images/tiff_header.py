@@ -7,9 +7,8 @@ their numbers are.
 
 from typing import Literal, NamedTuple
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
-from spark_vision.status import Status
 
 MOST_ENTRIES = 1024
 MOST_NUMBERS = 2**20

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.operators import ImageLimits
-from spark_vision.status import Status
 
 # Headers, redirects and the framing of chunks, beside an image of the greatest size.
 _EXTRA_RECEIVED_BYTES = 2**20

@@ -2,10 +2,9 @@
 
 from typing import NamedTuple
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
 from spark_vision.images.orientation import EXIF_PREFIX, stated_orientation, xmp_orientation
-from spark_vision.status import Status
 
 MOST_CHUNKS = 256
 _ANIMATION, _XMP, _EXIF, _ALPHA = 0x02, 0x04, 0x08, 0x10

@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from spark_vision.child_process import module_command
 from spark_vision.executor.executor_process import ExecutorProcess
+from spark_vision.images.child_process import module_command
 from spark_vision.model_server.channel import Channel
 from spark_vision.model_server.server import Failure, ModelServer
 from spark_vision.model_server.start import NAME_TAKEN, ServerOrder, listen

@@ -18,10 +18,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import spark_vision
-from spark_vision.child_process import import_path, module_command
+from spark_vision import errors
 from spark_vision.executor.environment import TOKEN_VARIABLES
 from spark_vision.executor.executor_process import ExecutorProcess
+from spark_vision.images.child_process import import_path, module_command
 
 # The exit status of a server whose name somebody else holds.
 NAME_TAKEN = 98
@@ -80,7 +80,7 @@ class ServerOrder:
         model = [self.folder, self.stamp, self.dtype, self.flash_attention, self.device]
         # The device's number counts what this variable shows.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self.device != "cpu" else ""
-        identity = json.dumps([*model, visible, sys.executable, spark_vision.__file__])
+        identity = json.dumps([*model, visible, sys.executable, errors.__file__])
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return f"{_log_prefix()}{self.executor}-{digest}"
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torchvision.transforms.v2.functional import resize_image
 
-from spark_vision.errors import InvalidOptionError, RowFailure, UnsupportedCheckpointError
+from spark_vision.errors import InvalidOptionError, RowFailure, Status, UnsupportedCheckpointError
 from spark_vision.models.chat_prompts import ChatPrompts
 from spark_vision.models.checkpoint_files import Checkpoint
 from spark_vision.models.preprocessing import interpolation_of, scaling_of
@@ -22,7 +22,6 @@ from spark_vision.operators import (
     MAX_PROMPT_CHARACTERS,
     QwenVLImageUnderstanding,
 )
-from spark_vision.status import Status
 
 
 def load(checkpoint: Checkpoint, operator: QwenVLImageUnderstanding) -> "QwenVLInputs":

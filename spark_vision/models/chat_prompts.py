@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from spark_vision.errors import RowFailure, UnsupportedCheckpointError
-from spark_vision.status import Status
+from spark_vision.errors import RowFailure, Status, UnsupportedCheckpointError
 
 # Stands for the prompt while the template is taken apart; of Unicode's private use, so that no
 # template has it.

@@ -19,7 +19,7 @@ from spark_vision.models.settings_files import (
     read_settings,
 )
 from spark_vision.operators import Operator, reads_images
-from spark_vision.options import FrozenMapping
+from spark_vision.operators.options import FrozenMapping
 
 CONFIG_FILE = "config.json"
 # The first of these that a folder or repository has is its weights; an index names its shards.

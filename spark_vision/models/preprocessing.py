@@ -17,7 +17,7 @@ from spark_vision.models.checkpoint_files import Checkpoint
 from spark_vision.models.processor_settings import check_overrides
 from spark_vision.models.protocols import ImagePreprocessor, PixelScaling
 from spark_vision.models.resizing import ResizedSize, check_resized_size, resized_size_rule
-from spark_vision.options import FrozenMapping
+from spark_vision.operators.options import FrozenMapping
 
 
 def load(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> ImagePreprocessor:

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from spark_vision.errors import RowFailure
-from spark_vision.status import Status
+from spark_vision.errors import RowFailure, Status
 
 ResizedSize = Callable[[int, int], tuple[int, int]]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeGuard
 
 from spark_vision.errors import InvalidOptionError
+from spark_vision.operators.options import normalize_options, option
 from spark_vision.operators.places import normalize_root, normalize_schemes
 from spark_vision.operators.reach import normalize_hosts, normalize_networks
-from spark_vision.options import normalize_options, option
 
 IMAGE_SOURCE_TYPES = ("image_url", "image_base64", "image_binary")
 DTYPES = ("float32", "float16", "bfloat16")

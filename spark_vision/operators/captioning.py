@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from spark_vision.errors import InvalidOptionError
 from spark_vision.operators.base import DTYPES, ImageOperator
-from spark_vision.options import option
+from spark_vision.operators.options import option
 
 # Above it the models' own processors refuse an image (`smart_resize`).
 MAX_ASPECT_RATIO = 200

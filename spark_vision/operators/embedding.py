@@ -8,7 +8,7 @@ from typing import Any
 
 from spark_vision.errors import InvalidOptionError
 from spark_vision.operators.base import ImageOperator, Operator
-from spark_vision.options import FrozenMapping, option
+from spark_vision.operators.options import FrozenMapping, option
 
 POOLINGS = ("cls", "mean", "pooler", "tokens")
 

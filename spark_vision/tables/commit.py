@@ -17,10 +17,10 @@ from spark_vision.errors import TableError
 from spark_vision.tables.conflicts import retry_conflicts
 from spark_vision.tables.identity import FilledColumn, filled_columns
 from spark_vision.tables.location import TableLocation, quote, read_detail
-from spark_vision.tables.pending import BASE
 from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT
 from spark_vision.tables.session_settings import settings
 from spark_vision.tables.source import INPUTS
+from spark_vision.tables.survey import BASE
 from spark_vision.tables.transaction import Transaction
 
 logger = logging.getLogger(__name__)

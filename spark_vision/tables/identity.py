@@ -4,10 +4,10 @@ import json
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import spark_vision
-from spark_vision.checks import ModelIdentity
+from spark_vision._version import __version__
 from spark_vision.errors import TableError
 from spark_vision.operators import Operator
+from spark_vision.spark.driver_checks import ModelIdentity
 from spark_vision.tables.source import SourceColumns, inputs_of
 
 PREFIX = "spark_vision."
@@ -59,7 +59,7 @@ def column_properties(
         "revision": operator.revision or "",
         "fingerprint": identity.fingerprint,
         "dtype": operator.dtype,
-        "package_version": spark_vision.__version__,
+        "package_version": __version__,
     }
     said |= operator.deciding_options
     if "prompt" in operator.reads:

@@ -14,14 +14,14 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from spark_vision.checks import ModelIdentity
 from spark_vision.errors import TableError
 from spark_vision.operators import Operator
+from spark_vision.spark.driver_checks import ModelIdentity
+from spark_vision.spark.udfs import value_type
 from spark_vision.tables.identity import FilledColumn
 from spark_vision.tables.location import TableLocation, literal, quote, quoted_path
 from spark_vision.tables.source import INPUTS, SourceColumns
-from spark_vision.udfs import value_type
-from spark_vision.write_options import WriteOptions
+from spark_vision.tables.write_options import WriteOptions
 
 SOURCE_HASH = "source_hash"
 UPDATED_AT = "updated_at"

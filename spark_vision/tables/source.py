@@ -33,7 +33,7 @@ from spark_vision.errors import InputTypeError, TableError
 from spark_vision.images.sources import check_input_type
 from spark_vision.operators import Operator, reads_images
 from spark_vision.tables.location import quote
-from spark_vision.write_options import WriteOptions
+from spark_vision.tables.write_options import WriteOptions
 
 # What an operator can read of a row; `source_hash` has a field for each.
 INPUTS = ("image", "text", "prompt")

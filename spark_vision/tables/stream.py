@@ -19,14 +19,14 @@ from pyspark.sql.streaming.query import StreamingQuery
 from spark_vision.errors import SessionError, TableError
 from spark_vision.operators import Operator
 from spark_vision.tables.commit import delete_rows
-from spark_vision.tables.layout import fit_keys, make_table
 from spark_vision.tables.location import quote, read_detail
-from spark_vision.tables.plan import WritePlan, plan_write
 from spark_vision.tables.session_settings import labelled
 from spark_vision.tables.source import check_columns, refuse_stream
+from spark_vision.tables.table_layout import fit_keys, make_table
 from spark_vision.tables.transaction import Transaction
 from spark_vision.tables.write import run_write
-from spark_vision.write_options import parse_write_options, takes_write_options
+from spark_vision.tables.write_options import parse_write_options, takes_write_options
+from spark_vision.tables.write_plan import WritePlan, plan_write
 
 _CHANGE, _VERSION, _TIME = "_change_type", "_commit_version", "_commit_timestamp"
 _LATEST = "__spark_vision_latest"

@@ -11,11 +11,11 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructField
 
 from spark_vision.operators import ImageOperator, Operator, reads_images
+from spark_vision.spark.udfs import images_udf, operator_udf
 from spark_vision.tables.location import quote
 from spark_vision.tables.progress import StatusCounter
 from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT, column_parts
 from spark_vision.tables.source import SourceColumns, source_hash
-from spark_vision.udfs import images_udf, operator_udf
 
 _STRUCT = "__spark_vision_struct_"
 

@@ -12,16 +12,16 @@ from pyspark.sql import DataFrame, SparkSession
 from spark_vision.errors import TableError
 from spark_vision.executor.failures import check_failure_rate, is_rate_exceeded
 from spark_vision.tables.commit import KeptRows, WaveContent, commit_wave, delete_rows
-from spark_vision.tables.pending import BASE, Survey
-from spark_vision.tables.plan import WritePlan
-from spark_vision.tables.points import reach
+from spark_vision.tables.named_points import reach
 from spark_vision.tables.progress import Watch, reporting
 from spark_vision.tables.session_settings import labelled
 from spark_vision.tables.stamps import count_statuses, find_examples, new_stamp, remove_wave
 from spark_vision.tables.storage_errors import explaining
 from spark_vision.tables.structs import compute_rows
+from spark_vision.tables.survey import BASE, Survey
 from spark_vision.tables.transaction import Transaction
 from spark_vision.tables.waves import Pace, Wave, count_slots, cut_waves
+from spark_vision.tables.write_plan import WritePlan
 
 logger = logging.getLogger(__name__)
 

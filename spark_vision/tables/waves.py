@@ -22,8 +22,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DateType, DecimalType, IntegralType, StringType, StructType
 
 from spark_vision.tables.location import literal, quote
-from spark_vision.tables.pending import BASE, SOURCE_FILE, TABLE_FILE, Pending, Survey
-from spark_vision.tables.plan import WritePlan
+from spark_vision.tables.survey import BASE, SOURCE_FILE, TABLE_FILE, Pending, Survey
+from spark_vision.tables.write_plan import WritePlan
 
 WAVE_SECONDS = 90.0
 # Nothing is known of the first wave's rate. A caption takes as long as hundreds of vectors.

@@ -15,19 +15,19 @@ from pyspark.sql import DataFrame, SparkSession
 from spark_vision.errors import TableError
 from spark_vision.operators import Operator
 from spark_vision.tables.commit import delete_rows
-from spark_vision.tables.layout import check_table, fit_keys, is_blank, make_table
 from spark_vision.tables.location import read_detail, read_version
-from spark_vision.tables.pending import Survey, survey_rows
-from spark_vision.tables.plan import WritePlan, plan_write
-from spark_vision.tables.points import reach
+from spark_vision.tables.named_points import reach
 from spark_vision.tables.progress import Progress, Report, tell
 from spark_vision.tables.session_settings import labelled
 from spark_vision.tables.source import refuse_stream
 from spark_vision.tables.source_files import is_narrowed
 from spark_vision.tables.storage_errors import explaining
+from spark_vision.tables.survey import Survey, survey_rows
+from spark_vision.tables.table_layout import check_table, fit_keys, is_blank, make_table
 from spark_vision.tables.transaction import Transaction, is_committed
 from spark_vision.tables.wave_writer import WaveWriter
-from spark_vision.write_options import parse_write_options, takes_write_options
+from spark_vision.tables.write_options import parse_write_options, takes_write_options
+from spark_vision.tables.write_plan import WritePlan, plan_write
 
 logger = logging.getLogger(__name__)
 

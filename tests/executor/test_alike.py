@@ -3,10 +3,9 @@
 import random
 from dataclasses import dataclass
 
-from spark_vision.errors import RowFailure
-from spark_vision.executor import alike
-from spark_vision.executor.alike import compute_alike
-from spark_vision.status import Status
+from spark_vision.errors import RowFailure, Status
+from spark_vision.executor import length_bucketing as alike
+from spark_vision.executor.length_bucketing import compute_alike
 
 FAILED = RowFailure(Status.DECODE_ERROR, "broken")
 

@@ -5,9 +5,8 @@ import time
 
 import pytest
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.executor.batching import gather, map_ahead, regroup, working_threads
-from spark_vision.status import Status
 
 FAILED = RowFailure(Status.DECODE_ERROR, "broken")
 

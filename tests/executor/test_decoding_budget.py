@@ -9,14 +9,13 @@ import torch
 
 from encoded_images import encode, photo
 from spark_vision import ImageViTEmbedding
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.executor import image_rows
 from spark_vision.executor.decoding_budget import DecodingBudget
 from spark_vision.executor.image_rows import ImageRows
 from spark_vision.images import cost
 from spark_vision.images.decoding import Judged, judge
 from spark_vision.operators import ImageLimits
-from spark_vision.status import Status
 
 PATIENCE_SECONDS = 60
 

@@ -11,11 +11,10 @@ from PIL import Image
 
 from local_http_server import serve
 from spark_vision import ImageLimits, ImageViTEmbedding
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.executor.fetched_once import FetchedOnce, KeptBytes
 from spark_vision.executor.image_rows import ImageRows
 from spark_vision.images.sources import ImageColumn
-from spark_vision.status import Status
 
 
 class SlowColumn(ImageColumn):

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.executor.inference import compute_rows
-from spark_vision.status import Status
 
 FAILED = RowFailure(Status.NULL_INPUT, "null")
 

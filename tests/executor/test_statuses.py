@@ -15,10 +15,10 @@ from caption_checkpoints import write_qwen_vl
 from encoded_images import encode, photo, png_with_size
 from local_http_server import serve, status_answer
 from spark_vision import ClipTextEmbedding, ImageLimits, ImageViTEmbedding, QwenVLImageUnderstanding
+from spark_vision.errors import Status
 from spark_vision.executor.embedding import embed_texts
 from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.task import Task
-from spark_vision.status import Status
 
 TASK = Task(gpu_addresses=(), cpus=2)
 PAGE = Path(__file__).parents[2] / "docs" / "statuses.md"

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.executor.outcomes import count_statuses
 from spark_vision.executor.vectors import TOKENS_TYPE, VECTOR_TYPE, build_array, finite_rows
-from spark_vision.status import Status
 
 FAILED = RowFailure(Status.TOO_LARGE, "over the limit")
 ROWS = [np.array([1, 2], np.float32), FAILED, np.array([3, 4], np.float32)]

@@ -5,9 +5,8 @@ import base64
 import numpy as np
 import pytest
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images.base64_text import decode_base64
-from spark_vision.status import Status
 
 DATA = np.random.default_rng(1).bytes(1000)
 PLAIN = base64.b64encode(DATA).decode()

@@ -33,13 +33,12 @@ from hostile_images import (
     tiff_of_strips,
     tiff_of_wide_tiles,
 )
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost, decoding, orientation
 from spark_vision.images.decoding import decode, judge
 from spark_vision.images.headers import read_header
 from spark_vision.images.sources import RawImage
 from spark_vision.operators import ImageLimits
-from spark_vision.status import Status
 
 LIMITS = ImageLimits()
 SIDE = 9400

@@ -18,10 +18,9 @@ from encoded_images import (
     png_chunk,
     png_with_size,
 )
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images.decoding import decode
 from spark_vision.operators import ImageLimits
-from spark_vision.status import Status
 
 LIMITS = ImageLimits()
 SMALL = ImageLimits(max_pixels=1000)

@@ -12,12 +12,11 @@ import pytest
 
 from local_http_server import serve, status_answer
 from simulated_network import SimulatedNetwork
-from spark_vision.errors import RowFailure
-from spark_vision.images import dialing
+from spark_vision.errors import RowFailure, Status
+from spark_vision.images import http_transport as dialing
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.refusal import refuse
 from spark_vision.operators import ImageLimits, ImageViTEmbedding
-from spark_vision.status import Status
 
 PUBLIC, OTHER_PUBLIC = "93.184.215.14", "8.8.8.8"
 ROW = "http://images.example/a"

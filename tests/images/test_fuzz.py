@@ -1,4 +1,4 @@
-"""Some hundred mutated inputs of each target; `tests/fuzz.py` runs as many as one likes."""
+"""Some hundred mutated inputs of each target; `tests/support/fuzz.py` runs as many as one likes."""
 
 import os
 import subprocess

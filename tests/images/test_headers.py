@@ -22,12 +22,11 @@ from hostile_images import (
     tiff,
     webp_with_unflagged_alpha,
 )
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images import completeness, headers
 from spark_vision.images.decoding import decode
 from spark_vision.images.headers import Format, read_header
 from spark_vision.operators import ImageLimits
-from spark_vision.status import Status
 
 XMP = b"http://ns.adobe.com/xap/1.0/\0"
 

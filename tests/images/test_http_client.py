@@ -17,10 +17,9 @@ from email.utils import format_datetime
 import pytest
 
 from local_http_server import serve, status_answer
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images.fetch import Fetcher
 from spark_vision.operators import ImageLimits, ImageViTEmbedding
-from spark_vision.status import Status
 
 SECRETS = "alice:hunter2@"
 QUERY = "?X-Amz-Signature=topsecret#hidden"

@@ -13,15 +13,14 @@ import psutil
 import pytest
 
 from encoded_images import as_tensor, encode, exif_with_orientation, photo, photo_with_alpha
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images import isolated_decoding
 from spark_vision.images.decoding import decode
 from spark_vision.images.headers import Format
 from spark_vision.images.pillow_decoding import decode_by_pillow
 from spark_vision.operators import ImageLimits
-from spark_vision.status import Status
 
-POISONED_SITE = Path(__file__).parents[1] / "poisoned_site"
+POISONED_SITE = Path(__file__).parents[1] / "support" / "poisoned_site"
 LIMITS = ImageLimits()
 HURRIED = ImageLimits(decode_seconds=0.5)
 WAIT_SECONDS = 60

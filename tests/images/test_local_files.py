@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images.fetch import Fetcher
 from spark_vision.operators import ImageLimits, ImageViTEmbedding
-from spark_vision.status import Status
 
 
 def make_fetcher(*roots, **limits):

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images import patience
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.mounts import MOUNTS, may_hang
 from spark_vision.operators import ImageLimits, ImageViTEmbedding
-from spark_vision.status import Status
 
 TABLE = r"""
 22 1 0:21 / / rw,relatime - overlay overlay rw

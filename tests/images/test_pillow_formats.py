@@ -19,13 +19,12 @@ from encoded_images import (
     png_16_bit,
     png_chunk,
 )
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images.decoding import decode
 from spark_vision.images.headers import Format
 from spark_vision.images.pillow_decoding import decode_by_pillow, upright_pixels
 from spark_vision.images.png_chunks import MOST_CHUNKS
 from spark_vision.operators import ImageLimits
-from spark_vision.status import Status
 
 LIMITS = ImageLimits()
 MAGIC_BYTES = 8

@@ -9,12 +9,11 @@ import pyarrow as pa
 import pytest
 
 from encoded_images import encode, photo, photo_with_alpha
-from spark_vision.errors import InputTypeError, RowFailure
+from spark_vision.errors import InputTypeError, RowFailure, Status
 from spark_vision.images.decoding import decode
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.sources import RawImage, check_input_type, open_column
 from spark_vision.operators import ImageLimits, ImageViTEmbedding
-from spark_vision.status import Status
 
 PNG = encode(photo(12, 8), "PNG")
 LIMITS = ImageLimits()

@@ -14,11 +14,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from spark_vision.errors import RowFailure
+from spark_vision.errors import RowFailure, Status
 from spark_vision.images import patience
 from spark_vision.images.fetch import Fetcher
 from spark_vision.operators import ImageLimits, ImageViTEmbedding
-from spark_vision.status import Status
 
 KINDS = {
     "s3": ("s3", "s3a", "s3n"),

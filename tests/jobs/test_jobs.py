@@ -10,7 +10,7 @@ import pytest
 
 from encoded_images import encode, photo
 from spark_vision import QwenVLImageUnderstanding, caption_image
-from spark_vision.delta_jars import delta_package, find_delta_jars
+from spark_vision.spark.delta_jars import delta_package, find_delta_jars
 
 ROOT = Path(__file__).parent.parent.parent
 EMBED_IMAGES = str(ROOT / "jobs" / "embed_images.py")

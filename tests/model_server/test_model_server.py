@@ -316,7 +316,7 @@ def test_what_cuda_shows_and_the_package_make_another_server(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert name("cuda:0") != first[0]
     assert name("cpu") == first[1]
-    monkeypatch.setattr(start.spark_vision, "__file__", "/elsewhere/package.zip/__init__.py")
+    monkeypatch.setattr(start.errors, "__file__", "/elsewhere/package.zip/__init__.py")
     assert name("cpu") != first[1]
     assert len(os.fsencode(address_of(name("cpu")))) <= 107
 

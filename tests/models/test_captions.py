@@ -10,7 +10,7 @@ import torch
 from caption_checkpoints import CONTROL_TOKENS, write_qwen_vl
 from caption_oracle import generated_tokens, inputs_of, parts
 from oracles import draw_pictures
-from spark_vision.errors import InvalidOptionError, RowFailure, UnsupportedCheckpointError
+from spark_vision.errors import InvalidOptionError, RowFailure, Status, UnsupportedCheckpointError
 from spark_vision.models import precision
 from spark_vision.models.checkpoint_files import open_folder
 from spark_vision.models.families import (
@@ -24,7 +24,6 @@ from spark_vision.operators import (
     ImageViTEmbedding,
     QwenVLImageUnderstanding,
 )
-from spark_vision.status import Status
 
 FAMILIES = ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
 CPU = torch.device("cpu")

@@ -1,20 +1,8 @@
-"""What the tests of tables share: a folder of images, and their operator."""
+"""What the tests of tables share: how images are read, and their operator."""
 
 import pytest
 
-from encoded_images import encode, photo
 from spark_vision import ImageViTEmbedding
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Six photographs and a text that claims to be one."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index in range(6):
-        (folder / f"{index}.jpg").write_bytes(encode(photo(48 + index, 40, seed=index), "JPEG"))
-    (folder / "text.jpg").write_bytes(b"not an image")
-    return folder
 
 
 @pytest.fixture

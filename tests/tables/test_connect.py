@@ -25,10 +25,10 @@ def seen(tmp_path_factory, checkpoints):
     done = subprocess.run(
         [
             sys.executable,
-            str(TESTS / "tables" / "connected_writes.py"),
+            str(TESTS / "support" / "connected_writes.py"),
             str(folder),
             str(checkpoints / "dinov2"),
-            str(TESTS / "worker_site"),
+            str(TESTS / "support" / "worker_site"),
         ],
         capture_output=True,
         text=True,

@@ -6,11 +6,11 @@ import pytest
 from pyspark.sql import functions as F
 
 from spark_vision import write_vision_columns
+from spark_vision.cli.job import say_in_one_line
 from spark_vision.errors import FailureRateError
-from spark_vision.job import say_in_one_line
 from spark_vision.tables.source import choose_columns
 from spark_vision.tables.structs import column_structs
-from spark_vision.write_options import WriteOptions
+from spark_vision.tables.write_options import WriteOptions
 
 ROW_COUNT = 150
 

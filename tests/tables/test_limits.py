@@ -7,9 +7,9 @@ import pytest
 from encoded_images import encode, photo
 from spark_vision import plan_vision_columns, write_vision_columns
 from spark_vision.tables import waves
-from spark_vision.tables.plan import plan_write
 from spark_vision.tables.waves import Pace
-from spark_vision.write_options import WriteOptions
+from spark_vision.tables.write_options import WriteOptions
+from spark_vision.tables.write_plan import plan_write
 
 
 @pytest.fixture

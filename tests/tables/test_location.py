@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from spark_vision.cli.inputs import read_images
 from spark_vision.errors import TableError
 from spark_vision.operators import ImageViTEmbedding
-from spark_vision.tables import write_vision_columns
-from spark_vision.tables.inputs import read_images
 from spark_vision.tables.location import literal, locate_table, quote, read_detail
+from spark_vision.tables.write import write_vision_columns
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pyarrow as pa
 from pyspark.sql import functions as F
 
 from spark_vision import write_vision_columns
+from spark_vision.cli.progress_line import ProgressLine, describe_progress
 from spark_vision.tables.progress import Progress, Watch, reporting, status_accumulator
-from spark_vision.tables.progress_line import ProgressLine, describe_progress
 
 
 def test_rows_and_failures_are_counted_as_tasks_end(spark, tmp_path):

@@ -5,9 +5,10 @@ from pyspark.sql import functions as F
 
 from encoded_images import encode, photo
 from spark_vision import stream_vision_columns, write_vision_batch, write_vision_columns
+from spark_vision.cli.inputs import stream_images
 from spark_vision.errors import InvalidOptionError, TableError
-from spark_vision.tables import points, stream, wave_writer
-from spark_vision.tables.inputs import stream_images
+from spark_vision.tables import named_points as points
+from spark_vision.tables import stream, wave_writer
 
 SECONDS = 600
 

@@ -11,7 +11,9 @@ from pyspark.sql import functions as F
 from encoded_images import encode, photo
 from spark_vision import ImageViTEmbedding, write_vision_columns
 from spark_vision.errors import CommitConflictError, TableError
-from spark_vision.tables import commit, conflicts, layout, points, wave_writer
+from spark_vision.tables import commit, conflicts, wave_writer
+from spark_vision.tables import named_points as points
+from spark_vision.tables import table_layout as layout
 from spark_vision.tables import write as write_module
 from spark_vision.tables.location import locate_table
 

@@ -4,8 +4,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from spark_vision.errors import SessionError
-from spark_vision.gpu_sizing import gpu_settings
 from spark_vision.session import configure
+from spark_vision.spark.gpu_sizing import gpu_settings
 
 
 def slots_of(settings, cores):

@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from spark_vision.errors import InvalidOptionError
-from spark_vision.options import normalize_options, option, options_of
-from spark_vision.status import Status
+from spark_vision.errors import InvalidOptionError, Status
+from spark_vision.operators.options import normalize_options, option, options_of
 
 FAILED = tuple(status.value for status in Status if status is not Status.OK)
 _Function = TypeVar("_Function", bound=Callable[..., Any])

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from spark_vision.errors import InvalidOptionError
 from spark_vision.images.urls import HIDDEN, redact_text
 from spark_vision.operators import OPERATORS, Operator
-from spark_vision.options import Option, options_of
+from spark_vision.operators.options import Option, options_of
 
 OperatorType = TypeVar("OperatorType", bound=Operator)
 

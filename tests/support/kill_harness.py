@@ -1,8 +1,8 @@
 """Kills the parts of a running job, each at each named point, and says what came of it.
 
-By hand: python tests/kill_harness.py, and with --stream for a streaming job. A job stops at the
-point that is wanted (tests/worker_site/reached_points.py), one of its processes is killed there,
-and it is let go on. Killing the driver ends the job, and the next start continues its table; Spark
+By hand: python tests/support/kill_harness.py, and with --stream for a streaming job. A job stops at
+the point that is wanted (worker_site/reached_points.py), one of its processes is killed there, and
+it is let go on. Killing the driver ends the job, and the next start continues its table; Spark
 itself replaces an executor or a worker, and a worker a model server. A table that is complete makes
 room for a new one.
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spark_vision.delta_jars import delta_package, find_cause
+from spark_vision.spark.delta_jars import delta_package, find_cause
 
 POM = """<project><modelVersion>4.0.0</modelVersion>
 <groupId>{0}</groupId><artifactId>{1}</artifactId><version>{2}</version></project>"""
@@ -29,7 +29,7 @@ def resolve(tmp_path):
     )
     code = (
         f"import sys; sys.prefix = {str(tmp_path / 'environment')!r}\n"
-        "from spark_vision.delta_jars import main; sys.exit(main())"
+        "from spark_vision.spark.delta_jars import main; sys.exit(main())"
     )
 
     def run():

@@ -74,14 +74,14 @@ def say_in_one_line(error: BaseException) -> str:
 
 
 def _start_session(log_level: str | None) -> "SparkSession":
-    from spark_vision.java import check_java
+    from spark_vision.cli.java import check_java
 
     starts_jvm = "PYSPARK_GATEWAY_PORT" not in os.environ and "SPARK_REMOTE" not in os.environ
     if starts_jvm:
         check_java()
     from pyspark.sql import SparkSession
 
-    from spark_vision.quiet_start import quiet_start
+    from spark_vision.cli.quiet_start import quiet_start
     from spark_vision.session import configure
 
     builder = SparkSession.builder

@@ -5,12 +5,12 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from spark_vision.command_line import add_option_arguments, options_in
+from spark_vision.cli.command_line import add_option_arguments, options_in
+from spark_vision.cli.job import LOG_LEVELS
+from spark_vision.cli.stream_job import add_stream_arguments, follow
 from spark_vision.errors import InvalidOptionError
-from spark_vision.job import LOG_LEVELS
 from spark_vision.operators import reads_images
-from spark_vision.stream_job import add_stream_arguments, follow
-from spark_vision.write_options import WriteOptions
+from spark_vision.tables.write_options import WriteOptions
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -83,12 +83,12 @@ def write_table(
         operator: What to compute.
         prompt_column: What is asked of each image; None where nothing is, or the operator asks.
     """
-    from spark_vision.tables import plan_vision_columns, write_vision_columns
-    from spark_vision.tables.forecast import describe_forecast
-    from spark_vision.tables.inputs import FILE_KEY, read_images
-    from spark_vision.tables.preview import preview_table
-    from spark_vision.tables.progress_line import ProgressLine
-    from spark_vision.tables.summary import describe_result
+    from spark_vision.cli.inputs import FILE_KEY, read_images
+    from spark_vision.cli.preview import preview_table
+    from spark_vision.cli.progress_line import ProgressLine
+    from spark_vision.cli.summary import describe_result
+    from spark_vision.tables.forecast import describe_forecast, plan_vision_columns
+    from spark_vision.tables.write import write_vision_columns
 
     keys = arguments.key or [FILE_KEY]
     operator = allow_input(operator, arguments.input)

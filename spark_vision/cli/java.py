@@ -1,7 +1,7 @@
 """Whether Java is there and new enough for Spark, said in one line before Spark is started.
 
 Only the standard library and the package's errors are imported, so that
-`python -m spark_vision.java` can be asked before anything is installed.
+`python -m spark_vision.cli.java` can be asked before anything is installed.
 """
 
 import os

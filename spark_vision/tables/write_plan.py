@@ -8,10 +8,14 @@ from functools import cached_property
 from pyspark.sql import DataFrame
 from pyspark.sql.types import StringType, StructType
 
-from spark_vision.checks import ModelIdentity, check_operator_on_driver, describe_operator
 from spark_vision.errors import TableError
 from spark_vision.operators import Operator, reads_images
 from spark_vision.session import check_delta
+from spark_vision.spark.driver_checks import (
+    ModelIdentity,
+    check_operator_on_driver,
+    describe_operator,
+)
 from spark_vision.tables.identity import (
     FilledColumn,
     column_properties,
@@ -24,7 +28,7 @@ from spark_vision.tables.progress import Report, StatusCounter, status_accumulat
 from spark_vision.tables.schema import column_parts, table_schema, vector_constraints
 from spark_vision.tables.source import SourceColumns, choose_columns
 from spark_vision.tables.structs import column_structs
-from spark_vision.write_options import WriteOptions
+from spark_vision.tables.write_options import WriteOptions
 
 
 @dataclass(frozen=True)

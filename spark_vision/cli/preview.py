@@ -6,7 +6,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType
 
-from spark_vision.status import Status
+from spark_vision.errors import Status
 from spark_vision.tables.location import quote
 
 _SHOWN_NUMBERS = 3

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from spark_vision.write_options import NOT_STREAMED, STREAMED
+from spark_vision.tables.write_options import NOT_STREAMED, STREAMED
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -69,9 +69,9 @@ def follow(
         operator: What to compute.
         options: Those of the write.
     """
-    from spark_vision.tables import stream_vision_columns
-    from spark_vision.tables.inputs import stream_images
+    from spark_vision.cli.inputs import stream_images
     from spark_vision.tables.location import checkpoint_in
+    from spark_vision.tables.stream import stream_vision_columns
 
     query = stream_vision_columns(
         stream_images(spark, arguments.input, arguments.max_files or MAX_FILES),

@@ -1,9 +1,9 @@
-"""The documentation's tables of options: `python -m spark_vision.option_table` prints them."""
+"""The documentation's tables of options: `python -m spark_vision.cli.option_table` prints them."""
 
-from spark_vision.command_line import describe_default
+from spark_vision.cli.command_line import describe_default
 from spark_vision.operators import OPERATORS
-from spark_vision.options import Option, options_of
-from spark_vision.write_options import WriteOptions
+from spark_vision.operators.options import Option, options_of
+from spark_vision.tables.write_options import WriteOptions
 
 
 def option_table() -> str:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from spark_vision.cli.job import say_in_one_line
 from spark_vision.errors import DeviceError, SparkVisionError
-from spark_vision.job import say_in_one_line
 
 
 def error_of(action):

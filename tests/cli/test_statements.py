@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from spark_vision.statements import split_statements
+from spark_vision.cli.statements import split_statements
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Delta's JARs in the environment's own folder, so that no session resolves them when it starts.
 
-`python -m spark_vision.delta_jars` fills the folder once; `configure` starts sessions with it. The
-folder's name has the version of the installed delta-spark: after an upgrade it is another one.
+`python -m spark_vision.spark.delta_jars` fills the folder once; `configure` starts sessions with
+it. The folder's name has the version of the installed delta-spark: after an upgrade it is another.
 """
 
 import re

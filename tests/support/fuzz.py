@@ -2,9 +2,9 @@
 
 By hand, for as long as you like; the suite runs some hundred cases of each target:
 
-    python tests/fuzz.py headers --minutes 10
-    python tests/fuzz.py decoding --seed 3 --cases 100000
-    python tests/fuzz.py decoding --seed 3 --first 4711 --cases 1
+    python tests/support/fuzz.py headers --minutes 10
+    python tests/support/fuzz.py decoding --seed 3 --cases 100000
+    python tests/support/fuzz.py decoding --seed 3 --first 4711 --cases 1
 
 A case is made of the seed and its number alone. The last line of a run that dies natively names the
 seed and where the last hundred cases begin.

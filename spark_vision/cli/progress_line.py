@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Self, TextIO
 
-from spark_vision.status import Status
+from spark_vision.errors import Status
 from spark_vision.tables.progress import Progress
 
 LOG_SECONDS = 10.0

@@ -20,8 +20,8 @@ from spark_vision import (
     stream_vision_columns,
     write_vision_columns,
 )
-from spark_vision.tables import points
-from spark_vision.tables.inputs import stream_images
+from spark_vision.cli.inputs import stream_images
+from spark_vision.tables import named_points as points
 
 WORKER_SITE = Path(__file__).parent / "worker_site"
 sys.path.append(str(WORKER_SITE))

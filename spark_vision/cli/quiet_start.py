@@ -10,8 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from spark_vision.delta_jars import find_cause
 from spark_vision.errors import SessionError
+from spark_vision.spark.delta_jars import find_cause
 
 _CHUNK_BYTES = 65536
 

@@ -60,5 +60,7 @@ def gpu_settings(
         TASK_CPUS: str(task_cpus),
     }
     if DISCOVERY_SCRIPT not in present:
-        settings[DISCOVERY_SCRIPT] = str(Path(__file__).parent / "executor" / "discover_gpus.py")
+        settings[DISCOVERY_SCRIPT] = str(
+            Path(__file__).parents[1] / "executor" / "discover_gpus.py"
+        )
     return settings

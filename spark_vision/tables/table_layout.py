@@ -16,7 +16,6 @@ from spark_vision.tables.identity import (
     filled_columns,
 )
 from spark_vision.tables.location import TableDetail, quote, read_detail
-from spark_vision.tables.plan import WritePlan
 from spark_vision.tables.schema import (
     SOURCE_HASH,
     UPDATED_AT,
@@ -28,6 +27,7 @@ from spark_vision.tables.schema import (
     set_properties,
 )
 from spark_vision.tables.storage_errors import explaining
+from spark_vision.tables.write_plan import WritePlan
 
 
 def check_table(write: WritePlan, detail: TableDetail) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from spark_vision.command_line import (
+from spark_vision.cli.command_line import (
     JobParser,
     add_operator_arguments,
     operator_from_arguments,
     parse_function,
     parse_functions,
 )
+from spark_vision.cli.table_job import allow_input
 from spark_vision.errors import InvalidOptionError
 from spark_vision.operators import (
     OPERATORS,
@@ -24,8 +25,7 @@ from spark_vision.operators import (
     ImageLimits,
     ImageViTEmbedding,
 )
-from spark_vision.options import options_of
-from spark_vision.table_job import allow_input
+from spark_vision.operators.options import options_of
 
 
 def parse(operator, *texts):
@@ -216,7 +216,7 @@ def test_an_operator_over_texts_has_no_roots():
 
 def test_importing_costs_neither_spark_nor_torch():
     code = (
-        "import sys, spark_vision.command_line, spark_vision.job, spark_vision.statements;"
+        "import sys; from spark_vision.cli import command_line, job, statements;"
         "sys.exit(bool({'pyspark', 'torch', 'transformers', 'pandas'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -27,7 +27,7 @@ from spark_vision.operators import (
     Operator,
     reads_images,
 )
-from spark_vision.vectorized import ArrowBody, Batch, vectorized_udf
+from spark_vision.spark.arrow_udf import ArrowBody, Batch, vectorized_udf
 
 if TYPE_CHECKING:
     from pyspark.accumulators import Accumulator

@@ -2,8 +2,8 @@
 
 import pytest
 
+from spark_vision.cli.inputs import read_images
 from spark_vision.errors import TableError
-from spark_vision.tables.inputs import read_images
 
 
 @pytest.fixture

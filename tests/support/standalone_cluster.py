@@ -18,7 +18,7 @@ import pyspark
 from conftest import WORKER_SITE
 
 SPARK_HOME = Path(pyspark.__file__).parent
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CORES_PER_WORKER = 2
 
 

@@ -11,7 +11,7 @@ def run(body):
     code = (
         "import os, subprocess, sys\n"
         "from pyspark.errors import PySparkRuntimeError\n"
-        "from spark_vision.quiet_start import quiet_start\n"
+        "from spark_vision.cli.quiet_start import quiet_start\n"
         "def start(text):\n"
         "    child = subprocess.Popen(['sh', '-c', f'echo \"{text}\" >&2; echo up; read _; echo '\n"
         "        'later >&2'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"

@@ -1,0 +1,1 @@
+"""What the jobs share: arguments, input, progress on a terminal, exit codes."""

@@ -94,9 +94,16 @@ class Watch:
     Args:
         total: Rows that they compute.
         counters: The counter of each column, as given to its function; None where there is none.
+        report: Called where a wave begins; None reports to nobody.
     """
 
-    def __init__(self, total: int, counters: Mapping[str, StatusCounter | None]) -> None:
+    def __init__(
+        self,
+        total: int,
+        counters: Mapping[str, StatusCounter | None],
+        report: Report | None = None,
+    ) -> None:
+        self.report = report
         self._total = total
         self._counters = counters
         self._started = time.monotonic()
@@ -112,6 +119,13 @@ class Watch:
             columns: What it computes of each.
         """
         self._wave = _CountedWave(rows_before, rows, columns, self._count(columns))
+        if self.report is not None:
+            tell(self.report, self.look)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a wave's rows are counted before its end."""
+        return any(each is not None for each in self._counters.values())
 
     def look(self) -> Progress:
         """Say how far the run is."""
@@ -146,9 +160,10 @@ class _CountedWave(NamedTuple):
 
 
 @contextmanager
-def reporting(watch: Watch, report: Report | None) -> Iterator[None]:
-    """Report how far the block is, every two seconds, from a thread of its own; None: to nobody."""
-    if report is None:
+def reporting(watch: Watch) -> Iterator[None]:
+    """Report how far the block is, every two seconds, from a thread of its own."""
+    report = watch.report
+    if report is None or not watch.is_live:
         yield
         return
     ended = threading.Event()

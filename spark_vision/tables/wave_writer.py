@@ -103,11 +103,11 @@ class WaveWriter:
             source = held = source.persist(StorageLevel.DISK_ONLY)
         task_count = _TASKS_PER_SLOT * count_slots(spark) if write.has_small_rows else None
         is_stable = survey.has_source_files and not self._is_kept
-        watch = Watch(left, write.counters)
+        watch = Watch(left, write.counters, write.progress)
         try:
             with (
                 explaining(f"write rows to {location.given}"),
-                reporting(watch, write.progress),
+                reporting(watch),
             ):
                 for number, wave in enumerate(cut_waves(survey, keys, self._pace), start=1):
                     watch.begin(self.rows - before, wave.count, wave.columns)

@@ -35,8 +35,8 @@ def test_rows_and_failures_are_counted_as_tasks_end(spark, tmp_path):
     # One task has 100 rows and the other 200, of which one comes beyond what was expected.
     ids = spark.range(0, 400, 1, 2).filter("id < 100 OR id >= 200")
     source = ids.select("id", function("id").alias("v"))
-    watch = Watch(309, {"v": statuses})
-    with reporting(watch, report):
+    watch = Watch(309, {"v": statuses}, report)
+    with reporting(watch):
         watch.begin(10, 299, ["v"])
         source.write.format("delta").save(str(tmp_path / "table"))
 

@@ -38,7 +38,7 @@ def test_it_is_a_spark_column(images, operator):
 
 
 def test_it_is_a_function_of_sql(spark, images, operator):
-    register_functions(spark, with_status=True, colour_of=operator)
+    register_functions(spark, {"colour_of": operator}, with_status=True)
     images.createOrReplaceTempView("images_with_colours")
     query = "SELECT name, c.colour, c.status FROM (SELECT name, colour_of(content) AS c FROM {})"
     rows = spark.sql(query.format("images_with_colours")).collect()

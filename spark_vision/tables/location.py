@@ -76,7 +76,8 @@ def checkpoint_in(table: str, column: str) -> str:
     path = quoted or table.strip()
     if not quoted and "/" not in path:
         raise TableError(
-            f"a stream to the table {table!r} needs a folder to note how far it is: --checkpoint"
+            f"a stream to the table {table!r} needs a folder for its progress; name one with "
+            "--checkpoint-location"
         )
     return f"{path.rstrip('/')}/_spark_vision_checkpoint/{column}"
 

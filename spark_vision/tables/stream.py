@@ -12,11 +12,13 @@ from functools import reduce
 from operator import and_
 from typing import Any
 
+from pyspark.errors import IllegalArgumentException, PySparkValueError
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
+from pyspark.sql.streaming.readwriter import DataStreamWriter
 
-from spark_vision.errors import SessionError, TableError
+from spark_vision.errors import InvalidOptionError, SessionError, TableError
 from spark_vision.operators import Operator
 from spark_vision.tables.commit import delete_rows
 from spark_vision.tables.location import quote, read_detail
@@ -40,8 +42,9 @@ def stream_vision_columns(
     keys: Sequence[str],
     columns: Mapping[str, Operator],
     *,
-    checkpoint: str,
-    interval: str | None = None,
+    checkpoint_location: str,
+    processing_time: str | None = None,
+    available_now: bool | None = None,
     **options: Any,
 ) -> StreamingQuery:
     """Write a stream's rows to a Delta table with the columns computed, each row exactly once.
@@ -54,9 +57,12 @@ def stream_vision_columns(
         table: As for `write_vision_columns`, like all that is not said here.
         keys: No two rows of a batch may have the same, unless they are changes of one row.
         columns: What to compute.
-        checkpoint: The folder where Spark notes how far the stream is; one for each stream.
-        interval: Look for new rows so often, such as `1 minute`; None: take what is there, then
-            end.
+        checkpoint_location: The folder in which Spark keeps the stream's progress; one for each
+            stream.
+        processing_time: Run until the query is stopped, with a batch at this interval, such as
+            `1 minute`.
+        available_now: Process what is there, then end. The default where `processing_time` is not
+            given; as in Spark, a stream has one trigger, so that both together are refused.
         options: Those of `WriteOptions` that mean something to a stream. `rows_per_commit` counts
             where a batch has more.
 
@@ -64,6 +70,7 @@ def stream_vision_columns(
         The running query; `awaitTermination()` waits for its end and raises its error.
 
     Raises:
+        InvalidOptionError: The trigger or another option is not allowed.
         TableError: The source is no stream, or does not fit the table.
         SessionError: The session is one of Spark Connect.
         SparkVisionError: As `write_vision_columns`.
@@ -75,7 +82,7 @@ def stream_vision_columns(
         ...     "lake.photo_vectors",
         ...     keys=["id"],
         ...     columns={"embedding": ImageViTEmbedding()},
-        ...     checkpoint="/checkpoints/photo_vectors",
+        ...     checkpoint_location="/checkpoints/photo_vectors",
         ... ).awaitTermination()
     """
     if not source.isStreaming:
@@ -84,6 +91,7 @@ def stream_vision_columns(
         )
     if not hasattr(source, "_jdf"):
         raise SessionError("streams need a classic session; this one is of Spark Connect")
+    writer = _set_trigger(source.writeStream, processing_time, available_now)
     parsed = parse_write_options(options, is_stream=True)
     taken = {*keys, *parsed.keep, *(parsed.version_columns or ())}
     own = sorted({_CHANGE, _VERSION, _TIME} & taken)
@@ -102,13 +110,11 @@ def stream_vision_columns(
     make_table(source.sparkSession, plan)
 
     def write_batch(batch: DataFrame, number: int) -> None:
-        name = _read_name(batch.sparkSession, checkpoint)
+        name = _read_name(batch.sparkSession, checkpoint_location)
         _write_batch(plan, batch, Transaction(name, number))
 
-    writer = source.writeStream.option("checkpointLocation", checkpoint).foreachBatch(write_batch)
-    if interval is None:
-        return writer.trigger(availableNow=True).start()
-    return writer.trigger(processingTime=interval).start()
+    writer = writer.option("checkpointLocation", checkpoint_location)
+    return writer.foreachBatch(write_batch).start()
 
 
 @takes_write_options(is_stream=True)
@@ -147,11 +153,32 @@ def write_vision_batch(
     _write_batch(plan, batch, Transaction(app_id, batch_id))
 
 
-def _read_name(spark: SparkSession, checkpoint: str) -> str:
+def _set_trigger(
+    writer: DataStreamWriter, processing_time: str | None, available_now: bool | None
+) -> DataStreamWriter:
+    if processing_time is None and available_now is not False:
+        return writer.trigger(availableNow=True)
+    if processing_time is None or available_now:
+        raise InvalidOptionError(
+            f"a stream got processing_time={processing_time!r} and available_now={available_now}; "
+            "allowed: processing_time, such as '1 minute', for a stream that runs until it is "
+            "stopped, or available_now=True, the default, for one that ends"
+        )
+    try:
+        return writer.trigger(processingTime=processing_time)
+    except (IllegalArgumentException, PySparkValueError) as error:
+        raise InvalidOptionError(
+            f"processing_time got {processing_time!r}; allowed: an interval such as '1 minute'"
+        ) from error
+
+
+def _read_name(spark: SparkSession, checkpoint_location: str) -> str:
     """Name a stream by the id that Spark has written into its checkpoint."""
-    noted = spark.read.text(f"{checkpoint}/metadata", wholetext=True).head()
+    noted = spark.read.text(f"{checkpoint_location}/metadata", wholetext=True).head()
     if noted is None:
-        raise TableError(f"the stream's checkpoint {checkpoint} has gone while the stream ran")
+        raise TableError(
+            f"the stream's checkpoint {checkpoint_location} was removed while the stream ran"
+        )
     return f"spark_vision-{json.loads(noted[0])['id']}"
 
 

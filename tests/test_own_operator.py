@@ -53,4 +53,4 @@ def test_it_is_a_column_of_a_table(spark, images, operator, tmp_path):
     written = spark.read.format("delta").load(table)
     assert {row["name"]: row["colour"] for row in written.collect()} == EXPECTED
     assert {"colour_status", "colour_error"} < set(written.columns)
-    assert write_vision_columns(images, table, ["name"], {"colour": operator}).computed == 0
+    assert write_vision_columns(images, table, ["name"], {"colour": operator}).computed_rows == 0

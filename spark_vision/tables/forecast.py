@@ -25,25 +25,25 @@ class WriteForecast:
         table: The table, as Spark SQL takes it.
         is_new: Whether it would be made.
         source_rows: Rows in the source.
-        there: Those whose keys the table has.
-        pending: Rows that would be computed, by column and reason: `new`, `changed`, `not filled
+        existing_rows: Those whose keys the table has.
+        reasons: Rows that would be computed, by column and reason: `new`, `changed`, `not filled
             in`, `failed` and `recomputed`.
         pending_rows: Rows that would be written; one counts once, whatever it needs.
-        waves: Commits, where `rows_per_commit` says how many rows one has; else None.
+        wave_count: Commits, where `rows_per_commit` is given; else None.
         source_bytes: The size of the source's files that would be read; None where the source does
             not know its files.
-        missing: Rows of the table that the source does not have.
+        missing_rows: Rows of the table that the source does not have.
     """
 
     table: str
     is_new: bool
     source_rows: int
-    there: int
-    pending: Mapping[str, Mapping[str, int]]
+    existing_rows: int
+    reasons: Mapping[str, Mapping[str, int]]
     pending_rows: int
-    waves: int | None
+    wave_count: int | None
     source_bytes: int | None
-    missing: int
+    missing_rows: int
 
 
 @takes_write_options()
@@ -77,12 +77,12 @@ def plan_vision_columns(
             table=write.location.sql,
             is_new=detail is None,
             source_rows=survey.source_rows,
-            there=survey.there,
-            pending=survey.count_reasons(list(write.columns)),
+            existing_rows=survey.existing_rows,
+            reasons=survey.count_reasons(list(write.columns)),
             pending_rows=survey.pending_rows,
-            waves=rows and sum(-(-each.count // rows) for each in survey.pending),
+            wave_count=rows and sum(-(-each.count // rows) for each in survey.pending),
             source_bytes=_count_bytes(source, survey),
-            missing=survey.missing,
+            missing_rows=survey.missing_rows,
         )
     finally:
         survey.release()
@@ -102,15 +102,15 @@ def describe_forecast(forecast: WriteForecast) -> str:
     """Say it in the few lines that a job prints."""
     lines = [
         f"table: {forecast.table}{', to be made' if forecast.is_new else ''}",
-        f"rows: {forecast.source_rows:,} in the input, {forecast.there:,} in the table, "
+        f"rows: {forecast.source_rows:,} in the input, {forecast.existing_rows:,} in the table, "
         f"{forecast.pending_rows:,} to be written"
-        + (f" in {forecast.waves:,} waves" if forecast.waves is not None else ""),
+        + (f" in {forecast.wave_count:,} waves" if forecast.wave_count is not None else ""),
     ]
-    for column, reasons in forecast.pending.items():
+    for column, reasons in forecast.reasons.items():
         said = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
         lines.append(f"{column}: {said or 'nothing'}")
     if forecast.source_bytes is not None:
         lines.append(f"to be read: files of {forecast.source_bytes:,} bytes")
-    if forecast.missing:
-        lines.append(f"missing in the input: {forecast.missing:,} rows of the table")
+    if forecast.missing_rows:
+        lines.append(f"missing in the input: {forecast.missing_rows:,} rows of the table")
     return "\n".join(lines)

@@ -26,13 +26,13 @@ class IndexProblem:
 
     Attributes:
         rule: Its name, such as `finite` or `id_length`.
-        count: Of rows; 0 where the table itself does not keep it.
+        affected_rows: Rows that break it; 0 where the table itself does.
         examples: A few of them by their keys.
         advice: What the rule is, and what to change.
     """
 
     rule: str
-    count: int
+    affected_rows: int
     examples: tuple[str, ...]
     advice: str
 
@@ -45,14 +45,14 @@ class IndexReport:
         target: The index.
         rows: `id`, `vector`, and the metadata columns, of the rows that keep all rules; none where
             the table itself does not keep one.
-        ready: How many they are.
+        ready_rows: The number of those rows.
         not_computed: Rows without a vector, by status; `pending` are not computed yet.
         problems: What is wrong with the other rows, or with the table.
     """
 
     target: str
     rows: DataFrame
-    ready: int
+    ready_rows: int
     not_computed: Mapping[str, int]
     problems: tuple[IndexProblem, ...]
 
@@ -62,11 +62,11 @@ class IndexReport:
         return not self.problems
 
     def __str__(self) -> str:
-        lines = [f"{self.target}: {self.ready:,} rows can be indexed"]
+        lines = [f"{self.target}: {self.ready_rows:,} rows can be indexed"]
         lines += [f"without a vector, {name}: {n:,}" for name, n in self.not_computed.items()]
         for each in self.problems:
             shown = f", such as {'; '.join(each.examples)}" if each.examples else ""
-            lines.append(f"{each.rule}: {each.count:,} rows{shown}: {each.advice}")
+            lines.append(f"{each.rule}: {each.affected_rows:,} rows{shown}: {each.advice}")
         return "\n".join(lines)
 
 

@@ -28,30 +28,30 @@ class Progress:
     """One look at a running write.
 
     Attributes:
-        done: Rows that came out of the model.
-        total: Rows that this write computes.
-        seconds: Since the write began.
+        done_rows: Rows that came out of the model.
+        total_rows: Rows that this write computes.
+        elapsed_seconds: Time since the write began.
         rows_per_second: Over the last half minute; 0 before the first row.
         statuses: Rows by status of each column, of the tasks that have finished.
     """
 
-    done: int
-    total: int
-    seconds: float
+    done_rows: int
+    total_rows: int
+    elapsed_seconds: float
     rows_per_second: float
     statuses: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """The part that is done, from 0 to 1."""
-        return self.done / self.total if self.total else 1.0
+        return self.done_rows / self.total_rows if self.total_rows else 1.0
 
     @property
-    def seconds_left(self) -> float | None:
+    def remaining_seconds(self) -> float | None:
         """The time left at the present rate; None before there is one."""
         if not self.rows_per_second:
             return None
-        return (self.total - self.done) / self.rows_per_second
+        return (self.total_rows - self.done_rows) / self.rows_per_second
 
 
 Report = Callable[[Progress], None]
@@ -125,9 +125,9 @@ class Watch:
             self._seen.popleft()
         since, done_then = self._seen[0]
         return Progress(
-            done=done,
-            total=self._total,
-            seconds=now - self._started,
+            done_rows=done,
+            total_rows=self._total,
+            elapsed_seconds=now - self._started,
             rows_per_second=(done - done_then) / (now - since) if now > since else 0.0,
             statuses={name: dict(each.value) for name, each in self._counters.items() if each},
         )

@@ -61,17 +61,17 @@ class Survey:
 
     Attributes:
         source_rows: Rows in the source.
-        there: Those of them whose keys the table has.
-        missing: Rows of the table that the source does not have.
+        existing_rows: Those of them whose keys the table has.
+        missing_rows: Rows of the table that the source does not have.
         pending: What is to be computed, by kind; empty where nothing is.
-        missing_keys: The keys of the `missing` rows, and `BASE`.
+        missing_keys: The keys of the `missing_rows`, and `BASE`.
         has_source_files: Whether the rows know their files in the source.
         matched: All keys, with what is known of them.
     """
 
     source_rows: int
-    there: int
-    missing: int
+    existing_rows: int
+    missing_rows: int
     pending: tuple[Pending, ...]
     missing_keys: DataFrame
     has_source_files: bool
@@ -274,8 +274,8 @@ def _count(
     in_source = [row for row in counts if row[_NEEDED] is not None]
     return Survey(
         source_rows=sum(row["rows"] for row in counts),
-        there=sum(row["keys"] for row in in_source if not row["is_new"]),
-        missing=sum(row["keys"] for row in counts if row[_NEEDED] is None),
+        existing_rows=sum(row["keys"] for row in in_source if not row["is_new"]),
+        missing_rows=sum(row["keys"] for row in counts if row[_NEEDED] is None),
         pending=tuple(pending),
         missing_keys=matched.filter(F.col(_NEEDED).isNull()).select(*keys, BASE),
         has_source_files=has_source_files,

@@ -42,10 +42,10 @@ class WaveWriter:
         is_kept: Whether the session holds the source's rows.
 
     Attributes:
-        computed: Rows that were computed and committed.
-        refreshed: Rows whose kept columns alone were copied.
-        left: Rows that are pending still.
-        statuses: Of the computed rows, rows by status; complete when the run is left.
+        computed_rows: Rows that were computed and committed.
+        refreshed_rows: Rows whose kept columns alone were copied.
+        remaining_rows: Rows that are still pending.
+        statuses: Of the computed rows, rows by status; complete once the block has ended.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class WaveWriter:
         completes: bool,
         is_kept: bool,
     ) -> None:
-        self.computed = self.refreshed = self.left = 0
+        self.computed_rows = self.refreshed_rows = self.remaining_rows = 0
         self.statuses = {name: Counter[str]() for name in write.columns}
         self._run_id = run_id
         self._wave_count = 0
@@ -73,7 +73,7 @@ class WaveWriter:
     @property
     def rows(self) -> int:
         """Rows that have been committed."""
-        return self.computed + self.refreshed
+        return self.computed_rows + self.refreshed_rows
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -97,13 +97,13 @@ class WaveWriter:
                         location, keys, nothing, unchanged=True, transaction=self._last_transaction
                     )
             return True
-        left, before, held = survey.pending_rows, self.rows, None
-        if left > self._pace.rows and not survey.has_source_files and not self._is_kept:
+        remaining, before, held = survey.pending_rows, self.rows, None
+        if remaining > self._pace.rows and not survey.has_source_files and not self._is_kept:
             # Each wave would read the whole source: it is read once, to the executors' disks.
             source = held = source.persist(StorageLevel.DISK_ONLY)
         task_count = _TASKS_PER_SLOT * count_slots(spark) if write.has_small_rows else None
         is_stable = survey.has_source_files and not self._is_kept
-        watch = Watch(left, write.counters)
+        watch = Watch(remaining, write.counters)
         try:
             with (
                 explaining(f"write rows to {location.given}"),
@@ -111,22 +111,22 @@ class WaveWriter:
             ):
                 for number, wave in enumerate(cut_waves(survey, keys, self._pace), start=1):
                     watch.begin(self.rows - before, wave.count, wave.columns)
-                    logger.info("wave %d: infer %d of %d rows", number, wave.count, left)
-                    left -= wave.count
+                    logger.info("wave %d: infer %d of %d rows", number, wave.count, remaining)
+                    remaining -= wave.count
                     count = self._write_wave(
                         write,
                         source,
                         wave,
                         task_count,
                         is_stable=is_stable,
-                        transaction=None if left else self._last_transaction,
+                        transaction=None if remaining else self._last_transaction,
                     )
                     logger.info("wave %d: committed %d rows", number, count)
                     if count < wave.count and self._ends_early:
-                        left += wave.count - count
+                        remaining += wave.count - count
                         return False
         finally:
-            self.left = left
+            self.remaining_rows = remaining
             if held is not None:
                 held.unpersist()
         return True
@@ -178,9 +178,9 @@ class WaveWriter:
                 write.location.given,
             )
         if not wave.columns:
-            self.refreshed += count
+            self.refreshed_rows += count
             return
-        self.computed += count
+        self.computed_rows += count
         if self._counted is not None:
             self._counted.result()
         self._counted = self._counting.submit(self._count_statuses, write, spark, wave, stamp)

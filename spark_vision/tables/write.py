@@ -43,26 +43,27 @@ class WriteResult:
     Attributes:
         table: The table, as Spark SQL takes it.
         source_rows: Rows in the source.
-        there: Those whose keys the table had already.
-        computed: Rows that were computed and committed.
-        refreshed: Rows whose kept columns alone were copied again.
-        left: Rows that are pending still, where the run was to end before.
-        deleted: Rows that were removed, because the source no longer has them.
+        existing_rows: Those whose keys the table had already.
+        computed_rows: Rows that were computed and committed.
+        refreshed_rows: Rows whose kept columns alone were copied again.
+        remaining_rows: Rows that are still pending, where `max_rows` or `max_seconds` ended the
+            run.
+        deleted_rows: Rows that were removed, because the source no longer has them.
         statuses: Of the computed rows, rows by status, for each column.
-        seconds: What it all took.
+        elapsed_seconds: The time of the whole write.
         run_id: What the run's commits name it by in their `userMetadata`, each with the number of
             its wave: {"spark_vision": {"run": "…", "wave": 3}}.
     """
 
     table: str
     source_rows: int
-    there: int
-    computed: int
-    refreshed: int
-    left: int
-    deleted: int
+    existing_rows: int
+    computed_rows: int
+    refreshed_rows: int
+    remaining_rows: int
+    deleted_rows: int
     statuses: Mapping[str, Mapping[str, int]]
-    seconds: float
+    elapsed_seconds: float
     run_id: str
 
 
@@ -167,7 +168,7 @@ def run_write(
                 lost_count = 0 if run.rows > before else lost_count + 1
                 if is_complete or transaction is not None or lost_count == _LOST_SURVEY_COUNT:
                     with labelled(spark, run_id):
-                        deleted = _delete_missing(write, survey)
+                        deleted_rows = _delete_missing(write, survey)
                     break
                 # What this run has emptied or tried again is not so once more.
                 write = replace(write, options=replace(write.options, recompute=False, retry=()))
@@ -179,13 +180,13 @@ def run_write(
     result = WriteResult(
         table=location.sql,
         source_rows=first.source_rows,
-        there=first.there,
-        computed=run.computed,
-        refreshed=run.refreshed,
-        left=run.left,
-        deleted=deleted,
+        existing_rows=first.existing_rows,
+        computed_rows=run.computed_rows,
+        refreshed_rows=run.refreshed_rows,
+        remaining_rows=run.remaining_rows,
+        deleted_rows=deleted_rows,
         statuses={name: dict(counts) for name, counts in run.statuses.items()},
-        seconds=time.monotonic() - started,
+        elapsed_seconds=time.monotonic() - started,
         run_id=run_id,
     )
     if write.progress:
@@ -194,12 +195,12 @@ def run_write(
 
 
 def _delete_missing(write: WritePlan, survey: Survey) -> int:
-    if not write.options.delete_missing or not survey.missing:
+    if not write.options.delete_missing or not survey.missing_rows:
         return 0
-    logger.info("delete %d rows", survey.missing)
+    logger.info("delete %d rows", survey.missing_rows)
     with explaining(f"remove rows from {write.location.given}"):
         delete_rows(write.location, write.chosen.key_names, survey.missing_keys, unchanged=True)
-    return survey.missing
+    return survey.missing_rows
 
 
 def survey_source(
@@ -228,18 +229,18 @@ def survey_source(
 
 def warn_of_missing(write: WritePlan, source: DataFrame, survey: Survey) -> None:
     """Say that rows are to be removed which the source may have no more than left out."""
-    if write.options.delete_missing and survey.missing and is_narrowed(source):
+    if write.options.delete_missing and survey.missing_rows and is_narrowed(source):
         logger.warning(
             "delete_missing: the source (%s) is filtered, limited or sampled, and %d rows of %s "
             "whose keys it does not have are removed, whether they are gone or only left out",
             ", ".join(source.columns),
-            survey.missing,
+            survey.missing_rows,
             write.location.given,
         )
 
 
 def _refuse_to_empty(write: WritePlan, survey: Survey) -> None:
-    if not survey.missing or not (write.options.delete_missing or write.options.recompute):
+    if not survey.missing_rows or not (write.options.delete_missing or write.options.recompute):
         return
     if not survey.source_rows:
         what = (
@@ -248,13 +249,13 @@ def _refuse_to_empty(write: WritePlan, survey: Survey) -> None:
             else "recompute would empty"
         )
         raise TableError(
-            f"the source has no rows, and {what} all {survey.missing} of {write.location.given}; "
-            "look whether the source is what it should be"
+            f"the source has no rows, and {what} all {survey.missing_rows} of "
+            f"{write.location.given}; check whether the source is the right one"
         )
     if write.options.recompute and not write.options.delete_missing:
         logger.warning(
             "recompute: %d rows of %s are not in the source; they are left without %s",
-            survey.missing,
+            survey.missing_rows,
             write.location.given,
             ", ".join(write.columns),
         )
@@ -262,9 +263,9 @@ def _refuse_to_empty(write: WritePlan, survey: Survey) -> None:
 
 def _final_progress(result: WriteResult) -> Progress:
     return Progress(
-        done=result.computed,
-        total=result.computed,
-        seconds=result.seconds,
-        rows_per_second=result.computed / result.seconds,
+        done_rows=result.computed_rows,
+        total_rows=result.computed_rows,
+        elapsed_seconds=result.elapsed_seconds,
+        rows_per_second=result.computed_rows / result.elapsed_seconds,
         statuses=result.statuses,
     )

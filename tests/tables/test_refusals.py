@@ -107,7 +107,7 @@ def test_a_table_that_only_takes_new_rows_takes_them(spark, rows, dino, table):
     columns = {"embedding": dino}
     options = {"table_properties": {"delta.appendOnly": "true"}}
     write_vision_columns(rows.filter("id < 2"), table, ["id"], columns, **options)
-    assert write_vision_columns(rows, table, ["id"], columns, **options).computed == 2
+    assert write_vision_columns(rows, table, ["id"], columns, **options).computed_rows == 2
 
 
 @pytest.mark.parametrize("is_there", [False, True], ids=["new rows", "changed rows"])

@@ -14,7 +14,7 @@ from spark_vision.session import check_delta
 from spark_vision.spark.driver_checks import (
     ModelIdentity,
     check_operator_on_driver,
-    describe_operator,
+    describe_model,
 )
 from spark_vision.tables.identity import (
     FilledColumn,
@@ -139,7 +139,7 @@ def plan_write(
         check_operator_on_driver(operator)
     # What an operator cannot compute of these columns is said before any task.
     column_structs(columns, chosen, counters)
-    identities = {name: describe_operator(each, spark) for name, each in columns.items()}
+    identities = {name: describe_model(each, spark) for name, each in columns.items()}
     plan = WritePlan(
         location=location,
         chosen=chosen,

@@ -65,6 +65,7 @@ def configure(
         SessionError: GPUs are asked for where Spark schedules none, or some would stay idle.
 
     Example:
+        >>> from pyspark.sql import SparkSession
         >>> spark = configure(SparkSession.builder.master("local[*]")).getOrCreate()
     """
     present = _present_settings(builder)

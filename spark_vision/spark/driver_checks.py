@@ -38,6 +38,11 @@ class ModelIdentity:
         model_type: The checkpoint's own, such as `dinov2`.
         dimension: The length of every vector; None for an operator that returns text.
         fingerprint: A hash of the checkpoint's weights, processor and tokenizer.
+
+    Example:
+        >>> clip = ClipTextEmbedding(model_name="openai/clip-vit-base-patch32")
+        >>> model: ModelIdentity = describe_model(clip)
+        >>> print(model.model_type, model.dimension)
     """
 
     model_type: str

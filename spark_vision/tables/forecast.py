@@ -33,6 +33,14 @@ class WriteForecast:
         source_bytes: The size of the source's files that would be read; None where the source does
             not know its files.
         missing_rows: Rows of the table that the source does not have.
+
+    Example:
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base")
+        >>> forecast: WriteForecast = plan_vision_columns(
+        ...     photos, "/data/photo_vectors", keys=["path"], columns={"embedding": dino}
+        ... )
+        >>> print(forecast.pending_rows, forecast.reasons, forecast.source_bytes)
     """
 
     table: str
@@ -61,6 +69,15 @@ def plan_vision_columns(
 
     Raises:
         SparkVisionError: As `write_vision_columns`, for what is known before the first row.
+
+    Example:
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base")
+        >>> forecast = plan_vision_columns(
+        ...     photos, "/data/planned_vectors", keys=["path"], columns={"embedding": dino}
+        ... )
+        >>> forecast.reasons
+        {'embedding': {'new': 4}}
     """
     refuse_stream(source)
     write = plan_write(source, table, keys, columns, parse_write_options(options), progress=None)

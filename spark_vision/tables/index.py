@@ -29,6 +29,12 @@ class IndexProblem:
         affected_rows: Rows that break it; 0 where the table itself does.
         examples: A few of them by their keys.
         advice: What the rule is, and what to change.
+
+    Example:
+        >>> report = index_ready("/data/photo_vectors", "embedding", "databricks_ai_search")
+        >>> problems: tuple[IndexProblem, ...] = report.problems
+        >>> for problem in problems:
+        ...     print(problem.rule, problem.affected_rows, problem.advice)
     """
 
     rule: str
@@ -48,6 +54,13 @@ class IndexReport:
         ready_rows: The number of those rows.
         not_computed: Rows without a vector, by status; `pending` are not computed yet.
         problems: What is wrong with the other rows, or with the table.
+
+    Example:
+        >>> report: IndexReport = index_ready("/data/photo_vectors", "embedding", "milvus")
+        >>> report.is_ready
+        True
+        >>> report.rows.columns
+        ['id', 'vector']
     """
 
     target: str
@@ -95,8 +108,9 @@ def index_ready(
         TableError: There is no such table, column or target.
 
     Example:
-        >>> report = index_ready("/data/photo_vectors", "embedding", "pinecone")
+        >>> report = index_ready("/data/photo_vectors", "embedding", "milvus")
         >>> print(report)
+        milvus: 4 rows can be indexed
     """
     session = spark or SparkSession.active()
     if target not in TARGETS:

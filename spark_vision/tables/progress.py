@@ -33,6 +33,15 @@ class Progress:
         elapsed_seconds: Time since the write began.
         rows_per_second: Over the last half minute; 0 before the first row.
         statuses: Rows by status of each column, of the tasks that have finished.
+
+    Example:
+        >>> def report(progress: Progress) -> None:
+        ...     print(f"{progress.done_rows} of {progress.total_rows} rows")
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base")
+        >>> result = write_vision_columns(
+        ...     photos, "/data/watched_vectors", ["path"], {"embedding": dino}, progress=report
+        ... )
     """
 
     done_rows: int

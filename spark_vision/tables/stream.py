@@ -76,14 +76,16 @@ def stream_vision_columns(
         SparkVisionError: As `write_vision_columns`.
 
     Example:
-        >>> changes = spark.readStream.option("readChangeFeed", True).table("lake.photos")
-        >>> stream_vision_columns(
-        ...     changes,
-        ...     "lake.photo_vectors",
-        ...     keys=["id"],
-        ...     columns={"embedding": ImageViTEmbedding()},
-        ...     checkpoint_location="/checkpoints/photo_vectors",
-        ... ).awaitTermination()
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> arriving = spark.readStream.format("binaryFile").schema(photos.schema)
+        >>> query = stream_vision_columns(
+        ...     arriving.load("/data/photos"),
+        ...     "/data/streamed_vectors",
+        ...     keys=["path"],
+        ...     columns={"embedding": ImageViTEmbedding(model_name="facebook/dinov2-base")},
+        ...     checkpoint_location="/data/streamed_vectors_checkpoint",
+        ... )
+        >>> query.awaitTermination()
     """
     if not source.isStreaming:
         raise TableError(
@@ -143,9 +145,16 @@ def write_vision_batch(
         SparkVisionError: As `stream_vision_columns`.
 
     Example:
-        >>> def write(batch, number):
-        ...     write_vision_batch(batch, number, "/data/vectors", ["id"], columns, app_id="photos")
-        >>> arriving.writeStream.foreachBatch(write).start()
+        >>> columns = {"embedding": ImageViTEmbedding(model_name="facebook/dinov2-base")}
+        >>> def write(batch, batch_id):
+        ...     write_vision_batch(
+        ...         batch, batch_id, "/data/batches", ["path"], columns, app_id="photos"
+        ...     )
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> arriving = spark.readStream.format("binaryFile").schema(photos.schema)
+        >>> writer = arriving.load("/data/photos").writeStream.foreachBatch(write)
+        >>> writer = writer.option("checkpointLocation", "/data/batches_checkpoint")
+        >>> writer.trigger(availableNow=True).start().awaitTermination()
     """
     refuse_stream(batch)
     parsed = parse_write_options(options, is_stream=True)

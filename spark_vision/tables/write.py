@@ -53,6 +53,14 @@ class WriteResult:
         elapsed_seconds: The time of the whole write.
         run_id: What the run's commits name it by in their `userMetadata`, each with the number of
             its wave: {"spark_vision": {"run": "…", "wave": 3}}.
+
+    Example:
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base")
+        >>> result: WriteResult = write_vision_columns(
+        ...     photos, "/data/photo_vectors", keys=["path"], columns={"embedding": dino}
+        ... )
+        >>> print(result.computed_rows, result.statuses["embedding"])
     """
 
     table: str
@@ -111,9 +119,17 @@ def write_vision_columns(
 
     Example:
         >>> photos = spark.read.format("binaryFile").load("/data/photos")
-        >>> write_vision_columns(
-        ...     photos, "/data/vectors", keys=["path"], columns={"embedding": ImageViTEmbedding()}
+        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base")
+        >>> result = write_vision_columns(
+        ...     photos, "/data/new_vectors", keys=["path"], columns={"embedding": dino}
         ... )
+        >>> result.statuses
+        {'embedding': {'ok': 4}}
+        >>> again = write_vision_columns(
+        ...     photos, "/data/new_vectors", keys=["path"], columns={"embedding": dino}
+        ... )
+        >>> again.computed_rows
+        0
     """
     refuse_stream(source)
     plan = plan_write(source, table, keys, columns, parse_write_options(options), progress)

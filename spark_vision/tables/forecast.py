@@ -1,4 +1,4 @@
-"""What a write would do: one look at keys and hashes, without a model, a table or a commit."""
+"""What a write would do: one survey of keys and hashes, without a model or a commit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ class WriteForecast:
     """What a write would do.
 
     Attributes:
-        table: The table, as Spark SQL takes it.
-        is_new: Whether it would be made.
+        table: The table's name in Spark SQL.
+        is_new: Whether it would be created.
         source_rows: Rows in the source.
-        existing_rows: Those whose keys the table has.
+        existing_rows: Source rows whose keys the table has.
         reasons: Rows that would be computed, by column and reason: `new`, `changed`, `not filled
             in`, `failed` and `recomputed`.
-        pending_rows: Rows that would be written; one counts once, whatever it needs.
+        pending_rows: Rows that would be written; each counts once, whatever it needs.
         wave_count: Commits, where `rows_per_commit` is given; else None.
         source_bytes: The size of the source's files that would be read; None where the source does
             not know its files.
@@ -62,10 +62,10 @@ def plan_vision_columns(
     columns: Mapping[str, Operator],
     **options: Any,
 ) -> WriteForecast:
-    """Say what `write_vision_columns` would do with the same arguments; changes nothing.
+    """Report what `write_vision_columns` would do with the same arguments; changes nothing.
 
-    No model is loaded. Where no column says when an image changed, images of rows that are in the
-    table are read to be hashed, as by the write itself.
+    No model is loaded. Without `version_columns`, the images of existing rows are read to be
+    hashed, as by the write itself.
 
     Raises:
         SparkVisionError: As `write_vision_columns`, for what is known before the first row.
@@ -116,7 +116,7 @@ def _count_bytes(source: DataFrame, survey: Survey) -> int | None:
 
 
 def describe_forecast(forecast: WriteForecast) -> str:
-    """Say it in the few lines that a job prints."""
+    """Describe a forecast in the few lines that a job prints."""
     lines = [
         f"table: {forecast.table}{', to be made' if forecast.is_new else ''}",
         f"rows: {forecast.source_rows:,} in the input, {forecast.existing_rows:,} in the table, "

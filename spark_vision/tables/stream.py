@@ -1,9 +1,9 @@
 """The same write as a structured stream: each micro-batch is one run of it.
 
-Exactly once: a batch's last commit carries the stream's name and the batch's number, and the table
-refuses to take it again. Where a kill came before that, the batch meets its own rows in the table,
-by key and hash, and computes what is missing of it. A batch is kept while it is worked on, so that
-its source is read once.
+Exactly once: a batch's last commit carries the stream's name and the batch's number, and Delta
+skips it when it is repeated. After a kill before that commit, the batch finds its own rows in the
+table, by key and hash, and computes what is missing. A batch is cached while it is processed, so
+that its source is read once.
 """
 
 import json
@@ -51,27 +51,27 @@ def stream_vision_columns(
 
     Args:
         source: From `spark.readStream`: a Delta table's appends; its changes, with
-            `readChangeFeed`, whose updates and deletes then reach the table; or a folder of files.
-            `maxFilesPerTrigger` there says how much a batch takes: a batch is kept on the
-            executors' disks while it is worked on.
-        table: As for `write_vision_columns`, like all that is not said here.
-        keys: No two rows of a batch may have the same, unless they are changes of one row.
-        columns: What to compute.
+            `readChangeFeed`, whose updates and deletes are then applied to the table; or a folder
+            of files. Its `maxFilesPerTrigger` limits a batch, which is cached on the executors'
+            disks while it is processed.
+        table: As for `write_vision_columns`.
+        keys: Unique within a batch, except for several changes of one row.
+        columns: What to compute, by the name of its column.
         checkpoint_location: The folder in which Spark keeps the stream's progress; one for each
             stream.
         processing_time: Run until the query is stopped, with a batch at this interval, such as
             `1 minute`.
         available_now: Process what is there, then end. The default where `processing_time` is not
             given; as in Spark, a stream has one trigger, so that both together are refused.
-        options: Those of `WriteOptions` that mean something to a stream. `rows_per_commit` counts
-            where a batch has more.
+        options: The fields of `WriteOptions` that apply to a stream. `rows_per_commit` applies
+            where a batch has more rows.
 
     Returns:
         The running query; `awaitTermination()` waits for its end and raises its error.
 
     Raises:
         InvalidOptionError: The trigger or another option is not allowed.
-        TableError: The source is no stream, or does not fit the table.
+        TableError: The source is not a stream, or does not fit the table.
         SessionError: The session is one of Spark Connect.
         SparkVisionError: As `write_vision_columns`.
 
@@ -89,7 +89,8 @@ def stream_vision_columns(
     """
     if not source.isStreaming:
         raise TableError(
-            "the source is no stream; read it with spark.readStream, or call write_vision_columns"
+            "the source is not a stream; read it with spark.readStream, or call "
+            "write_vision_columns"
         )
     if not hasattr(source, "_jdf"):
         raise SessionError("streams need a classic session; this one is of Spark Connect")
@@ -99,13 +100,13 @@ def stream_vision_columns(
     own = sorted({_CHANGE, _VERSION, _TIME} & taken)
     if own:
         raise TableError(
-            f"the stream's own columns {', '.join(own)} say nothing of a row and are not kept; "
+            f"the stream's own columns {', '.join(own)} describe no row and are not kept; "
             "leave them out of keys, keep and version_columns"
         )
     check_columns(source, parsed.latest_by, what="latest_by")
     plan = plan_write(source, table, keys, columns, parsed, progress=None)
-    # What does not fit is said here, not by the query; and Delta makes no table where a checkpoint
-    # is already.
+    # Errors are raised here, not by the query; and Delta creates no table in a folder that already
+    # has a checkpoint.
     detail = read_detail(source.sparkSession, plan.location)
     if detail is not None:
         plan, _ = fit_keys(plan, source, detail)
@@ -130,15 +131,15 @@ def write_vision_batch(
     app_id: str,
     **options: Any,
 ) -> None:
-    """Write a batch of one's own `foreachBatch`, once, however often Spark hands it over.
+    """Write a batch within your own `foreachBatch`, once, however often Spark repeats it.
 
     Args:
         batch: The rows, or the changes of a Delta table's feed.
-        batch_id: As Spark gives it: it grows from batch to batch.
-        table: As for `write_vision_columns`, like all that is not said here.
-        keys: No two rows of a batch may have the same, unless `on_duplicate_keys` allows it.
-        columns: What to compute.
-        app_id: The stream's name: one for each checkpoint, and for as long as it lives.
+        batch_id: The number that Spark passes; it grows from batch to batch.
+        table: As for `write_vision_columns`.
+        keys: Unique within a batch, unless `on_duplicate_keys` allows duplicates.
+        columns: What to compute, by the name of its column.
+        app_id: The stream's name: one for each checkpoint location, as long as that exists.
         options: As for `stream_vision_columns`.
 
     Raises:
@@ -182,7 +183,7 @@ def _set_trigger(
 
 
 def _read_name(spark: SparkSession, checkpoint_location: str) -> str:
-    """Name a stream by the id that Spark has written into its checkpoint."""
+    """Return a stream's name, from the id that Spark has written into its checkpoint."""
     noted = spark.read.text(f"{checkpoint_location}/metadata", wholetext=True).head()
     if noted is None:
         raise TableError(
@@ -192,7 +193,7 @@ def _read_name(spark: SparkSession, checkpoint_location: str) -> str:
 
 
 def _write_batch(write: WritePlan, batch: DataFrame, transaction: Transaction) -> None:
-    # Of rows that are alike in all that is asked for, the one that Spark gives last is the last.
+    # Among rows that are equal in all of `latest_by`, the last is the one that Spark returns last.
     rows = batch.withColumn(_PLACE, F.monotonically_increasing_id()).persist()
     keys, is_feed = write.chosen.key_names, _CHANGE in rows.columns
     order = [F.col(_VERSION), ~_is_gone()] if is_feed else []
@@ -220,16 +221,15 @@ def _write_batch(write: WritePlan, batch: DataFrame, transaction: Transaction) -
 
 
 def _latest_rows(rows: DataFrame, keys: Sequence[str], order: Sequence[Column]) -> DataFrame:
-    """Leave the last row of each key.
+    """Return the last row of each key.
 
-    Of a feed's changes, a row put back by the commit that removed it is there. An update removes
-    the row with the key that was, and puts the one with the key that is: where both are one, it is
-    there.
+    In a change feed, a row that one commit both deletes and inserts exists. An update deletes the
+    row of its old key and inserts that of its new key: where both are the same, the row exists.
     """
     changes = rows.withColumn(_LATEST, F.struct(*order))
     # Only keys are shuffled: the rows hold images.
     latest = changes.groupBy(*map(_column, keys)).agg(F.max(_LATEST).alias(_LATEST))
-    # A null key is one that the write refuses, not one that gets lost here.
+    # Null-safe, so that a null key reaches the write, which refuses it.
     same = (
         F.col(f"c.{quote(name)}").eqNullSafe(F.col(f"l.{quote(name)}")) for name in (*keys, _LATEST)
     )

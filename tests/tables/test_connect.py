@@ -159,6 +159,6 @@ def test_what_the_table_refuses_is_said_in_our_words(seen):
         "CHECK constraint mine (NOT path LIKE '%huge%') violated); leave such rows out"
         in (seen["owners_constraint"])
     )
-    assert "the table only takes new rows, by its property delta.appendOnly" in seen["append_only"]
+    assert "the table accepts only new rows, by its property delta.app" in seen["append_only"]
     for said in (seen["owners_constraint"], seen["append_only"]):
         assert "org.apache" not in said

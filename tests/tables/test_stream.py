@@ -281,7 +281,7 @@ def test_a_batch_is_written_whole_where_another_writer_has_a_row_of_it_first(
 
 
 def test_a_streams_own_columns_are_not_kept(spark, dino, table, tmp_path, place):
-    with pytest.raises(TableError, match=r"own columns _commit_version say nothing"):
+    with pytest.raises(TableError, match=r"own columns _commit_version describe no row"):
         stream_vision_columns(
             stream_images(spark, place, max_files=1),
             table,

@@ -199,7 +199,7 @@ def test_bad_keys_are_named_before_any_image_is_read(spark, dino, table, rows, s
         ({"name": "source_hash"}, TableError, "two columns source_hash"),
         ({"name": "path"}, TableError, "two columns path"),
         ({"table": "vectors"}, TableError, "/folder/vectors"),
-        ({"table": "what is this"}, TableError, "not understood"),
+        ({"table": "what is this"}, TableError, "neither a path nor a name"),
         ({"model": "/nowhere/checkpoint"}, SparkVisionError, "/nowhere/checkpoint"),
     ],
     ids=str,
@@ -376,7 +376,7 @@ def test_a_table_of_captions_by_another_prompt_or_setting_is_refused(
             write(**changed)
     with pytest.raises(TableError, match="the column caption has no prompt"):
         write(prompt=None)
-    with pytest.raises(TableError, match="no column is by an operator that reads prompts"):
+    with pytest.raises(TableError, match="no operator reads prompts"):
         write_vision_columns(
             read_photos(),
             table,

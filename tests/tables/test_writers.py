@@ -195,7 +195,7 @@ def test_rows_of_a_model_that_the_column_no_longer_has_are_not_committed(
     write({"embedding": dino})
     before = spark.read.format("delta").load(table).collect()
     monkeypatch.setattr(wave_writer, "commit_wave", commit_late)
-    with pytest.raises(TableError, match=r"another model's while this write.*fingerprint"):
+    with pytest.raises(TableError, match=r"given another model during this write.*fingerprint"):
         write({"embedding": dino}, recompute=True)
     after = spark.read.format("delta").load(table).collect()
     assert len(after) == len(before) == 7
@@ -302,7 +302,7 @@ def test_keys_that_come_twice_while_a_source_is_read_are_taken_out_again(
             rows.limit(1).write.format("delta").mode("append").save(place)
 
     monkeypatch.setattr(points, "at_point", grow)
-    with pytest.raises(TableError, match="gave 4 rows where it had 3"):
+    with pytest.raises(TableError, match="returned 4 rows for 3 keys"):
         write_vision_columns(source, table, ["id"], {"embedding": dino})
     assert spark.read.format("delta").load(table).count() == 0
 
@@ -321,6 +321,6 @@ def test_a_disk_without_space_is_named_and_the_table_stays(
         raise OSError("java.io.IOException: No space left on device")
 
     monkeypatch.setattr(wave_writer, "commit_wave", full)
-    with pytest.raises(TableError, match=r"there is no space left .*; make room and run again"):
+    with pytest.raises(TableError, match=r"no space left .*; free some space and run again"):
         write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
     assert spark.read.format("delta").load(table).count() == 0

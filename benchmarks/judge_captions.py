@@ -7,6 +7,7 @@ also beside the share that the commonest answer would get.
 """
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,13 @@ from pyspark.sql import SparkSession
 from spark_vision import QwenVLImageUnderstanding, configure
 from spark_vision.demo import checkpoint_path, write_scenes
 from spark_vision.demo.scenes import SPLITS
-from spark_vision.demo.understanding_scores import Said, ask, understanding_scores
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from training.understanding_scores import (
+    Said,
+    ask,
+    understanding_scores,
+)
 
 _MOST_TOKENS = 64
 

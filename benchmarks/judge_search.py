@@ -6,6 +6,7 @@ Beside each figure stands the same with pictures given to other scenes, which sh
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from pyspark.sql import SparkSession
 
 from spark_vision import configure
 from spark_vision.demo import write_scenes
-from spark_vision.demo.retrieval_scores import retrieval_scores
 from spark_vision.demo.scenes import SPLITS
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from training.retrieval_scores import retrieval_scores
 
 
 def main() -> None:

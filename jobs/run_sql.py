@@ -40,7 +40,12 @@ def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, dict[str, Ope
     parser.add_argument(
         "--with-status",
         action="store_true",
-        help="functions give struct<embedding, status, error>",
+        help="functions return struct<embedding, status, error>",
+    )
+    parser.add_argument(
+        "--with-placement",
+        action="store_true",
+        help="add NAME_placement to each function: which process computed a row",
     )
     parser.add_argument(
         "--rows", type=int, default=20, metavar="N", help="rows to show (default: %(default)s)"
@@ -64,7 +69,12 @@ def main(texts: list[str]) -> int:
     def run(spark: "SparkSession") -> None:
         from spark_vision.sql import register_functions
 
-        register_functions(spark, with_status=arguments.with_status, **functions)
+        register_functions(
+            spark,
+            functions,
+            with_status=arguments.with_status,
+            with_placement=arguments.with_placement,
+        )
         for statement in statements:
             rows = spark.sql(statement)
             if rows.columns:

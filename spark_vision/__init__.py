@@ -33,6 +33,7 @@ from spark_vision.operators import (
 if TYPE_CHECKING:
     from spark_vision.functions import caption_image, embed_image, embed_text, model_placement
     from spark_vision.session import configure
+    from spark_vision.spark.driver_checks import ModelIdentity, describe_model
     from spark_vision.sql import register_functions
     from spark_vision.tables.forecast import WriteForecast, plan_vision_columns
     from spark_vision.tables.index import IndexProblem, IndexReport, index_ready
@@ -53,6 +54,7 @@ __all__ = [
     "IndexReport",
     "InputTypeError",
     "InvalidOptionError",
+    "ModelIdentity",
     "ModelServerError",
     "Progress",
     "QwenVLImageUnderstanding",
@@ -67,6 +69,7 @@ __all__ = [
     "__version__",
     "caption_image",
     "configure",
+    "describe_model",
     "embed_image",
     "embed_text",
     "index_ready",
@@ -81,11 +84,13 @@ __all__ = [
 _LAZY_NAMES = {
     "IndexProblem": "spark_vision.tables.index",
     "IndexReport": "spark_vision.tables.index",
+    "ModelIdentity": "spark_vision.spark.driver_checks",
     "Progress": "spark_vision.tables.progress",
     "WriteForecast": "spark_vision.tables.forecast",
     "WriteResult": "spark_vision.tables.write",
     "caption_image": "spark_vision.functions",
     "configure": "spark_vision.session",
+    "describe_model": "spark_vision.spark.driver_checks",
     "embed_image": "spark_vision.functions",
     "embed_text": "spark_vision.functions",
     "index_ready": "spark_vision.tables.index",

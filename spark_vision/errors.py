@@ -8,7 +8,13 @@ _READ_CHARACTERS = 2000
 
 
 class Status(StrEnum):
-    """The outcome of one row; the value is what a `status` column holds."""
+    """The outcome of one row; the value is what a `status` column holds.
+
+    Example:
+        >>> vectors = spark.read.format("delta").load("/data/photo_vectors")
+        >>> vectors.filter(F.col("embedding_status") == Status.TIMEOUT).count()
+        0
+    """
 
     OK = "ok"
     NULL_INPUT = "null_input"

@@ -1,4 +1,4 @@
-"""The column functions: a column and an operator give a column of vectors or captions."""
+"""The column functions: from a column and an operator to a column of vectors or captions."""
 
 from dataclasses import replace
 
@@ -18,79 +18,123 @@ from spark_vision.spark.udfs import operator_udf, placement_udf
 
 
 def embed_image(
-    column: Column | str,
+    col: Column | str,
     operator: ImageEmbeddingOperator,
+    *,
     with_status: bool = False,
     deterministic: bool = False,
 ) -> Column:
     """Embed a column of images.
 
     Args:
-        column: Binary, a `binaryFile` row or Spark's `image` struct; or strings, which
-            `operator.image_src_type` says how to read.
+        col: Binary, a `binaryFile` row or Spark's `image` struct; or strings, which are read
+            according to `operator.image_src_type`.
         operator: What to compute.
-        with_status: Give struct<embedding, status, error>: why a row has no vector.
-        deterministic: Let Spark treat it as a pure function; `docs/functions.md` says what each
-            choice costs. Without it, Spark computes each row once and pushes no filter below the
+        with_status: Return struct<embedding, status, error>: why a row has no vector.
+        deterministic: Let Spark treat the function as deterministic; `docs/functions.md` compares
+            the costs. By default Spark computes each row once and pushes no filter below the
             function: filter before you embed.
 
     Returns:
-        array<float> of one length, array<array<float>> with `pooling="tokens"`, or the
-        struct.
+        array<float> of one length, array<array<float>> with `pooling="tokens"`, or the struct.
 
     Raises:
-        InputTypeError: The operator is not for images.
-        SparkVisionError: The checkpoint is known here, and is not what the operator needs.
+        InputTypeError: The operator does not embed images.
+        SparkVisionError: The checkpoint is known here and does not suit the operator.
+
+    Example:
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base")
+        >>> photos.select("path", embed_image("content", dino).alias("embedding")).show()
     """
     _check_function("embed_image", operator)
-    return _compute([column], operator, with_status, deterministic)
+    return _compute([col], operator, with_status, deterministic)
 
 
 def embed_text(
-    column: Column | str,
+    col: Column | str,
     operator: ClipTextEmbedding,
+    *,
     with_status: bool = False,
     deterministic: bool = False,
 ) -> Column:
     """Embed a column of texts into the space that the operator's checkpoint shares with images.
 
-    A text longer than the model takes is truncated as the checkpoint's tokenizer does. Equal texts
-    of a batch are computed once, so that a query's own text costs nothing on every row. Arguments,
-    result and errors are those of `embed_image`.
+    A text longer than the model's maximum is truncated by the checkpoint's tokenizer. Equal texts
+    in a batch are computed once, so that a constant text costs nothing on every row.
+
+    Args:
+        col: Strings; `F.lit("a red circle")` for the same text on every row.
+        operator: What to compute.
+        with_status: As for `embed_image`.
+        deterministic: As for `embed_image`.
+
+    Returns:
+        array<float> of one length, or struct<embedding, status, error>.
+
+    Raises:
+        InputTypeError: The operator does not embed texts.
+        SparkVisionError: The checkpoint is known here and does not suit the operator.
+
+    Example:
+        >>> clip = ClipTextEmbedding(model_name="openai/clip-vit-base-patch32")
+        >>> queries = spark.createDataFrame([("a red circle",), (None,)], "query string")
+        >>> embedded = embed_text("query", clip, with_status=True)
+        >>> queries.select("query", embedded.alias("e")).select("query", "e.status").show()
+        +------------+----------+
+        |       query|    status|
+        +------------+----------+
+        |a red circle|        ok|
+        |        NULL|null_input|
+        +------------+----------+
+        <BLANKLINE>
     """
     _check_function("embed_text", operator)
-    return _compute([column], operator, with_status, deterministic)
+    return _compute([col], operator, with_status, deterministic)
 
 
 def caption_image(
-    image: Column | str,
+    col: Column | str,
     operator: QwenVLImageUnderstanding,
     prompt: str | Column | None = None,
+    *,
     with_status: bool = False,
     deterministic: bool = False,
 ) -> Column:
-    """Write about a column of images.
+    """Caption a column of images, or answer a question about each.
 
     Args:
-        image: As for `embed_image`.
+        col: Images, as for `embed_image`.
         operator: What to compute.
-        prompt: What is asked of every image; or a column of strings, with a prompt per row, where
-            null and blank ones mean `operator.prompt`. None means `operator.prompt` everywhere.
-        with_status: Give struct<caption, status, error, truncated>: why a row has no caption, and
-            whether one was cut at `operator.max_caption_length`.
+        prompt: A string is the prompt itself, not a column's name: `F.col("question")` is a column
+            with a prompt per row, where null and blank ones mean `operator.prompt`. None means
+            `operator.prompt` on every row.
+        with_status: Return struct<caption, status, error, truncated>: why a row has no caption, and
+            whether it was cut at `operator.max_caption_length`.
         deterministic: As for `embed_image`.
 
     Returns:
         A string, or the struct. A row without any prompt has the status `bad_prompt`.
 
     Raises:
-        InputTypeError: The operator or the prompt is of another type.
-        InvalidOptionError: There is no prompt at all.
-        SparkVisionError: The checkpoint is known here, and is not what the operator needs.
+        InputTypeError: The operator or the prompt has another type.
+        InvalidOptionError: Neither the call nor the operator has a prompt.
+        SparkVisionError: The checkpoint is known here and does not suit the operator.
+
+    Example:
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> qwen = QwenVLImageUnderstanding(
+        ...     model_name="Qwen/Qwen2.5-VL-7B-Instruct", max_caption_length=64
+        ... )
+        >>> answer = caption_image("content", qwen, "How many people are there?")
+        >>> photos.limit(1).select("path", answer.alias("answer")).show()
+        >>> asked = photos.limit(1).withColumn("question", F.lit("What colour is it?"))
+        >>> answer = caption_image("content", qwen, F.col("question"))
+        >>> asked.select("path", answer.alias("answer")).show()
     """
     _check_function("caption_image", operator)
     if isinstance(prompt, Column):
-        return _compute([image, prompt], operator, with_status, deterministic)
+        return _compute([col, prompt], operator, with_status, deterministic)
     if prompt is not None and not isinstance(prompt, str):
         raise InputTypeError(
             f"caption_image got a prompt of type {type(prompt).__name__}; allowed: a string, or a "
@@ -100,54 +144,59 @@ def caption_image(
         operator = replace(operator, prompt=prompt)
     if operator.lacks_prompt:
         raise InvalidOptionError(
-            "caption_image got no prompt, and QwenVLImageUnderstanding.prompt is none; allowed: a "
-            "text or a column of texts as prompt, or an operator that has one"
+            f"caption_image got no prompt, and {type(operator).__name__}.prompt is None; allowed: "
+            "a non-empty string or a column of strings as prompt, or an operator that has one"
         )
-    return _compute([image], operator, with_status, deterministic)
+    return _compute([col], operator, with_status, deterministic)
 
 
-def model_placement(
-    column: Column | str, operator: Operator, prompt: Column | None = None
-) -> Column:
-    """Compute a column's rows, and say which process holds the model that computed each.
+def model_placement(col: Column | str, operator: Operator, prompt: Column | None = None) -> Column:
+    """Compute a column's rows and return which process holds the model that computed each.
 
-    `SELECT DISTINCT` over it shows on any cluster what "once per executor" came to.
+    `SELECT DISTINCT` over it shows, on any cluster, how many copies of the model are loaded and
+    where.
 
     Args:
-        column: What the operator reads, as for `embed_image`, `embed_text` or `caption_image`.
+        col: What the operator reads, as for `embed_image`, `embed_text` or `caption_image`.
         operator: What to compute.
         prompt: A column with a prompt per row, for an operator that captions.
 
     Returns:
         struct<host, executor, device, server_pid, loaded_at, load_seconds, dtype, fingerprint>:
-        executor is the process id and start of the executor's JVM, server_pid the process that
-        holds the model: the model server, or with `model_sharing="worker"` the Python worker.
-        Null for a row that reached no model, as one that is null or no image.
+        executor is the process id and start time of the executor's JVM, server_pid the process
+        that holds the model: the model server, or with `model_sharing="worker"` the Python worker.
+        Null for a row that reached no model, such as one that is null or not an image.
 
     Raises:
         InputTypeError: The operator is not an operator.
-        SparkVisionError: The checkpoint is known here, and is not what the operator needs.
+        SparkVisionError: The checkpoint is known here and does not suit the operator.
+
+    Example:
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base")
+        >>> placed = photos.select(model_placement("content", dino).alias("p")).select("p.*")
+        >>> placed.select("host", "device", "server_pid").distinct().show()
     """
     udf = placement_udf(operator)
     check_operator_on_driver(operator)
-    placed: Column = udf(*_named([column] if prompt is None else [column, prompt]))
+    placed: Column = udf(*_to_columns([col] if prompt is None else [col, prompt]))
     return placed
 
 
 def _compute(
-    columns: list[Column | str],
+    cols: list[Column | str],
     operator: Operator,
     with_status: bool,
     deterministic: bool,
 ) -> Column:
     check_operator_on_driver(operator)
     udf = operator_udf(operator, with_status=with_status, deterministic=deterministic)
-    computed: Column = udf(*_named(columns))
+    computed: Column = udf(*_to_columns(cols))
     return computed
 
 
-def _named(columns: list[Column | str]) -> list[Column]:
-    return [F.col(column) if isinstance(column, str) else column for column in columns]
+def _to_columns(cols: list[Column | str]) -> list[Column]:
+    return [F.col(each) if isinstance(each, str) else each for each in cols]
 
 
 def _check_function(function: str, operator: Operator) -> None:

@@ -1,6 +1,6 @@
 """What a Spark session needs for this package: Delta, Arrow, the running interpreter, quiet logs.
 
-A setting that the user made, in the builder, by spark-submit or in `spark-defaults.conf`, stands;
+A setting that the user made, in the builder, by spark-submit or in `spark-defaults.conf`, is kept;
 where it is a list, Delta's entry is appended to it.
 """
 
@@ -47,24 +47,26 @@ def configure(
     gpus_per_executor: int | None = None,
     tasks_per_gpu: int = 1,
 ) -> SparkSession.Builder:
-    """Give a session builder the settings that this package needs.
+    """Add the settings that this package needs to a session builder.
 
-    In a script that spark-submit started, and on a session that runs already, Delta's JARs can no
-    longer be added; `check_delta` says what to do then. A remote server keeps its own settings.
+    In a script started by spark-submit, and on a session that is already running, Delta's JARs can
+    no longer be added; the first write then reports how to start the session with them. A remote
+    server keeps its own settings.
 
     Args:
-        builder: As from `SparkSession.builder`, with whatever the user has set.
-        log_level: Of the JVM, where the user has set none.
-        gpus_per_executor: Ask Spark for so many GPUs for each executor; see `gpu_settings`.
-        tasks_per_gpu: How many tasks feed one GPU.
+        builder: From `SparkSession.builder`, with the user's own settings.
+        log_level: The JVM's log level, where the user has set none.
+        gpus_per_executor: The number of GPUs that each executor requests.
+        tasks_per_gpu: The number of tasks that share one GPU.
 
     Returns:
         The same builder.
 
     Raises:
-        SessionError: GPUs are asked for where Spark schedules none, or some would stay idle.
+        SessionError: GPUs are requested where Spark schedules none, or some would stay idle.
 
     Example:
+        >>> from pyspark.sql import SparkSession
         >>> spark = configure(SparkSession.builder.master("local[*]")).getOrCreate()
     """
     present = _present_settings(builder)
@@ -88,16 +90,16 @@ def configure(
 
 
 def check_delta(spark: SparkSession) -> None:
-    """Make sure that a session can read and write Delta tables; costs one failed look-up.
+    """Check that a session can read and write Delta tables; costs one failed look-up.
 
     Raises:
-        SessionError: Delta's JARs or its settings are missing; the message says what to add.
+        SessionError: Delta's JARs or its settings are missing; the message names them.
     """
     try:
         _ = spark.read.format("delta").load("/spark_vision/no_such_table").schema
     except Exception as error:
-        # A class that is not found reaches a classic session as an error of the JVM, and a Connect
-        # session as one of Spark: what they share is the name of the condition.
+        # A missing class is a JVM error in a classic session and a Spark error in a Connect
+        # session: only the name of the error condition is the same.
         said = str(error)
         if "DATA_SOURCE_NOT_FOUND" in said:
             package = delta_package() or "io.delta:delta-spark_<spark>_2.13:<version>"
@@ -111,7 +113,7 @@ def check_delta(spark: SparkSession) -> None:
                 f"start it with: --conf {EXTENSIONS}={DELTA_EXTENSION} --conf "
                 f"{CATALOG}={DELTA_CATALOG}"
             ) from error
-        # With Delta, that there is no such table is an error of the analysis.
+        # With Delta, a missing table is an AnalysisException.
         if not isinstance(error, AnalysisException):
             raise
 
@@ -164,14 +166,14 @@ def _jvm() -> Any:
 def _check_schedules_gpus(present: Mapping[str, str]) -> None:
     if _is_remote_server(present) or SparkContext._active_spark_context is not None:
         raise SessionError(
-            "gpus_per_executor: this session runs already, and its executors with it; set GPUs "
-            "where it is started"
+            "gpus_per_executor: this session and its executors are already running; request GPUs "
+            "where the session is started"
         )
     master = _master(present)
     if is_local_master(master):
         raise SessionError(
             f"gpus_per_executor: Spark schedules no GPUs with master {master!r}, and its "
-            "jobs would wait for ever; leave it out there: a GPU of the machine is used without it"
+            "jobs would wait forever; leave it out: a GPU of the machine is used without it"
         )
 
 
@@ -180,7 +182,7 @@ def _master(present: Mapping[str, str]) -> str:
 
 
 def _present_settings(builder: SparkSession.Builder) -> dict[str, str]:
-    """The user's settings: spark-submit's or the defaults file's, and over them the builder's."""
+    """The user's settings: spark-submit's or the defaults file's, overridden by the builder's."""
     if _jvm_is_running():
         pairs = _jvm().org.apache.spark.SparkConf(True).getAll()
         settings = {pair._1(): pair._2() for pair in pairs}

@@ -136,7 +136,7 @@ def test_status_says_what_became_of_a_row(images, qwen):
 
 
 def test_sql_takes_one_argument_or_two(spark, images, qwen, true):
-    register_functions(spark, caption_image=qwen)
+    register_functions(spark, {"caption_image": qwen})
     images.createOrReplaceTempView("pictures")
     rows = spark.sql(
         "SELECT caption_image(content), caption_image(content, 'x'), caption_image(content, asked) "
@@ -169,7 +169,7 @@ def test_wrong_arguments_are_refused_on_the_driver(qwen, checkpoints):
 
 def test_sql_with_too_many_columns_says_what_a_function_takes(spark, images, qwen, checkpoints):
     dino = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
-    register_functions(spark, describe=qwen, embed=dino)
+    register_functions(spark, {"describe": qwen, "embed": dino})
     images.createOrReplaceTempView("pictures")
     for call, said in (
         (

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from documented_places import replacing
 from spark_vision.cli.option_table import option_table, write_option_table
 from spark_vision.cli.statements import split_statements
 from spark_vision.errors import Status
@@ -63,23 +64,7 @@ def localize(tmp_path, checkpoints):
     from spark_vision.demo import write_scenes
 
     write_scenes(tmp_path / "photos", 4, seed=0)
-    places = {
-        "/data/photos": str(tmp_path / "photos"),
-        "/data/photo_clip": str(tmp_path / "clip"),
-        "/data/photo_vectors": str(tmp_path / "vectors"),
-        "/data/photo_index": str(tmp_path / "index"),
-        "/data/streamed_vectors": str(tmp_path / "streamed"),
-        "/data/streamed_checkpoint": str(tmp_path / "streamed-checkpoint"),
-        "facebook/dinov2-base": str(checkpoints / "dinov2"),
-        "openai/clip-vit-base-patch32": str(checkpoints / "clip"),
-        "Qwen/Qwen2.5-VL-7B-Instruct": str(checkpoints / "qwen"),
-    }
-
-    def replace(text):
-        pattern = "|".join(map(re.escape, sorted(places, key=len, reverse=True)))
-        return re.sub(pattern, lambda found: places[found[0]], text)
-
-    return replace
+    return replacing(tmp_path, checkpoints)
 
 
 def test_the_examples_run(spark, tmp_path, localize, capsys):
@@ -93,11 +78,11 @@ def test_the_examples_run(spark, tmp_path, localize, capsys):
             assert given
             assert all(len(value) > 0 for value in given.values())
     assert "'ok': 4" in capsys.readouterr().out
-    table = spark.read.format("delta").load(str(tmp_path / "vectors"))
+    table = spark.read.format("delta").load(str(tmp_path / "photo_vectors"))
     assert {"path", "length", "embedding", "embedding_status"} <= set(table.columns)
     assert table.where("embedding_status = 'ok' AND clip_status = 'ok'").count() == 4
-    streamed = spark.read.format("delta").load(str(tmp_path / "streamed"))
+    streamed = spark.read.format("delta").load(str(tmp_path / "streamed_vectors"))
     assert streamed.where("embedding_status = 'ok'").count() == 4
-    index = spark.read.format("delta").load(str(tmp_path / "index"))
+    index = spark.read.format("delta").load(str(tmp_path / "photo_index"))
     written = index.where("caption_status = 'ok'").collect()
     assert len({row["caption"] for row in written}) == len(written) == 4

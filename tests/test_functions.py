@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import inspect
 import io
 
 import numpy as np
@@ -21,7 +22,7 @@ from spark_vision.errors import (
     InputTypeError,
     UnsupportedCheckpointError,
 )
-from spark_vision.functions import embed_image, embed_text, model_placement
+from spark_vision.functions import caption_image, embed_image, embed_text, model_placement
 from spark_vision.spark.udfs import operator_udf
 
 PICTURE_COUNT = 24
@@ -313,3 +314,11 @@ def test_sharing_by_worker_keeps_the_model_in_the_worker(spark, files, dino, the
     rows = files.select(model_placement("content", alone).alias("p")).distinct().collect()
     for row in rows:
         assert "pyspark.worker" in psutil.Process(row.p.server_pid).cmdline()
+
+
+def test_column_functions_take_col_first_and_flags_by_keyword():
+    for function in (embed_image, embed_text, caption_image, model_placement):
+        parameters = inspect.signature(function).parameters
+        assert next(iter(parameters)) == "col"
+        for flag in {"with_status", "deterministic"} & {*parameters}:
+            assert parameters[flag].kind is inspect.Parameter.KEYWORD_ONLY

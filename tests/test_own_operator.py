@@ -38,7 +38,7 @@ def test_it_is_a_spark_column(images, operator):
 
 
 def test_it_is_a_function_of_sql(spark, images, operator):
-    register_functions(spark, with_status=True, colour_of=operator)
+    register_functions(spark, {"colour_of": operator}, with_status=True)
     images.createOrReplaceTempView("images_with_colours")
     query = "SELECT name, c.colour, c.status FROM (SELECT name, colour_of(content) AS c FROM {})"
     rows = spark.sql(query.format("images_with_colours")).collect()
@@ -53,4 +53,4 @@ def test_it_is_a_column_of_a_table(spark, images, operator, tmp_path):
     written = spark.read.format("delta").load(table)
     assert {row["name"]: row["colour"] for row in written.collect()} == EXPECTED
     assert {"colour_status", "colour_error"} < set(written.columns)
-    assert write_vision_columns(images, table, ["name"], {"colour": operator}).computed == 0
+    assert write_vision_columns(images, table, ["name"], {"colour": operator}).computed_rows == 0

@@ -23,7 +23,8 @@ def folder(tmp_path_factory):
 
 
 def test_sql_computes_each_row_once(spark, folder, checkpoints, count_forwards):
-    register_functions(spark, dino_vector=ImageViTEmbedding(model_name=str(checkpoints / "dinov2")))
+    dino = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
+    register_functions(spark, {"dino_vector": dino})
     spark.read.format("binaryFile").load(str(folder)).createOrReplaceTempView("pictures")
     rows = spark.sql(
         "SELECT path, v, size(v) AS length FROM "
@@ -35,24 +36,41 @@ def test_sql_computes_each_row_once(spark, folder, checkpoints, count_forwards):
 
 
 def test_any_name_serves_any_operator_with_status(spark, checkpoints):
-    register_functions(
-        spark, with_status=True, words=ClipTextEmbedding(model_name=str(checkpoints / "clip"))
-    )
-    (row,) = spark.sql("SELECT words('a red circle') AS r").collect()
-    assert row.r.status == "ok"
-    assert len(row.r.embedding) > 0
+    clip = ClipTextEmbedding(model_name=str(checkpoints / "clip"))
+    names = ("words", "spark", "with_status", "operators")
+    register_functions(spark, dict.fromkeys(names, clip), with_status=True)
+    for name in names:
+        (row,) = spark.sql(f"SELECT {name}('a red circle') AS r").collect()
+        assert row.r.status == "ok"
+        assert len(row.r.embedding) > 0
+
+
+def test_placements_are_functions_only_where_asked_for(spark, checkpoints):
+    clip = ClipTextEmbedding(model_name=str(checkpoints / "clip"))
+    register_functions(spark, {"words_alone": clip})
+    assert spark.catalog.functionExists("words_alone")
+    assert not spark.catalog.functionExists("words_alone_placement")
+    register_functions(spark, {"words_placed": clip}, with_placement=True)
+    (row,) = spark.sql("SELECT words_placed_placement('a red circle') AS p").collect()
+    assert row.p.device == "cpu"
 
 
 def test_bad_registrations_are_refused_on_the_driver(spark, checkpoints):
     dino = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
     with pytest.raises(InvalidOptionError, match="embed-image"):
-        register_functions(spark, **{"embed-image": dino})
+        register_functions(spark, {"embed-image": dino})
     with pytest.raises(InvalidOptionError, match="no operator"):
-        register_functions(spark)
+        register_functions(spark, {})
+    with pytest.raises(InputTypeError, match="got ImageViTEmbedding; allowed: a mapping"):
+        register_functions(spark, dino)
+    with pytest.raises(InvalidOptionError, match="'Embed' and 'embed'"):
+        register_functions(spark, {"Embed": dino, "embed": dino})
+    with pytest.raises(InvalidOptionError, match="'a_placement'"):
+        register_functions(spark, {"a": dino, "a_placement": dino}, with_placement=True)
     with pytest.raises(InputTypeError, match=r"write ImageViTEmbedding\(\.\.\.\)"):
-        register_functions(spark, embed_image=ImageViTEmbedding)
+        register_functions(spark, {"embed_image": ImageViTEmbedding})
     with pytest.raises(InputTypeError, match="got str"):
-        register_functions(spark, embed_image="dinov2")
+        register_functions(spark, {"embed_image": "dinov2"})
 
 
 def test_spark_connect_runs_columns_and_sql(folder, checkpoints):
@@ -64,7 +82,7 @@ def test_spark_connect_runs_columns_and_sql(folder, checkpoints):
         spark = configure(builder).getOrCreate()
         assert type(spark).__module__.startswith("pyspark.sql.connect")
         dino = ImageViTEmbedding(model_name={str(checkpoints / "dinov2")!r})
-        register_functions(spark, with_status=True, embed_image=dino)
+        register_functions(spark, {{"embed_image": dino}}, with_status=True)
         files = spark.read.format("binaryFile").load({str(folder)!r})
         files.createOrReplaceTempView("pictures")
         by_sql = spark.sql("SELECT path, embed_image(content) AS r FROM pictures").collect()

@@ -30,9 +30,9 @@ class ProgressLine:
 
     def __call__(self, progress: Progress) -> None:
         """Show the progress, if it is time to."""
-        if not progress.total:
+        if not progress.total_rows:
             return
-        is_end = progress.done >= progress.total
+        is_end = progress.done_rows >= progress.total_rows
         line = describe_progress(progress)
         if self._in_place:
             width = shutil.get_terminal_size().columns
@@ -62,11 +62,11 @@ class ProgressLine:
 def describe_progress(progress: Progress) -> str:
     """Say rows done, share, rate, time left, and failures by status."""
     parts = [
-        f"{progress.done:,} of {progress.total:,} rows ({progress.share:.0%})",
+        f"{progress.done_rows:,} of {progress.total_rows:,} rows ({progress.fraction:.0%})",
         f"{progress.rows_per_second:,.1f} rows/s",
     ]
-    if progress.seconds_left:
-        parts.append(f"{_duration(progress.seconds_left)} left")
+    if progress.remaining_seconds:
+        parts.append(f"{_duration(progress.remaining_seconds)} left")
     failed = describe_failures(progress.statuses)
     if failed:
         parts.append(f"failed: {failed}")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 MAX_FILES = 1000
 
-_OF_A_STREAM = ("checkpoint", "interval", "max_files", *STREAMED)
+_OF_A_STREAM = ("checkpoint_location", "processing_time", "max_files", *STREAMED)
 
 
 def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,16 +25,16 @@ def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
         "updates and deletes where its change data feed is on",
     )
     parser.add_argument(
-        "--checkpoint",
+        "--checkpoint-location",
         metavar="FOLDER",
-        help="with --stream: where it notes how far it is (default: in the table's folder, where "
-        "--table is a path)",
+        help="with --stream: where Spark keeps the stream's progress (default: in the table's "
+        "folder, where --table is a path)",
     )
     parser.add_argument(
-        "--interval",
+        "--processing-time",
         metavar="TIME",
-        help="with --stream: look for new rows so often, such as '1 minute' (default: take what is "
-        "there, then end)",
+        help="with --stream: run until stopped, with a batch at this interval, such as '1 minute' "
+        "(default: process what is there, then end)",
     )
     parser.add_argument(
         "--max-files",
@@ -78,8 +78,9 @@ def follow(
         arguments.table,
         keys,
         {arguments.column: operator},
-        checkpoint=arguments.checkpoint or checkpoint_in(arguments.table, arguments.column),
-        interval=arguments.interval,
+        checkpoint_location=arguments.checkpoint_location
+        or checkpoint_in(arguments.table, arguments.column),
+        processing_time=arguments.processing_time,
         **options,
     )
     query.awaitTermination()

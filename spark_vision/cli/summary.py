@@ -7,19 +7,23 @@ def describe_result(result: WriteResult) -> str:
     """Say the table, the rows, the statuses of each column, and the rate."""
     lines = [
         f"table: {result.table}",
-        f"rows: {result.source_rows:,} in the input, {result.there:,} in the table before, "
-        f"{result.computed:,} computed",
+        f"rows: {result.source_rows:,} in the input, {result.existing_rows:,} in the table before, "
+        f"{result.computed_rows:,} computed",
     ]
-    if result.refreshed:
-        lines.append(f"kept columns copied again: {result.refreshed:,} rows")
-    if result.deleted:
-        lines.append(f"deleted: {result.deleted:,} rows that the input no longer has")
-    if result.left:
-        lines.append(f"left for another run: {result.left:,} rows")
+    if result.refreshed_rows:
+        lines.append(f"kept columns copied again: {result.refreshed_rows:,} rows")
+    if result.deleted_rows:
+        lines.append(f"deleted: {result.deleted_rows:,} rows that the input no longer has")
+    if result.remaining_rows:
+        lines.append(f"left for another run: {result.remaining_rows:,} rows")
     for column, counts in result.statuses.items():
         if counts:
             said = ", ".join(f"{status} {count:,}" for status, count in counts.items())
             lines.append(f"{column}: {said}")
-    rate = f", {result.computed / result.seconds:,.1f} rows/s" if result.computed else ""
-    lines.append(f"time: {result.seconds:,.1f} s{rate}")
+    rate = (
+        f", {result.computed_rows / result.elapsed_seconds:,.1f} rows/s"
+        if result.computed_rows
+        else ""
+    )
+    lines.append(f"time: {result.elapsed_seconds:,.1f} s{rate}")
     return "\n".join(lines)

@@ -20,6 +20,12 @@ class ImageLimits:
 
     The pixel cap is the size at which Pillow warns of a decompression bomb. It also bounds what
     decoding takes: 4 bytes of memory for each pixel of the cap, and 64 MiB.
+
+    Example:
+        >>> limits = ImageLimits(max_bytes=20 * 2**20, fetch_seconds=10)
+        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base", limits=limits)
+        >>> dino.limits.max_bytes
+        20971520
     """
 
     max_bytes: int = option(100 * 2**20, "Most encoded bytes of one image.", minimum=1)

@@ -27,7 +27,17 @@ MAX_PROMPT_CHARACTERS = 131_072
 
 @dataclass(frozen=True, kw_only=True)
 class QwenVLImageUnderstanding(ImageOperator):
-    """Captions and answers by a Qwen-VL model: Qwen2-VL, Qwen2.5-VL, Qwen3-VL."""
+    """Captions and answers by a Qwen-VL model: Qwen2-VL, Qwen2.5-VL, Qwen3-VL.
+
+    Example:
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> qwen = QwenVLImageUnderstanding(
+        ...     model_name="Qwen/Qwen2.5-VL-7B-Instruct",
+        ...     prompt="Describe this image in one sentence.",
+        ...     max_caption_length=64,
+        ... )
+        >>> photos.limit(2).select("path", caption_image("content", qwen).alias("caption")).show()
+    """
 
     reads = ("image", "prompt")
     function = "caption_image"

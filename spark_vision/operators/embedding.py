@@ -68,7 +68,13 @@ class ImageEmbeddingOperator(ImageOperator, EmbeddingOperator, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageViTEmbedding(ImageEmbeddingOperator):
-    """Image vectors by a vision transformer: ViT, DINOv2, DINOv2 with registers."""
+    """Image vectors by a vision transformer: ViT, DINOv2, DINOv2 with registers.
+
+    Example:
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base", dtype="bfloat16")
+        >>> photos.select("path", embed_image("content", dino).alias("embedding")).show()
+    """
 
     families = ("vit",)
 
@@ -127,12 +133,24 @@ class _ClipEmbedding(EmbeddingOperator):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipImageEmbedding(_ClipEmbedding, ImageEmbeddingOperator):
-    """Image vectors in the space that a CLIP-like checkpoint shares with texts."""
+    """Image vectors in the space that a CLIP-like checkpoint shares with texts.
+
+    Example:
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> clip = ClipImageEmbedding(model_name="openai/clip-vit-base-patch32")
+        >>> photos.select("path", embed_image("content", clip).alias("embedding")).show()
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTextEmbedding(_ClipEmbedding):
-    """Text vectors in the space that a CLIP-like checkpoint shares with images."""
+    """Text vectors in the space that a CLIP-like checkpoint shares with images.
+
+    Example:
+        >>> queries = spark.createDataFrame([("a red circle",), ("two stars",)], "query string")
+        >>> clip = ClipTextEmbedding(model_name="openai/clip-vit-base-patch32")
+        >>> queries.select("query", embed_text("query", clip).alias("embedding")).show()
+    """
 
     reads = ("text",)
     function = "embed_text"

@@ -9,7 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from spark_vision import errors
-from spark_vision.errors import CheckpointNotFoundError, DeviceError, SparkVisionError
+from spark_vision.errors import (
+    CheckpointNotFoundError,
+    DeviceError,
+    InputTypeError,
+    SessionError,
+    SparkVisionError,
+)
 from spark_vision.executor.environment import HubEnvironment
 from spark_vision.models.checkpoints import (
     Checkpoint,
@@ -18,7 +24,7 @@ from spark_vision.models.checkpoints import (
     resolve_checkpoint,
 )
 from spark_vision.models.families import check_operator
-from spark_vision.operators import Operator
+from spark_vision.operators import OPERATORS, Operator
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -26,12 +32,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What a table says of the model that filled a column.
+    """Which model an operator computes with.
 
     Attributes:
-        model_type: The checkpoint's own.
-        dimension: The length of every vector; None where the model writes.
-        fingerprint: Of the checkpoint's weights, processor and tokenizer.
+        model_type: The checkpoint's own, such as `dinov2`.
+        dimension: The length of every vector; None for an operator that returns text.
+        fingerprint: A hash of the checkpoint's weights, processor and tokenizer.
+
+    Example:
+        >>> clip = ClipTextEmbedding(model_name="openai/clip-vit-base-patch32")
+        >>> model: ModelIdentity = describe_model(clip)
+        >>> print(model.model_type, model.dimension)
     """
 
     model_type: str
@@ -59,20 +70,60 @@ def check_operator_on_driver(operator: Operator) -> None:
         )
 
 
-def describe_operator(operator: Operator, spark: "SparkSession") -> ModelIdentity:
-    """Identify the operator's model, by a small task on an executor where the driver lacks it.
+def check_is_operator(operator: object) -> None:
+    """Refuse what is not an instance of an operator class.
 
     Raises:
-        SparkVisionError: The checkpoint is missing, or is not what the operator needs.
+        InputTypeError: It is not one; the message shows how to make one.
     """
+    if not isinstance(operator, Operator):
+        shown = operator.__name__ if isinstance(operator, type) else type(operator).__name__
+        hint = f"write {shown}(...)" if shown in OPERATORS else "make one and pass it"
+        raise InputTypeError(f"got {shown}; allowed: an instance of {', '.join(OPERATORS)}: {hint}")
+
+
+def describe_model(operator: Operator, spark: "SparkSession | None" = None) -> ModelIdentity:
+    """Describe the model that an operator computes with, before any row is computed.
+
+    The weights are hashed and not loaded. A checkpoint that is not on the driver is described by a
+    small task on an executor, which downloads it where it is a name on the Hugging Face hub.
+
+    Args:
+        operator: What would be computed.
+        spark: The session for that task; None means the active one.
+
+    Returns:
+        The model's type, the length of its vectors and the checkpoint's fingerprint.
+
+    Raises:
+        InputTypeError: The operator is not an operator.
+        SessionError: The checkpoint is not on the driver, and there is no Spark session.
+        SparkVisionError: The checkpoint is missing, or does not suit the operator.
+
+    Example:
+        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base")
+        >>> model = describe_model(dino)
+        >>> model.model_type
+        'dinov2'
+        >>> print(f"a vector has {model.dimension} numbers")  # 768 for the base model
+    """
+    check_is_operator(operator)
     checkpoint = find_checkpoint(operator)
     if checkpoint is not None:
         return _identify(checkpoint, operator)
+    from pyspark.sql import SparkSession
     from pyspark.sql import functions as F
 
+    session = spark or SparkSession.getActiveSession()
+    if session is None:
+        raise SessionError(
+            f"the checkpoint {operator.checkpoint_name!r} is not on the driver, and there is no "
+            "active Spark session to look for it on an executor; start one, or pass it as spark"
+        )
     environment = HubEnvironment.capture()
 
-    @F.udf("string")
+    # Explicit: pyspark warns where it cannot infer the evaluation type.
+    @F.udf("string", useArrow=False)
     def identify(_: int) -> str:
         try:
             with environment.applied():
@@ -80,7 +131,7 @@ def describe_operator(operator: Operator, spark: "SparkSession") -> ModelIdentit
         except SparkVisionError as error:
             return json.dumps({"error": type(error).__name__, "message": str(error)})
 
-    (row,) = spark.range(1).select(identify("id")).collect()
+    (row,) = session.range(1).select(identify("id")).collect()
     answer = json.loads(row[0])
     if "error" in answer:
         raise getattr(errors, answer["error"])(answer["message"])

@@ -21,13 +21,13 @@ from pyspark.sql.types import (
 from spark_vision.errors import InputTypeError
 from spark_vision.executor.environment import HubEnvironment
 from spark_vision.operators import (
-    OPERATORS,
     EmbeddingOperator,
     ImageOperator,
     Operator,
     reads_images,
 )
 from spark_vision.spark.arrow_udf import ArrowBody, Batch, vectorized_udf
+from spark_vision.spark.driver_checks import check_is_operator
 
 if TYPE_CHECKING:
     from pyspark.accumulators import Accumulator
@@ -136,7 +136,7 @@ def placement_udf(operator: Operator) -> Any:
     Raises:
         InputTypeError: The operator is not an instance of an operator class.
     """
-    _check_is_operator(operator)
+    check_is_operator(operator)
     body = PlacementBody(operator, HubEnvironment.capture())
     return vectorized_udf(body, PLACEMENT_TYPE, "model_placement").asNondeterministic()
 
@@ -186,7 +186,7 @@ def operator_udf(
     Raises:
         InputTypeError: The operator is not an instance of an operator class.
     """
-    _check_is_operator(operator)
+    check_is_operator(operator)
     environment = HubEnvironment.capture()
     body: ArrowBody
     if reads_images(operator):
@@ -228,13 +228,6 @@ def images_udf(
     fields = [StructField(name, value_type(operator)) for name, operator in operators.items()]
     made = vectorized_udf(body, StructType(fields), _function_name([*operators.values()]))
     return made.asNondeterministic()
-
-
-def _check_is_operator(operator: object) -> None:
-    if not isinstance(operator, Operator):
-        shown = operator.__name__ if isinstance(operator, type) else type(operator).__name__
-        hint = f"write {shown}(...)" if shown in OPERATORS else "make one and pass it"
-        raise InputTypeError(f"got {shown}; allowed: an instance of {', '.join(OPERATORS)}: {hint}")
 
 
 def _return_type(operator: Operator, with_status: bool) -> DataType:

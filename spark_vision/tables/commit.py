@@ -1,8 +1,8 @@
-"""A wave becomes a commit: one MERGE, whose source computes the rows while they are written.
+"""Commits a wave: one MERGE, whose source computes the rows while they are written.
 
-A row is inserted where its key is absent, and updated where it is still as it was when the wave was
-planned (its `updated_at`). So neither a wave that is computed again after a kill nor a second
-writer doubles a row or overwrites a newer one.
+A row is inserted where its key is absent, and updated where it has not changed since the wave was
+planned (by its `updated_at`). So neither a wave that is computed again after a kill nor a second
+writer duplicates a row or overwrites a newer one.
 """
 
 import logging
@@ -25,8 +25,8 @@ from spark_vision.tables.transaction import Transaction
 
 logger = logging.getLogger(__name__)
 
-# Of a first write, optimizeWrite would leave one task per wave to write, while no model runs; and
-# autoCompact would write again what has just been written.
+# In a first write, optimizeWrite would leave one task per wave to write while no model runs, and
+# autoCompact would rewrite what has just been written.
 _WAVE_SETTINGS = {
     "spark.databricks.delta.optimizeWrite.enabled": "false",
     "spark.databricks.delta.autoCompact.enabled": "false",
@@ -45,10 +45,10 @@ class WaveContent:
         columns: What is computed.
         inputs: What is read of each row, of `source.INPUTS`.
         identity: The table's properties of those columns.
-        bounds: The least and the greatest value of the first key, in SQL, where they are known: the
-            commit looks for no key outside of them.
-        is_stable: Whether the source gives a wave's rows alike when its keys are read twice, and
-            the session holds nothing of them.
+        bounds: The minimum and maximum of the first key, in SQL, where they are known: the commit
+            looks for no key outside of them.
+        is_stable: Whether the source returns the same rows when a wave's keys are read twice, and
+            the session caches none of them.
     """
 
     is_new: bool
@@ -65,9 +65,9 @@ class WaveContent:
 class KeptRows:
     """Whether a run keeps computed rows on the executors' disks until they are in the table.
 
-    Without it they go from the model into the table, and are computed again where another writer
-    comes in between. From then on a run keeps them; one whose rows take long does so from its
-    start.
+    Otherwise they go from the model straight into the table, and are computed again where another
+    writer commits first. From the first conflict on, a run keeps them; one with slow rows keeps
+    them from the start.
     """
 
     is_on: bool
@@ -80,17 +80,18 @@ def commit_wave(
     kept: KeptRows,
     transaction: Transaction | None = None,
 ) -> int:
-    """Compute a wave's rows, and bring them into the table.
+    """Compute a wave's rows and commit them to the table.
 
     Args:
         location: The table.
         content: What the rows are.
-        rows: They are computed when they are read, which happens once in an attempt.
-        kept: Whether they are kept for a second attempt; a conflict turns it on.
+        rows: They are computed when they are read, which happens once per attempt.
+        kept: Whether they are kept for a second attempt; a conflict turns this on.
         transaction: The one that this completes.
 
     Returns:
-        Rows of the table that were changed: fewer than there are where another writer was first.
+        The number of changed rows of the table: fewer than `rows` has where another writer was
+        first.
 
     Raises:
         CommitConflictError: Others wrote to the table at every attempt.
@@ -98,17 +99,17 @@ def commit_wave(
     """
 
     def clause() -> str:
-        # Looked at before each attempt: another writer may have added a column, or changed its
-        # model. Where that happens during the MERGE, Delta finds a conflict.
+        # Checked before each attempt: another writer may have added a column or changed its model.
+        # Where that happens during the MERGE, Delta reports a conflict.
         filled = _check_models(rows.sparkSession, location, content)
         return _insert(content, filled) if content.is_new else _update(content, filled)
 
     def begin_attempt() -> dict[str, str]:
         if kept.is_on:
-            # What an executor takes along when it is lost is computed again.
+            # What is lost with an executor is computed again.
             rows.persist(StorageLevel.DISK_ONLY)
-        # An update reads its source twice, the first time nothing but keys: Delta need not put the
-        # rows down in between, unless a second look could give others. An insert reads it once.
+        # An update reads its source twice, the first time only keys: Delta need not materialize
+        # the rows, unless a second read could return others. An insert reads it once.
         reads_directly = content.is_new or (content.is_stable and not kept.is_on)
         return {**_WAVE_SETTINGS, _MATERIALIZE: "none" if reads_directly else "auto"}
 
@@ -145,7 +146,7 @@ def delete_rows(
         location: The table.
         keys: Its keys.
         rows: Keys, with `BASE` where `unchanged` is asked for.
-        unchanged: Leave those that have been written since the table was surveyed.
+        unchanged: Skip rows that have been written since the table was surveyed.
         transaction: The one that this completes.
 
     Raises:
@@ -175,10 +176,10 @@ def _merge(
     begin_attempt: Callable[[], Mapping[str, str]] = dict,
     meet_conflict: Callable[[], None] = lambda: None,
 ) -> int:
-    """Run a MERGE, again where another writer came in between; say how many rows changed.
+    """Run a MERGE, and retry it after a conflict; return how many rows changed.
 
-    The clause is asked for before each attempt, and `left` is what the error says of the rows. What
-    completes a transaction that the table has already changes nothing.
+    `clause` is called before each attempt, and `left` states in the error what became of the rows.
+    A statement of a transaction that the table already has changes nothing.
     """
     spark = rows.sparkSession
     view = f"spark_vision_rows_{uuid.uuid4().hex}"
@@ -189,7 +190,7 @@ def _merge(
         carried = {} if transaction is None else transaction.settings
         with settings(spark, {**begin_attempt(), **carried}):
             counts = spark.sql(statement).collect()
-        # Delta gives no row where it left the statement out.
+        # Delta returns no row where it skipped the statement.
         return int(counts[0]["num_affected_rows"]) if counts else 0
 
     try:
@@ -201,17 +202,17 @@ def _merge(
 def _check_models(
     spark: SparkSession, location: TableLocation, content: WaveContent
 ) -> dict[str, FilledColumn]:
-    """Make sure that a wave's columns are still its model's; give all columns of the table."""
+    """Check that a wave's columns are still its model's; return all columns of the table."""
     detail = read_detail(spark, location)
     if detail is None:
-        raise TableError(f"{location.given} is gone; this wave was not committed")
+        raise TableError(f"{location.given} no longer exists; this wave was not committed")
     present = detail.properties
     for name, said in content.identity.items():
         if present.get(name) != said:
             raise TableError(
-                f"{location.given} has become another model's while this write was at work: its "
-                f"property {name} is {present.get(name, 'gone')}, and was {said}; this wave was "
-                "not committed: run again with the model that is wanted"
+                f"{location.given} was given another model during this write: its property {name} "
+                f"is {present.get(name, 'missing')}, and was {said}; this wave was not committed: "
+                "run again with the model that is wanted"
             )
     return filled_columns(present, detail.columns)
 
@@ -237,7 +238,7 @@ def _update(content: WaveContent, filled: Mapping[str, FilledColumn]) -> str:
     for name, column in filled.items():
         if name in content.columns:
             continue
-        # A value of what is no longer there is none: a write with that column fills it in again.
+        # The value of a former image is removed: a write with that column fills it in again.
         changed = " OR ".join(
             f"NOT (t.source_hash.{read} <=> s.source_hash.{read})"
             for read in column.reads

@@ -1,4 +1,4 @@
-"""A change of a table is made again where another writer came in between, so many times at most."""
+"""Retries a change of a table after a conflict with another writer, a limited number of times."""
 
 import logging
 import random
@@ -31,16 +31,16 @@ def retry_conflicts(
     left: str = "this one was not made",
     meet_conflict: Callable[[], None] = lambda: None,
 ) -> _Result:
-    """Change a table, again where another writer came in between, a bounded number of times.
+    """Change a table, and retry after a conflict, a limited number of times.
 
     Args:
         location: The table.
         change: Changes it, in one commit.
-        left: What the error says of how things stand.
-        meet_conflict: Is told before the next attempt.
+        left: The error's clause on the state that is left.
+        meet_conflict: Called after a conflict, before the next attempt.
 
     Raises:
-        CommitConflictError: At every attempt one did.
+        CommitConflictError: Every attempt met a conflict.
     """
     pause = _FIRST_PAUSE_SECONDS
     for attempt in range(1, ATTEMPT_COUNT + 1):
@@ -52,7 +52,7 @@ def retry_conflicts(
             if attempt == ATTEMPT_COUNT:
                 raise CommitConflictError(
                     f"{location.given} was changed by others during each of {ATTEMPT_COUNT} "
-                    f"attempts to commit; {left}: run again when fewer writers are at work"
+                    f"attempts to commit; {left}: run again when there are fewer writers"
                 ) from error
             logger.info("attempt %d to commit met another writer", attempt)
             meet_conflict()
@@ -62,5 +62,5 @@ def retry_conflicts(
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether a commit was refused because of another one, by classic sessions or by Connect."""
+    """Whether a commit failed because of another one, in a classic or a Connect session."""
     return bool(_CONFLICT.search(f"{type(error).__name__} {error}"))

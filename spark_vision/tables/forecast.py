@@ -1,4 +1,4 @@
-"""What a write would do: one look at keys and hashes, without a model, a table or a commit."""
+"""What a write would do: one survey of keys and hashes, without a model or a commit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,28 +22,36 @@ class WriteForecast:
     """What a write would do.
 
     Attributes:
-        table: The table, as Spark SQL takes it.
-        is_new: Whether it would be made.
+        table: The table's name in Spark SQL.
+        is_new: Whether it would be created.
         source_rows: Rows in the source.
-        there: Those whose keys the table has.
-        pending: Rows that would be computed, by column and reason: `new`, `changed`, `not filled
+        existing_rows: Source rows whose keys the table has.
+        reasons: Rows that would be computed, by column and reason: `new`, `changed`, `not filled
             in`, `failed` and `recomputed`.
-        pending_rows: Rows that would be written; one counts once, whatever it needs.
-        waves: Commits, where `rows_per_commit` says how many rows one has; else None.
+        pending_rows: Rows that would be written; each counts once, whatever it needs.
+        wave_count: Commits, where `rows_per_commit` is given; else None.
         source_bytes: The size of the source's files that would be read; None where the source does
             not know its files.
-        missing: Rows of the table that the source does not have.
+        missing_rows: Rows of the table that the source does not have.
+
+    Example:
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base")
+        >>> forecast: WriteForecast = plan_vision_columns(
+        ...     photos, "/data/photo_vectors", keys=["path"], columns={"embedding": dino}
+        ... )
+        >>> print(forecast.pending_rows, forecast.reasons, forecast.source_bytes)
     """
 
     table: str
     is_new: bool
     source_rows: int
-    there: int
-    pending: Mapping[str, Mapping[str, int]]
+    existing_rows: int
+    reasons: Mapping[str, Mapping[str, int]]
     pending_rows: int
-    waves: int | None
+    wave_count: int | None
     source_bytes: int | None
-    missing: int
+    missing_rows: int
 
 
 @takes_write_options()
@@ -54,13 +62,22 @@ def plan_vision_columns(
     columns: Mapping[str, Operator],
     **options: Any,
 ) -> WriteForecast:
-    """Say what `write_vision_columns` would do with the same arguments; changes nothing.
+    """Report what `write_vision_columns` would do with the same arguments; changes nothing.
 
-    No model is loaded. Where no column says when an image changed, images of rows that are in the
-    table are read to be hashed, as by the write itself.
+    No model is loaded. Without `version_columns`, the images of existing rows are read to be
+    hashed, as by the write itself.
 
     Raises:
         SparkVisionError: As `write_vision_columns`, for what is known before the first row.
+
+    Example:
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base")
+        >>> forecast = plan_vision_columns(
+        ...     photos, "/data/planned_vectors", keys=["path"], columns={"embedding": dino}
+        ... )
+        >>> forecast.reasons
+        {'embedding': {'new': 4}}
     """
     refuse_stream(source)
     write = plan_write(source, table, keys, columns, parse_write_options(options), progress=None)
@@ -77,12 +94,12 @@ def plan_vision_columns(
             table=write.location.sql,
             is_new=detail is None,
             source_rows=survey.source_rows,
-            there=survey.there,
-            pending=survey.count_reasons(list(write.columns)),
+            existing_rows=survey.existing_rows,
+            reasons=survey.count_reasons(list(write.columns)),
             pending_rows=survey.pending_rows,
-            waves=rows and sum(-(-each.count // rows) for each in survey.pending),
+            wave_count=rows and sum(-(-each.count // rows) for each in survey.pending),
             source_bytes=_count_bytes(source, survey),
-            missing=survey.missing,
+            missing_rows=survey.missing_rows,
         )
     finally:
         survey.release()
@@ -99,18 +116,18 @@ def _count_bytes(source: DataFrame, survey: Survey) -> int | None:
 
 
 def describe_forecast(forecast: WriteForecast) -> str:
-    """Say it in the few lines that a job prints."""
+    """Describe a forecast in the few lines that a job prints."""
     lines = [
         f"table: {forecast.table}{', to be made' if forecast.is_new else ''}",
-        f"rows: {forecast.source_rows:,} in the input, {forecast.there:,} in the table, "
+        f"rows: {forecast.source_rows:,} in the input, {forecast.existing_rows:,} in the table, "
         f"{forecast.pending_rows:,} to be written"
-        + (f" in {forecast.waves:,} waves" if forecast.waves is not None else ""),
+        + (f" in {forecast.wave_count:,} waves" if forecast.wave_count is not None else ""),
     ]
-    for column, reasons in forecast.pending.items():
+    for column, reasons in forecast.reasons.items():
         said = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
         lines.append(f"{column}: {said or 'nothing'}")
     if forecast.source_bytes is not None:
         lines.append(f"to be read: files of {forecast.source_bytes:,} bytes")
-    if forecast.missing:
-        lines.append(f"missing in the input: {forecast.missing:,} rows of the table")
+    if forecast.missing_rows:
+        lines.append(f"missing in the input: {forecast.missing_rows:,} rows of the table")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Which model filled a column: what a table's properties say of it, and when two are the same."""
+"""Which model filled a column: the table properties that record it, and when two are the same."""
 
 import json
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -14,13 +14,13 @@ PREFIX = "spark_vision."
 KEYS_PROPERTY = f"{PREFIX}keys"
 VERSIONS_PROPERTY = f"{PREFIX}version_columns"
 
-# What does not decide a value: equal weights have equal fingerprints, whatever they are called.
+# These do not decide a value: equal weights have equal fingerprints, whatever their names.
 _INFORMATIVE = ("model_name", "model_type", "revision", "package_version")
 
 
 @dataclass(frozen=True)
 class FilledColumn:
-    """A column of a table, as the table's properties have it.
+    """A column of a table, as the table's properties record it.
 
     Attributes:
         parts: The table's columns that belong to it: its value, its status, its error, ….
@@ -38,14 +38,14 @@ def column_properties(
     parts: Iterable[str],
     prompt_column: str | None,
 ) -> dict[str, str]:
-    """Say which model fills a column.
+    """Describe the model that fills a column.
 
     Args:
         name: The column's.
         operator: What computes it.
         identity: Of the operator's checkpoint.
         parts: The table's columns that hold it.
-        prompt_column: Where each row's prompt comes from; None: from the operator.
+        prompt_column: The column of each row's prompt; None means the operator's prompt.
 
     Returns:
         Table properties by their full names, such as `spark_vision.embedding.fingerprint`.
@@ -70,7 +70,7 @@ def column_properties(
 
 
 def table_properties(chosen: SourceColumns) -> dict[str, str]:
-    """Say what tells rows apart, what is read of them, and how a change of an image is noticed."""
+    """Describe the keys, what is read of a row, and how a change of an image is noticed."""
     said = {KEYS_PROPERTY: json.dumps(list(chosen.key_names))}
     said |= {_input_property(name): column for name, column in chosen.input_names.items()}
     if chosen.image is not None:
@@ -108,7 +108,7 @@ def filled_columns(
 def check_same_table(
     table: str, present: Mapping[str, str], chosen: SourceColumns, filled: Iterable[str]
 ) -> None:
-    """Make sure that a table is ours, with these keys, and notices changes as this write does.
+    """Check that this package made a table, with these keys and the same way to notice changes.
 
     Args:
         table: Its name in messages.
@@ -117,7 +117,7 @@ def check_same_table(
         filled: The table's columns of models.
 
     Raises:
-        TableError: It is not; the message says what differs.
+        TableError: It is not so; the message names what differs.
     """
     if KEYS_PROPERTY not in present or not filled:
         raise TableError(f"{table} was not made by spark_vision; choose another table")
@@ -149,7 +149,7 @@ def check_same_table(
 
 
 def deciding(properties: Mapping[str, str]) -> dict[str, str]:
-    """Leave those properties of columns that decide their values."""
+    """Return the properties of columns that decide their values."""
     return {
         name: said
         for name, said in properties.items()
@@ -160,11 +160,11 @@ def deciding(properties: Mapping[str, str]) -> dict[str, str]:
 def differing_model(
     name: str, present: Mapping[str, str], wanted: Mapping[str, str]
 ) -> tuple[str, str, str] | None:
-    """Compare who filled a column with who would fill it now.
+    """Compare the model that filled a column with the one that would fill it now.
 
     Returns:
-        What differs first, as it was and as it would be; None for the same model, or a column that
-        is not there yet.
+        The first property that differs, with its old and new value; None for the same model, or a
+        column that does not exist yet.
     """
     start = f"{PREFIX}{name}."
     if f"{start}operator" not in present:
@@ -179,16 +179,16 @@ def differing_model(
 def check_same_models(
     table: str, present: Mapping[str, str], wanted: Mapping[str, str], columns: Sequence[str]
 ) -> None:
-    """Make sure that columns which are there were filled by the models of this write.
+    """Check that existing columns were filled by the models of this write.
 
     Args:
         table: Its name in messages.
         present: The table's properties.
-        wanted: What `column_properties` says of this write's columns.
+        wanted: What `column_properties` returns for this write's columns.
         columns: Their names.
 
     Raises:
-        TableError: They were not; the message says what differs, and the two ways out.
+        TableError: They were not; the message names what differs and the two ways out.
     """
     for name in columns:
         differs = differing_model(name, present, wanted)

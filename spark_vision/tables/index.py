@@ -1,4 +1,4 @@
-"""Rows that a vector index takes, and what is wrong with the others, by rule."""
+"""The rows that a vector index accepts, and which rules the others break."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,37 +22,50 @@ _FEED = "delta.enableChangeDataFeed"
 
 @dataclass(frozen=True)
 class IndexProblem:
-    """A rule that something does not keep.
+    """A rule that rows, or the table itself, break.
 
     Attributes:
         rule: Its name, such as `finite` or `id_length`.
-        count: Of rows; 0 where the table itself does not keep it.
-        examples: A few of them by their keys.
-        advice: What the rule is, and what to change.
+        affected_rows: Rows that break it; 0 where the table itself does.
+        examples: The keys of a few of those rows.
+        advice: The rule in words, and what to change.
+
+    Example:
+        >>> report = index_ready("/data/photo_vectors", "embedding", "databricks_ai_search")
+        >>> problems: tuple[IndexProblem, ...] = report.problems
+        >>> for problem in problems:
+        ...     print(problem.rule, problem.affected_rows, problem.advice)
     """
 
     rule: str
-    count: int
+    affected_rows: int
     examples: tuple[str, ...]
     advice: str
 
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What an index can take of a table.
+    """What an index accepts of a table.
 
     Attributes:
         target: The index.
-        rows: `id`, `vector`, and the metadata columns, of the rows that keep all rules; none where
-            the table itself does not keep one.
-        ready: How many they are.
+        rows: `id`, `vector` and the metadata columns of the rows that keep all rules; empty where
+            the table itself breaks one.
+        ready_rows: The number of those rows.
         not_computed: Rows without a vector, by status; `pending` are not computed yet.
         problems: What is wrong with the other rows, or with the table.
+
+    Example:
+        >>> report: IndexReport = index_ready("/data/photo_vectors", "embedding", "milvus")
+        >>> report.is_ready
+        True
+        >>> report.rows.columns
+        ['id', 'vector']
     """
 
     target: str
     rows: DataFrame
-    ready: int
+    ready_rows: int
     not_computed: Mapping[str, int]
     problems: tuple[IndexProblem, ...]
 
@@ -62,11 +75,11 @@ class IndexReport:
         return not self.problems
 
     def __str__(self) -> str:
-        lines = [f"{self.target}: {self.ready:,} rows can be indexed"]
+        lines = [f"{self.target}: {self.ready_rows:,} rows can be indexed"]
         lines += [f"without a vector, {name}: {n:,}" for name, n in self.not_computed.items()]
         for each in self.problems:
             shown = f", such as {'; '.join(each.examples)}" if each.examples else ""
-            lines.append(f"{each.rule}: {each.count:,} rows{shown}: {each.advice}")
+            lines.append(f"{each.rule}: {each.affected_rows:,} rows{shown}: {each.advice}")
         return "\n".join(lines)
 
 
@@ -78,25 +91,26 @@ def index_ready(
     metadata: Sequence[str] = (),
     spark: SparkSession | None = None,
 ) -> IndexReport:
-    """Give the rows of a table that a vector index takes, and list what keeps others out.
+    """Return the rows of a table that a vector index accepts, and what excludes the others.
 
     Args:
-        table: One that `write_vision_columns` has made.
+        table: A table made by `write_vision_columns`.
         column: Its column of vectors.
         target: databricks_ai_search, pinecone or milvus.
-        metadata: Columns of the table that go along.
-        spark: The session; None: the active one.
+        metadata: Columns of the table to include in the index.
+        spark: The session; None means the active one.
 
     Returns:
-        The rows, and per rule a count and examples. Rows whose image failed have no vector: they
-        are counted by status, and are no problem of the index.
+        The rows, and for each broken rule a count and examples. Rows whose image failed have no
+        vector: they are counted by status, and are not a problem of the index.
 
     Raises:
         TableError: There is no such table, column or target.
 
     Example:
-        >>> report = index_ready("/data/photo_vectors", "embedding", "pinecone")
+        >>> report = index_ready("/data/photo_vectors", "embedding", "milvus")
         >>> print(report)
+        milvus: 4 rows can be indexed
     """
     session = spark or SparkSession.active()
     if target not in TARGETS:
@@ -105,7 +119,7 @@ def index_ready(
     location = locate_table(session, table)
     detail = read_detail(session, location)
     if detail is None or KEYS_PROPERTY not in detail.properties:
-        raise TableError(f"{table} is no table of write_vision_columns; choose another")
+        raise TableError(f"{table} is not a table of write_vision_columns; choose another")
     rows = session.table(location.sql)
     _check_columns(table, rows.schema, column, detail.properties, metadata)
     keys: list[str] = json.loads(detail.properties[KEYS_PROPERTY])
@@ -113,7 +127,7 @@ def index_ready(
 
     problems = _table_problems(rows.schema, rules, detail.properties, keys, metadata, dimension)
     if problems:
-        # No row can be indexed before the table is another.
+        # No row can be indexed before the table is changed.
         nothing = rows.select(F.col(quote(column)).alias("vector")).limit(0)
         return IndexReport(target, nothing, 0, _without_vector(rows, column), tuple(problems))
     key = F.col(quote(keys[0]))
@@ -124,7 +138,7 @@ def index_ready(
     vectors = rows.filter(F.col(quote(column)).isNotNull())
     vectors = vectors.join(F.broadcast(repeated), keys[0], "left")
     checks = _row_checks(rows.schema, rules, keys[0], column, metadata, dimension)
-    # What cannot be decided, such as NaN > 0, is not kept.
+    # A rule whose result is null counts as broken.
     broken = {name: ~F.coalesce(kept, F.lit(False)) for name, (kept, _) in checks.items()}
     ready = ~reduce(or_, broken.values())
     counts = vectors.agg(
@@ -197,7 +211,7 @@ def _table_problems(
         (
             properties.get(_FEED) == "true" or not rules.needs_feed,
             "change_data_feed",
-            f"the index follows the table by it: set the table's property {_FEED} to true",
+            f"the index is updated from it: set the table's property {_FEED} to true",
         ),
     ]
     for name in metadata:
@@ -222,7 +236,7 @@ def _row_checks(
     metadata: Sequence[str],
     dimension: int,
 ) -> dict[str, tuple[Column, str]]:
-    """What each row is to keep, by the rule's name, and the rule in words."""
+    """The condition that each row must meet, by the rule's name, and the rule in words."""
     vector = F.col(quote(column))
     checks = {
         "unique_id": (F.col(_REPEATED).isNull(), "no two rows may have one id"),

@@ -1,4 +1,4 @@
-"""What vector indexes take: ids, vectors and metadata, as their makers document it."""
+"""What vector indexes accept: ids, vectors and metadata, as their vendors document it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,20 +24,20 @@ _NUMBERS = (*_WHOLE, FloatType, DoubleType)
 
 @dataclass(frozen=True)
 class IndexTarget:
-    """What an index takes.
+    """What an index accepts.
 
     Attributes:
-        dimensions: The least and the greatest length of a vector.
+        dimensions: The minimum and maximum length of a vector.
         ids: The types of an id.
-        text_ids: Whether an id is given as text, whatever its type is.
-        id_bytes: The greatest length of a text id; None for any.
-        ascii_ids: Whether a text id is ASCII only.
+        text_ids: Whether an id is passed as text, whatever its type.
+        id_bytes: The maximum length of a text id; None for no limit.
+        ascii_ids: Whether a text id must be ASCII.
         metadata: The types of metadata.
-        metadata_bytes: The most that a row's metadata may take, as JSON.
-        row_bytes: The most that the whole row may take; None for any.
+        metadata_bytes: The maximum size of a row's metadata, as JSON; None for no limit.
+        row_bytes: The maximum size of the whole row; None for no limit.
         nulls: Whether metadata may be null.
         reserved: Names that no column may have.
-        needs_feed: Whether it follows the table by its change data feed.
+        needs_feed: Whether it is updated from the table's change data feed.
     """
 
     dimensions: tuple[int, int]

@@ -1,4 +1,4 @@
-"""Where a table is: a path or a name in a catalog, in the one form that Spark SQL takes."""
+"""Where a table is: a path or a name in a catalog, in the form that Spark SQL takes."""
 
 import re
 from dataclasses import dataclass
@@ -31,16 +31,16 @@ class TableLocation:
 
 
 def locate_table(spark: SparkSession, table: str) -> TableLocation:
-    """Understand how a table was named.
+    """Parse a table's path or name.
 
     Args:
-        spark: Its catalogs decide whether a name lasts longer than the session.
+        spark: Its catalogs decide whether a name outlives the session.
         table: A path (`/a/b`, `./b`, `dbfs:/a`, `s3a://bucket/b`, delta.`/a/b`), or a name
             (`[catalog.][schema.]table`).
 
     Raises:
-        TableError: It is neither, or a name in a catalog that forgets it with the session; or its
-            path holds what Spark would read in another way, or a password.
+        TableError: It is neither; it is a name in a catalog that does not persist; or its path
+            contains a password, or characters that Spark would read in another way.
     """
     check_place("table", table)
     quoted = quoted_path(table)
@@ -50,8 +50,8 @@ def locate_table(spark: SparkSession, table: str) -> TableLocation:
     parts = [part.strip("`") for part in _PART.findall(path)]
     if not _NAME.fullmatch(path):
         raise TableError(
-            f"the table {table!r} is not understood; allowed: a path such as /folder/table, or a "
-            "name such as table, schema.table, catalog.schema.table"
+            f"the table {table!r} is neither a path nor a name; allowed: a path such as "
+            "/folder/table, or a name such as table, schema.table, catalog.schema.table"
         )
     catalog = parts[0] if len(parts) == 3 else spark.catalog.currentCatalog()
     if (
@@ -59,35 +59,36 @@ def locate_table(spark: SparkSession, table: str) -> TableLocation:
         and spark.conf.get("spark.sql.catalogImplementation") == "in-memory"
     ):
         raise TableError(
-            f"the name {table!r} would be forgotten with this session, whose catalog lives in "
-            f"memory; give a path such as /folder/{parts[-1]}, or start Spark with a catalog that "
+            f"the name {table!r} would be lost with this session, whose catalog is in memory; "
+            f"give a path such as /folder/{parts[-1]}, or start Spark with a catalog that "
             "persists (--conf spark.sql.catalogImplementation=hive)"
         )
     return TableLocation(sql=".".join(quote(part) for part in parts), given=table)
 
 
 def checkpoint_in(table: str, column: str) -> str:
-    """Name the folder in a table's own where a stream that fills a column may note how far it is.
+    """Return the default checkpoint location of a stream: a folder within the table's own.
 
     Raises:
-        TableError: The table is a name, whose folder is the catalog's matter.
+        TableError: The table is a name, whose folder only the catalog knows.
     """
     quoted = quoted_path(table)
     path = quoted or table.strip()
     if not quoted and "/" not in path:
         raise TableError(
-            f"a stream to the table {table!r} needs a folder to note how far it is: --checkpoint"
+            f"a stream to the table {table!r} needs a folder for its progress; name one with "
+            "--checkpoint-location"
         )
     return f"{path.rstrip('/')}/_spark_vision_checkpoint/{column}"
 
 
 @dataclass(frozen=True)
 class TableDetail:
-    """What is there.
+    """An existing Delta table.
 
     Attributes:
-        properties: The table's.
-        folder: Where its files are.
+        properties: Its properties.
+        folder: The folder of its files.
         schema: Its columns.
         is_empty: Whether it has no rows.
     """
@@ -104,13 +105,13 @@ class TableDetail:
 
 
 def read_detail(spark: SparkSession, location: TableLocation) -> TableDetail | None:
-    """Read what is known of the Delta table that is there.
+    """Read the details of a Delta table.
 
     Returns:
-        None where no table is.
+        None where there is no table.
 
     Raises:
-        TableError: What is there is not a Delta table.
+        TableError: There is something else than a Delta table.
     """
     try:
         if not spark.catalog.tableExists(location.sql):
@@ -131,7 +132,7 @@ def read_detail(spark: SparkSession, location: TableLocation) -> TableDetail | N
 
 
 def read_version(spark: SparkSession, location: TableLocation) -> int:
-    """Read which version of a Delta table is the newest."""
+    """Return the newest version of a Delta table."""
     row = spark.sql(f"DESCRIBE HISTORY {location.sql} LIMIT 1").head()
     if row is None:
         raise TableError(f"{location.given} has no history; choose another table")
@@ -139,13 +140,13 @@ def read_version(spark: SparkSession, location: TableLocation) -> int:
 
 
 def quoted_path(table: str) -> str | None:
-    """Read the path in delta.`/path`; None where a table is named in another way."""
+    """Return the path in delta.`/path`; None where a table is named in another way."""
     quoted = re.fullmatch(r"(?i:delta)\.`(.+)`", table.strip())
     return quoted[1].replace("``", "`") if quoted else None
 
 
 def absolute_path(path: str) -> str:
-    """Give a path that means the same in every process; one with a scheme does already."""
+    """Return a path that means the same in every process; one with a scheme already does."""
     return path if scheme_of(path) or path.startswith("/") else str(Path(path).absolute())
 
 

@@ -1,4 +1,4 @@
-"""Named points of a run, at which a test ends its processes; otherwise nothing happens there."""
+"""Named points of a run, at which a test kills its processes; otherwise nothing happens there."""
 
 from collections.abc import Callable
 
@@ -11,5 +11,5 @@ at_point: Callable[[str], None] = _pass_by
 
 
 def reach(name: str) -> None:
-    """Say that a run is at a point, such as `before survey`."""
+    """Report that a run has reached a point, such as `before survey`."""
     at_point(name)

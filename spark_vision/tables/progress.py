@@ -1,7 +1,7 @@
-"""How far a running write is: rows of the waves committed, and of the finished tasks of the next.
+"""The progress of a write: rows of committed waves, and of finished tasks of the running one.
 
-An accumulator brings what a task counted when the task ends. A Connect session has none: there a
-write is as far as its last commit.
+An accumulator delivers what a task counted when the task ends. A Connect session has none: there,
+progress is that of the last commit.
 """
 
 import logging
@@ -25,33 +25,42 @@ RATE_WINDOW_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Progress:
-    """One look at a running write.
+    """The progress of a running write.
 
     Attributes:
-        done: Rows that came out of the model.
-        total: Rows that this write computes.
-        seconds: Since the write began.
-        rows_per_second: Over the last half minute; 0 before the first row.
-        statuses: Rows by status of each column, of the tasks that have finished.
+        done_rows: Rows computed so far.
+        total_rows: Rows that this write computes.
+        elapsed_seconds: Time since the write began.
+        rows_per_second: The rate over the last half minute; 0 before the first row.
+        statuses: Rows by status for each column, in finished tasks.
+
+    Example:
+        >>> def report(progress: Progress) -> None:
+        ...     print(f"{progress.done_rows} of {progress.total_rows} rows")
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base")
+        >>> result = write_vision_columns(
+        ...     photos, "/data/watched_vectors", ["path"], {"embedding": dino}, progress=report
+        ... )
     """
 
-    done: int
-    total: int
-    seconds: float
+    done_rows: int
+    total_rows: int
+    elapsed_seconds: float
     rows_per_second: float
     statuses: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
-    def share(self) -> float:
-        """The part that is done, from 0 to 1."""
-        return self.done / self.total if self.total else 1.0
+    def fraction(self) -> float:
+        """The fraction of rows done, from 0 to 1."""
+        return self.done_rows / self.total_rows if self.total_rows else 1.0
 
     @property
-    def seconds_left(self) -> float | None:
-        """The time left at the present rate; None before there is one."""
+    def remaining_seconds(self) -> float | None:
+        """The time remaining at the current rate; None before the first row."""
         if not self.rows_per_second:
             return None
-        return (self.total - self.done) / self.rows_per_second
+        return (self.total_rows - self.done_rows) / self.rows_per_second
 
 
 Report = Callable[[Progress], None]
@@ -74,27 +83,27 @@ class StatusCounts(AccumulatorParam[dict[str, int]]):
 
 
 def status_accumulator(spark: SparkSession) -> StatusCounter | None:
-    """Make a counter of rows by status; None in a Connect session, which has none."""
+    """Make a counter of rows by status; None in a Connect session, which has no accumulators."""
     if not hasattr(spark, "_jsparkSession"):
         return None
     return spark.sparkContext.accumulator({}, StatusCounts())
 
 
-def tell(report: Report, look: Callable[[], Progress]) -> None:
-    """Look, and report; what only tells of a write must not end or fail it."""
+def report_safely(report: Report, measure: Callable[[], Progress]) -> None:
+    """Measure and report progress; an error of the report must not fail the write."""
     try:
-        report(look())
+        report(measure())
     except Exception:
         logger.warning("the progress could not be reported", exc_info=True)
 
 
 class Watch:
-    """Knows how far the waves of a run are.
+    """Measures the progress of a run's waves.
 
     Args:
         total: Rows that they compute.
-        counters: The counter of each column, as given to its function; None where there is none.
-        report: Called where a wave begins; None reports to nobody.
+        counters: The counter of each column, as passed to its function; None where there is none.
+        report: Called at the start of each wave; None reports to nobody.
     """
 
     def __init__(
@@ -111,12 +120,12 @@ class Watch:
         self._wave = _CountedWave(0, 0, (), 0)
 
     def begin(self, rows_before: int, rows: int, columns: Sequence[str]) -> None:
-        """Take what is counted from now on as a wave.
+        """Count from now on for the next wave.
 
         Args:
             rows_before: Rows of the waves before it.
             rows: Its rows.
-            columns: What it computes of each.
+            columns: The columns that it computes.
         """
         self._wave = _CountedWave(rows_before, rows, columns, self._count(columns))
         if self.report is not None:
@@ -128,9 +137,9 @@ class Watch:
         return any(each is not None for each in self._counters.values())
 
     def look(self) -> Progress:
-        """Say how far the run is."""
+        """Return the run's progress."""
         wave = self._wave
-        # A task that is tried again counts its rows again.
+        # A retried task counts its rows again.
         counted = min(self._count(wave.columns) - wave.counted_before, wave.rows)
         done = min(wave.rows_before + counted, self._total)
         now = time.monotonic()
@@ -139,15 +148,15 @@ class Watch:
             self._seen.popleft()
         since, done_then = self._seen[0]
         return Progress(
-            done=done,
-            total=self._total,
-            seconds=now - self._started,
+            done_rows=done,
+            total_rows=self._total,
+            elapsed_seconds=now - self._started,
             rows_per_second=(done - done_then) / (now - since) if now > since else 0.0,
             statuses={name: dict(each.value) for name, each in self._counters.items() if each},
         )
 
     def _count(self, columns: Sequence[str]) -> int:
-        """Count the rows of which all these columns have been computed."""
+        """Count the rows for which all these columns have been computed."""
         counters = [self._counters[name] for name in columns]
         return min((sum(each.value.values()) for each in counters if each is not None), default=0)
 
@@ -161,19 +170,19 @@ class _CountedWave(NamedTuple):
 
 @contextmanager
 def reporting(watch: Watch) -> Iterator[None]:
-    """Report how far the block is, every two seconds, from a thread of its own."""
+    """Report the block's progress every two seconds from a separate thread."""
     report = watch.report
     if report is None or not watch.is_live:
         yield
         return
     ended = threading.Event()
 
-    def tell_until_the_end() -> None:
+    def report_until_the_end() -> None:
         while not ended.wait(REPORT_SECONDS):
-            tell(report, watch.look)
+            report_safely(report, watch.look)
 
     with ThreadPoolExecutor(1, thread_name_prefix="spark-vision-progress") as pool:
-        pool.submit(tell_until_the_end)
+        pool.submit(report_until_the_end)
         try:
             yield
         finally:

@@ -27,11 +27,11 @@ SOURCE_HASH = "source_hash"
 UPDATED_AT = "updated_at"
 _CONSTRAINTS = "delta.constraints."
 _SETTINGS = {
-    # An index follows the table by what has changed.
+    # An index is updated from the table's changes.
     "delta.enableChangeDataFeed": "true",
-    # Any reader of Delta can read the table; waves of updates are whole files.
+    # Any reader of Delta can read the table; updates rewrite whole files.
     "delta.enableDeletionVectors": "false",
-    # Two writers who insert one key at once conflict, also where the default is weaker.
+    # Two writers that insert the same key conflict, even where the default level is weaker.
     "delta.isolationLevel": "Serializable",
 }
 
@@ -41,10 +41,10 @@ def table_schema(
     columns: Mapping[str, Operator],
     identities: Mapping[str, ModelIdentity],
 ) -> StructType:
-    """Lay out a table: keys, kept columns, source_hash, the columns of each operator, updated_at.
+    """Return a table's schema: keys, kept columns, source_hash, each operator's, updated_at.
 
     Raises:
-        TableError: Two columns would have one name.
+        TableError: Two columns would have the same name.
     """
     fields = [StructField(field.name, field.dataType, nullable=False) for field in source.keys]
     fields += [StructField(field.name, field.dataType) for field in source.kept]
@@ -54,16 +54,14 @@ def table_schema(
         struct = value_type(operator)
         for part, column in column_parts(name, operator).items():
             kind = struct[part].dataType
-            fields.append(_described(column, kind, _say(part, operator, identities[name])))
-    fields.append(
-        _described(UPDATED_AT, TimestampType(), "when the row was last computed, a moment in UTC")
-    )
+            fields.append(_described(column, kind, _comment(part, operator, identities[name])))
+    fields.append(_described(UPDATED_AT, TimestampType(), "when the row was last computed, in UTC"))
     _check_names(fields)
     return StructType(fields)
 
 
 def column_parts(name: str, operator: Operator) -> dict[str, str]:
-    """Name the table's columns that hold the fields of an operator's struct."""
+    """Return the table's column for each field of an operator's struct."""
     value, *more = value_type(operator).names
     return {value: name, **{part: f"{name}_{part}" for part in more}}
 
@@ -100,7 +98,7 @@ def create_table(
     except AnalysisException as error:
         condition = error.getCondition() or ""
         if "NON_EMPTY_LOCATION" in condition and _has_log(spark, location):
-            # Another writer is about to make the table: a conflict, after which it is there.
+            # Another writer is creating the table: a conflict, after which it exists.
             raise
         if condition == "TABLE_OR_VIEW_ALREADY_EXISTS" or "NON_EMPTY_LOCATION" in condition:
             raise TableError(
@@ -127,16 +125,16 @@ def extend_table(
     schema: StructType,
     properties: Mapping[str, str],
 ) -> bool:
-    """Add columns to a table that is there.
+    """Add columns to an existing table.
 
-    The properties come first: a run that is killed in between is continued by the next one.
+    The properties are set first: after a kill in between, the next run continues.
 
     Args:
         spark: The session.
         location: The table.
         present: Its properties.
-        schema: The columns that it is to have, among others.
-        properties: Likewise; those that are there stay as they are.
+        schema: The columns that it must have, among others.
+        properties: The properties that it must have; existing ones are not changed.
 
     Returns:
         Whether the table was changed.
@@ -162,7 +160,7 @@ def set_properties(
 def empty_column(
     spark: SparkSession, location: TableLocation, name: str, parts: Collection[str]
 ) -> None:
-    """Take all values out of a column, so that it counts as not filled in, and its constraint."""
+    """Set a column to null, so that it counts as not filled in, and drop its constraint."""
     if not parts:
         return
     emptied = ", ".join(f"{quote(part)} = NULL" for part in parts)
@@ -181,9 +179,9 @@ def add_constraints(
     Args:
         spark: The session.
         location: An existing table.
-        present: Its properties: a constraint that is there is not added again. It is a commit of
-            its own, so that a run may have ended between it and the column's.
-        constraints: As `vector_constraints` gives them.
+        present: Its properties: an existing constraint is not added again. A constraint is a commit
+            of its own, so that a run may have ended between the column's commit and this one.
+        constraints: As `vector_constraints` returns them.
     """
     there = {each.lower() for each in present}
     for name, condition in constraints.items():
@@ -196,11 +194,11 @@ def add_constraints(
 def vector_constraints(
     columns: Mapping[str, Operator], identities: Mapping[str, ModelIdentity]
 ) -> dict[str, str]:
-    """Say, by the constraint's name, what keeps vectors of a wrong length out of a table."""
+    """Return the conditions, by constraint name, that reject vectors of the wrong length."""
     constraints = {}
     for name, operator in columns.items():
         if operator.gives_vectors:
-            # Delta's constraints know no lambda: of token vectors, the first stands for all.
+            # Delta's constraints support no lambda: only the first token vector is checked.
             measured = f"{quote(name)}[0]" if _is_tokens(operator) else quote(name)
             constraints[_constraint(name)] = (
                 f"{quote(name)} IS NULL OR size({measured}) = {identities[name].dimension}"
@@ -216,20 +214,20 @@ def check_schema(
     columns: Mapping[str, Operator],
     may_lack: Collection[str],
 ) -> None:
-    """Make sure that a table has the columns of this write, or can have them.
+    """Check that a table has the columns of this write, or that they can be added.
 
-    Columns that are neither this write's nor another one's are their owner's, and left alone.
+    Columns that no write filled belong to the table's owner, and are not changed.
 
     Args:
         location: The table.
         present: Its columns.
-        wanted: Those of this write.
-        filled: Its columns of models.
-        columns: Those of this write, which the table may lack.
-        may_lack: More columns that it may lack.
+        wanted: The columns of this write.
+        filled: Its columns that models filled.
+        columns: This write's computed columns, which the table may lack.
+        may_lack: Other columns that it may lack.
 
     Raises:
-        TableError: Naming the column that differs.
+        TableError: A column differs; the message names it.
     """
     was = {field.name: field.dataType.simpleString() for field in present.fields}
     now = {field.name: field.dataType.simpleString() for field in wanted.fields}
@@ -240,7 +238,7 @@ def check_schema(
         if spelled.get(name.lower(), name) != name:
             raise TableError(
                 f"{location.given} has the column {spelled[name.lower()]}, and this write calls it "
-                f"{name}; Delta does not tell them apart: spell it alike, or choose another name"
+                f"{name}; Delta does not distinguish them: use one spelling, or choose another name"
             )
         is_added = name not in was and (name in computed or name in may_lack)
         taken = name in was and (name in computed) != (name in ours)
@@ -260,16 +258,16 @@ def _property_list(properties: Mapping[str, str]) -> str:
     return ", ".join(f"{literal(name)} = {literal(value)}" for name, value in properties.items())
 
 
-def _say(part: str, operator: Operator, identity: ModelIdentity) -> str:
+def _comment(part: str, operator: Operator, identity: ModelIdentity) -> str:
     model = f"{operator.checkpoint_name} ({identity.model_type}); null where the row failed"
     if part == next(iter(operator.value_fields)):
         each = " per token" if _is_tokens(operator) else ""
         made = f"{identity.dimension} numbers{each}" if operator.gives_vectors else "written"
         return f"{made} by {model}"
     return {
-        "status": "ok, or what kept the row from a value",
-        "error": "why, in a sentence; null where ok",
-        "truncated": "whether the caption was cut at its greatest length; null where not ok",
+        "status": "ok, or why the row has no value",
+        "error": "the reason in one sentence; null where ok",
+        "truncated": "whether the caption was cut at its maximum length; null where not ok",
     }.get(part, f"{part} of the value")
 
 

@@ -12,18 +12,18 @@ _lock = threading.Lock()
 _held: dict[tuple[int, str], tuple[int, str | None]] = {}
 
 METADATA = "spark.databricks.delta.commitInfo.userMetadata"
-# By session: what the runs that are about to commit want to be said in their commits.
+# By session: the labels of the runs that are about to commit.
 _labels: dict[int, list[str]] = {}
 _LABEL_START = '{"spark_vision": '
 
 
 @contextmanager
 def settings(spark: SparkSession, values: Mapping[str, str]) -> Iterator[None]:
-    """Give a session settings; the last one to leave puts the user's back.
+    """Apply settings to a session; the last block to end restores the user's.
 
     Args:
         spark: The session; whatever else runs in it meanwhile has the settings, too.
-        values: By their names. Those who hold one name at once should want one value.
+        values: The values by name. Blocks that set the same name at once should agree on its value.
     """
     for name, value in values.items():
         with _lock:
@@ -48,15 +48,15 @@ def settings(spark: SparkSession, values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def labelled(spark: SparkSession, run: str, wave: int | None = None) -> Iterator[None]:
-    """Let a session's commits say in their `userMetadata` which run made them, and which wave.
+    """Label a session's commits, in their `userMetadata`, with the run and its wave.
 
-    What the user has set there stays. While two runs commit from one session at once, their
-    commits say nothing: one could have the other's label.
+    What the user has set there is kept. While two runs commit from one session at once, their
+    commits have no label: one could get the other's.
 
     Args:
         spark: The session.
         run: The run's id.
-        wave: The wave's number; None for what is no wave.
+        wave: The wave's number; None for a commit that is not a wave's.
     """
     said = {"run": run} if wave is None else {"run": run, "wave": wave}
     label = f"{_LABEL_START}{json.dumps(said)}}}"
@@ -72,7 +72,7 @@ def labelled(spark: SparkSession, run: str, wave: int | None = None) -> Iterator
 def _change_labels(spark: SparkSession, label: str, *, is_new: bool) -> bool:
     with _lock:
         labels = _labels.setdefault(id(spark), [])
-        # A stream's session is a copy of the user's, and may have been made while a run had one.
+        # A stream's session is a copy of the user's, perhaps made while a run had its label there.
         is_users = is_new and not (spark.conf.get(METADATA, None) or _LABEL_START).startswith(
             _LABEL_START
         )

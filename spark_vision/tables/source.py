@@ -1,4 +1,4 @@
-"""What a write takes from its source: checked on the driver, before any task."""
+"""The columns that a write reads from its source: checked on the driver, before any task."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -35,10 +35,10 @@ from spark_vision.operators import Operator, reads_images
 from spark_vision.tables.location import quote
 from spark_vision.tables.write_options import WriteOptions
 
-# What an operator can read of a row; `source_hash` has a field for each.
+# The inputs of operators; `source_hash` has a field for each.
 INPUTS = ("image", "text", "prompt")
 
-# What has one order and one text, and which Delta stores.
+# Types that have one order and one text form, and that Delta stores.
 _COMPARABLE = (
     BooleanType,
     CharType,
@@ -57,10 +57,10 @@ _NOT_STORED = (
     UserDefinedType,
     YearMonthIntervalType,
 )
-# Of Spark 4.1 and newer.
+# In Spark 4.1 and newer.
 _NOT_STORED_NAMES = ("time",)
 
-# A row of Spark's binaryFile says of itself when it changed.
+# The columns of Spark's binaryFile that change with the file.
 _FILE_MARKS = {"modificationTime": TimestampType(), "length": LongType()}
 
 
@@ -69,12 +69,12 @@ class SourceColumns:
     """The columns of a source that a write reads.
 
     Attributes:
-        keys: They tell rows apart.
+        keys: They identify a row.
         kept: They are copied to the table.
-        image: What image operators read; None where there is none.
-        text: What text operators read; None where there is none.
-        prompt: What is asked of each image; None where the operators bring their prompts.
-        versions: They say when a row's image changed; none where its bytes do.
+        image: The column that image operators read; None without such operators.
+        text: The column that text operators read; None without such operators.
+        prompt: The prompt of each image; None where the operators have their own.
+        versions: They change whenever a row's image does; empty where its bytes are compared.
     """
 
     keys: tuple[StructField, ...]
@@ -96,7 +96,7 @@ class SourceColumns:
 
     @property
     def version_names(self) -> tuple[str, ...]:
-        """The names of the columns that say when an image changed."""
+        """The names of the columns that change whenever an image does."""
         return tuple(field.name for field in self.versions)
 
     @property
@@ -117,10 +117,10 @@ def choose_columns(
     columns: Mapping[str, Operator],
     options: WriteOptions,
 ) -> SourceColumns:
-    """Find the columns of a source, and check that they can be what they shall be.
+    """Find the columns of a source, and check that each suits its purpose.
 
     Raises:
-        TableError: A column is not there, or cannot be a key or a version; a name is used twice;
+        TableError: A column is missing, or cannot be a key or a version; a name is used twice;
             there are prompts and no operator that reads them.
         InputTypeError: The image, text or prompt column has a type that its operators cannot read.
     """
@@ -150,15 +150,14 @@ def choose_columns(
     if prompt_column is not None:
         if not any("prompt" in each.reads for each in columns.values()):
             raise TableError(
-                f"prompt_column got {prompt_column!r}, and no column is by an operator that reads "
-                "prompts; leave it out"
+                f"prompt_column got {prompt_column!r}, and no operator reads prompts; leave it out"
             )
         prompt = _find_strings(fields, prompt_column, what="prompt")
     for name, operator in columns.items():
         if operator.lacks_prompt and prompt is None:
             raise TableError(
-                f"the column {name} has no prompt: its operator's is none, and there is no "
-                "prompt_column; give one of them"
+                f"the column {name} has no prompt: its operator's is None, and there is no "
+                "prompt_column; set one of them"
             )
     versions = _choose_versions(fields, options.version_columns) if image else ()
     return SourceColumns(
@@ -167,7 +166,7 @@ def choose_columns(
 
 
 def refuse_stream(source: DataFrame) -> None:
-    """Refuse a source that gives its rows bit by bit.
+    """Refuse a streaming source.
 
     Raises:
         TableError: It is a stream.
@@ -180,10 +179,10 @@ def refuse_stream(source: DataFrame) -> None:
 
 
 def check_columns(source: DataFrame, names: Sequence[str], *, what: str) -> None:
-    """Make sure that a source has columns whose values have an order.
+    """Check that a source has these columns, and that their values have an order.
 
     Raises:
-        TableError: One is not there, or has no order.
+        TableError: One is missing, or has no order.
     """
     fields = _fields_by_name(source)
     for name in names:
@@ -191,7 +190,7 @@ def check_columns(source: DataFrame, names: Sequence[str], *, what: str) -> None
 
 
 def inputs_of(operator: Operator, prompt_column: str | None) -> tuple[str, ...]:
-    """Name those of `INPUTS` that decide what an operator computes of a row."""
+    """Return those of `INPUTS` that decide what an operator computes for a row."""
     return tuple(name for name in operator.reads if name != "prompt" or prompt_column is not None)
 
 
@@ -200,8 +199,8 @@ def source_hash(columns: SourceColumns) -> Column:
 
     Returns:
         A struct with a field for each of `INPUTS`: SHA-256 in hex of the image, text and prompt;
-        null where that is null, or is not read. An image is its bytes, or, where the source has
-        columns that say when it changed, those and its URL: then no image is read for the hash.
+        null where that is null, or is not read. An image is hashed by its bytes, or, with
+        `version_columns`, by those and its URL: then no image is read for the hash.
     """
     read = {
         "image": _image_hash(columns),
@@ -215,10 +214,10 @@ def _choose_versions(
     fields: Mapping[str, StructField], names: Sequence[str] | None
 ) -> tuple[StructField, ...]:
     if names is None:
-        says = all(
+        has_marks = all(
             name in fields and fields[name].dataType == kind for name, kind in _FILE_MARKS.items()
         )
-        names = list(_FILE_MARKS) if says else []
+        names = list(_FILE_MARKS) if has_marks else []
     chosen = tuple(_find(fields, name, what="version") for name in names)
     for field in chosen:
         _check_comparable(field, what="version")
@@ -231,13 +230,13 @@ def _image_hash(columns: SourceColumns) -> Column:
     marks = [_mark(field) for field in columns.versions]
     if isinstance(columns.image.dataType, StringType):
         marks.append(F.col(quote(columns.image.name)))
-    # JSON keeps apart what lies on either side of a border between columns.
+    # JSON, so that values of neighbouring columns cannot run together.
     return F.sha2(F.to_json(F.array(*marks)), 256)
 
 
 def _mark(field: StructField) -> Column:
     column = F.col(quote(field.name))
-    # As text, a time would be another one in a session of another time zone.
+    # As text, a timestamp would depend on the session's time zone.
     is_time = isinstance(field.dataType, TimestampType)
     return (F.unix_micros(column) if is_time else column).cast("string")
 
@@ -252,7 +251,7 @@ def _readable(field: StructField) -> Column:
         return column.cast("binary")
     if "content" in field.dataType.names:
         return column["content"]
-    # The pixels of Spark's image struct mean different images at different widths.
+    # The same pixels are different images at different widths.
     shape = F.concat_ws(" ", *(column[name] for name in ("height", "width", "nChannels", "mode")))
     return F.concat(shape.cast("binary"), column["data"])
 
@@ -266,8 +265,8 @@ def _fields_by_name(source: DataFrame) -> dict[str, StructField]:
             raise TableError(f"the source has two columns {field.name}; rename one")
         if other != field.name:
             raise TableError(
-                f"the source has the columns {other} and {field.name}, which Spark does not tell "
-                "apart; rename one"
+                f"the source has the columns {other} and {field.name}, which Spark does not "
+                "distinguish; rename one"
             )
         fields[field.name] = field
     return fields
@@ -283,7 +282,7 @@ def _check_storable(field: StructField) -> None:
 
 
 def _lacking_type(kind: DataType) -> DataType | None:
-    """Find what Delta cannot store in a type."""
+    """Return the part of a type that Delta cannot store; None where it stores all of it."""
     if isinstance(kind, _NOT_STORED) or kind.typeName() in _NOT_STORED_NAMES:
         return kind
     if isinstance(kind, ArrayType):

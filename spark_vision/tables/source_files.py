@@ -1,4 +1,4 @@
-"""What a source's plan says: which files hold its rows, and whether some rows are left out."""
+"""What a source's plan shows: which files hold its rows, and whether some rows are left out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,18 +9,18 @@ from pyspark.logger import PySparkLogger
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-# pyspark prints what a query lacks as 7 KB of JSON, also where the error is caught.
+# pyspark prints an AnalysisException as 7 KB of JSON, even where it is caught.
 _QUERY_LOGGER = "DataFrameQueryContextLogger"
-# As classic plans and those of Connect call what leaves rows out.
+# The nodes, of classic and of Connect plans, that leave rows out.
 _NARROWING = ("Filter", "GlobalLimit", "Limit", "NADrop", "Offset", "Sample", "Tail")
 
 
 def file_column(source: DataFrame) -> Column | None:
-    """Give the column that names the file of each row.
+    """Return the column that names the file of each row.
 
     Returns:
-        None where the rows do not know it, and for joins and unions: there a file of one side says
-        nothing of what the other one reads.
+        None where the rows do not have one, and for joins and unions: there a file of one side does
+        not determine what the other side reads.
     """
     if _leaf_count(source) > 1:
         return None
@@ -34,7 +34,7 @@ def file_column(source: DataFrame) -> Column | None:
 
 
 def _leaf_count(source: DataFrame) -> int:
-    """Count what a source is read from: files, tables, rows given by the driver."""
+    """Count the relations that a source reads: files, tables, rows from the driver."""
     if hasattr(source, "_jdf"):
         return int(source._jdf.queryExecution().analyzed().collectLeaves().size())
     return _connect_leaf_count(cast(Any, source)._plan)
@@ -43,7 +43,7 @@ def _leaf_count(source: DataFrame) -> int:
 def is_narrowed(source: DataFrame) -> bool:
     """Whether a source is a filter, a limit or a sample of what it reads.
 
-    A view counts as what is read, and so does the text of a query that Spark Connect was given.
+    A view counts as a relation, and so does the text of a query in Spark Connect.
     """
     if hasattr(source, "_jdf"):
         names = _node_names(source._jdf.queryExecution().analyzed())
@@ -71,7 +71,7 @@ def _connect_leaf_count(plan: Any) -> int:
 
 
 def _connect_inputs(plan: Any) -> list[Any]:
-    """A plan of Spark Connect has those that it is made from among its attributes."""
+    """Return the input plans of a plan of Spark Connect, which are among its attributes."""
     from pyspark.sql.connect.plan import LogicalPlan
 
     inputs = {name: each for name, each in vars(plan).items() if isinstance(each, LogicalPlan)}

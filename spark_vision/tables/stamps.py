@@ -1,4 +1,4 @@
-"""The rows of a commit are known by their `updated_at`, which no two commits share."""
+"""Identifies the rows of a commit by their `updated_at`, which no two commits share."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ _last_stamp = 0
 
 
 def new_stamp() -> str:
-    """Give the present moment in SQL, to the microsecond, and never the same one twice."""
+    """Return the current time in SQL, to the microsecond, and never the same one twice."""
     global _last_stamp
     with _stamp_lock:
         _last_stamp = max(time.time_ns() // 1000, _last_stamp + 1)
@@ -26,13 +26,13 @@ def new_stamp() -> str:
 def count_statuses(
     spark: SparkSession, location: TableLocation, stamp: str, columns: tuple[str, ...]
 ) -> dict[str, Counter[str]]:
-    """Count the rows of a commit by status of each column.
+    """Count the rows of a commit by status, for each column.
 
     Args:
         spark: The session.
         location: The table.
-        stamp: What `updated_at` is in these rows and no other, in SQL.
-        columns: What was computed.
+        stamp: The `updated_at` of these rows and no others, in SQL.
+        columns: The columns that were computed.
     """
     names = [quote(f"{name}_status") for name in columns]
     rows = spark.table(location.sql).filter(F.col(UPDATED_AT) == F.expr(stamp))
@@ -46,7 +46,7 @@ def count_statuses(
 def find_examples(
     spark: SparkSession, location: TableLocation, stamp: str, column: str
 ) -> dict[str, str]:
-    """Give an error of the rows of a commit for each status of a column that has one."""
+    """Return an example error from a commit's rows for each status of a column."""
     status, error = F.col(quote(f"{column}_status")), F.col(quote(f"{column}_error"))
     rows = spark.table(location.sql).filter(F.col(UPDATED_AT) == F.expr(stamp))
     found = rows.groupBy(status).agg(F.first(error, ignorenulls=True)).dropna()
@@ -54,6 +54,6 @@ def find_examples(
 
 
 def remove_wave(spark: SparkSession, location: TableLocation, stamp: str) -> None:
-    """Take a wave that was inserted out of the table again."""
+    """Delete an inserted wave from the table again."""
     statement = f"DELETE FROM {location.sql} WHERE {UPDATED_AT} = {stamp}"
     retry_conflicts(location, lambda: spark.sql(statement).collect())

@@ -1,4 +1,4 @@
-"""What a storage or a table refuses, said in one sentence with the place and the way out."""
+"""Explains what a storage or a table refuses: one sentence with the place and the way out."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _WAYS_OUT = (
     (
         r"No space left on device|DSQuotaExceeded|QuotaExceeded|Disk quota exceeded",
         "there is no space left",
-        "make room and run again: what has been committed is not computed again",
+        "free some space and run again: what has been committed is not computed again",
     ),
     (
         r"Permission denied|AccessControlException|AccessDenied|403 Forbidden|Mkdirs failed|"
@@ -20,39 +20,39 @@ _WAYS_OUT = (
     ),
     (
         r"DELTA_CANNOT_MODIFY_APPEND_ONLY",
-        "the table only takes new rows, by its property delta.appendOnly",
-        "take the property away, or write without what changes rows: retry, recompute, "
+        "the table accepts only new rows, by its property delta.appendOnly",
+        "remove the property, or write without what changes rows: retry, recompute, "
         "delete_missing, a column that is filled in",
     ),
     (
         r"DELTA_VIOLATE_CONSTRAINT_WITH_VALUES|CHECK constraint",
-        "a row does not fulfil a constraint of the table",
+        "a row violates a constraint of the table",
         "leave such rows out of the source, or drop the constraint: ALTER TABLE … DROP CONSTRAINT",
     ),
     (
         r"DELTA_NOT_NULL_CONSTRAINT_VIOLATED|DELTA_MISSING_NOT_NULL_COLUMN_VALUE",
-        "a column of the table takes no null",
-        "give it by keep, or let it be null: ALTER TABLE … ALTER COLUMN … DROP NOT NULL",
+        "a column of the table must not be null",
+        "fill it by keep, or allow null: ALTER TABLE … ALTER COLUMN … DROP NOT NULL",
     ),
     (
         r"DELTA_UNSUPPORTED_DATA_TYPES|DELTA_GEOSPATIAL_NOT_SUPPORTED",
-        "this Delta does not store a type",
+        "this version of Delta does not store a type",
         "cast the column, or leave it out",
     ),
     (
         r"DELTA_MULTIPLE_SOURCE_ROW_MATCHING_TARGET_ROW_IN_MERGE",
-        "keys have come twice into the source while it was read",
-        "run again once the source stands still",
+        "the source returned duplicate keys while it was read",
+        "run again when the source no longer changes",
     ),
 )
 
 
 @contextmanager
 def explaining(what: str) -> Iterator[None]:
-    """Turn an error of the storage into one that says what to do; leave others as they are.
+    """Turn an error of the storage into one with advice; other errors pass unchanged.
 
     Args:
-        what: What is tried in the block, such as `make the table /data/vectors`.
+        what: What the block does, such as `make the table /data/vectors`.
 
     Raises:
         TableError: There is no space, no permission, or the table's own rules forbid it.
@@ -64,13 +64,13 @@ def explaining(what: str) -> Iterator[None]:
     except Exception as error:
         text = str(error)
         if "Traceback (most recent call last)" in text:
-            # A row's own error, such as an image that may not be read.
+            # A row's own error, such as an image that the job may not read.
             raise
-        for pattern, said, way_out in _WAYS_OUT:
+        for pattern, reason, way_out in _WAYS_OUT:
             found = re.search(rf".*(?:{pattern}).*", text)
             if found:
-                # Neither Java's names nor the announcement of values, which may be secret.
+                # Without Java's names, and without values, which may be secret.
                 line = re.sub(r"^.*?(?=\[DELTA_)| by row with values:", "", found[0])
                 line = " ".join(line.split())[:300]
-                raise TableError(f"could not {what}: {said} ({line}); {way_out}") from error
+                raise TableError(f"could not {what}: {reason} ({line}); {way_out}") from error
         raise

@@ -1,6 +1,6 @@
-"""A source's rows become a table's: by as few functions as there are ways to read a row.
+"""Computes a table's rows from a source's, with one function for each way to read a row.
 
-Operators that read an image alike share a function, which fetches and decodes it once for them.
+Operators that read an image in the same way share a function, which fetches and decodes it once.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -42,14 +42,14 @@ def column_structs(
 
     Args:
         columns: The operators by column.
-        chosen: What they read.
-        counters: Told the rows by status of each column, where there is one.
+        chosen: The source's columns.
+        counters: Count rows by status for each column, where there is one.
     """
     groups: dict[Hashable, dict[str, ImageOperator]] = {}
     structs = []
     for name, operator in columns.items():
         if reads_images(operator):
-            # What one operator lets its strings reach, another's must not.
+            # Operators that allow different paths or hosts must not share a function.
             groups.setdefault(operator.reading_options, {})[name] = operator
         else:
             keys = _naming_keys(chosen, [operator])
@@ -76,11 +76,11 @@ def compute_rows(
 
     Args:
         source: The rows.
-        chosen: What is read of them, and what is copied.
+        chosen: The columns that are read and copied.
         columns: The operators by column.
         counters: As for `column_structs`.
-        passed: Columns of the source that go through as they are.
-        stamp: What `updated_at` is to be, in SQL.
+        passed: Columns of the source that are passed through.
+        stamp: The value of `updated_at`, in SQL.
 
     Returns:
         Keys, kept columns, `source_hash`, the columns with their statuses, `updated_at`.
@@ -88,7 +88,7 @@ def compute_rows(
     structs = column_structs(columns, chosen, counters)
     names = [field.name for field in (*chosen.keys, *chosen.kept)]
     copied = [F.col(quote(name)) for name in (*names, *passed)]
-    # Each function is named once, and its struct taken apart above it.
+    # Each function is called once, and its struct taken apart in a second projection.
     named = [each.column.alias(f"{_STRUCT}{index}") for index, each in enumerate(structs)]
     computed = source.select(*copied, source_hash(chosen).alias(SOURCE_HASH), *named)
     places = {name: index for index, each in enumerate(structs) for name in each.names}
@@ -101,13 +101,13 @@ def compute_rows(
 
 
 def _naming_keys(chosen: SourceColumns, operators: Iterable[Operator]) -> tuple[str, ...]:
-    """The keys for functions that may have to name a row; to others they would be a cost."""
+    """Return the keys for functions that may have to name a row; others do without their cost."""
     is_asked = any(operator.on_error == "raise" for operator in operators)
     return chosen.key_names if is_asked else ()
 
 
 def _key_column(keys: tuple[str, ...]) -> list[Column]:
-    """Their values as texts in one column, where there are keys."""
+    """Return the keys' values as strings in one array column, where there are keys."""
     return [F.array(*(F.col(quote(key)).cast("string") for key in keys))] if keys else []
 
 

@@ -1,7 +1,7 @@
 """Which rows are still to be computed: one pass over keys and hashes of source and table.
 
 A row is pending where the table lacks it, where what a model reads has changed, where a column has
-not been filled in yet, or where it failed and is to be tried again.
+not been filled in yet, or where it failed and is to be retried.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -31,7 +31,7 @@ _NEEDED = "__spark_vision_needed"
 _REASONS = "__spark_vision_reasons"
 _SOURCE_KEPT = "__spark_vision_source_kept"
 _TABLE_KEPT = "__spark_vision_table_kept"
-# Stands among the columns that a row needs where its kept ones are to be copied.
+# The entry among the columns that a row needs which means that kept columns are copied.
 _REFRESH = ""
 _HASH_TYPE = "struct<" + ", ".join(f"{name}: string" for name in INPUTS) + ">"
 _EXAMPLE_COUNT = 3
@@ -43,10 +43,10 @@ class Pending:
 
     Attributes:
         is_new: Whether the table lacks them.
-        columns: What is to be computed of each; nothing where kept columns alone have changed.
-        count: Of rows.
-        rows: Their keys, with `BASE` (the table's `updated_at` of a row that is there), and where
-            there is one, the file of the source and of the table that holds them.
+        columns: What is to be computed for each; empty where only kept columns have changed.
+        count: The number of rows.
+        rows: Their keys, with `BASE` (the table's `updated_at` of an existing row) and, where they
+            are known, the files of the source and of the table that hold them.
     """
 
     is_new: bool
@@ -57,21 +57,21 @@ class Pending:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the keys and hashes of a source and a table say.
+    """The comparison of a source with a table, by keys and hashes.
 
     Attributes:
         source_rows: Rows in the source.
-        there: Those of them whose keys the table has.
-        missing: Rows of the table that the source does not have.
+        existing_rows: Source rows whose keys the table has.
+        missing_rows: Rows of the table that the source does not have.
         pending: What is to be computed, by kind; empty where nothing is.
-        missing_keys: The keys of the `missing` rows, and `BASE`.
+        missing_keys: The keys of the `missing_rows`, and `BASE`.
         has_source_files: Whether the rows know their files in the source.
-        matched: All keys, with what is known of them.
+        matched: All keys, with what was found for each.
     """
 
     source_rows: int
-    there: int
-    missing: int
+    existing_rows: int
+    missing_rows: int
     pending: tuple[Pending, ...]
     missing_keys: DataFrame
     has_source_files: bool
@@ -97,12 +97,12 @@ class Survey:
         return counts
 
     def source_files(self) -> DataFrame:
-        """Give the files of the source that hold pending rows."""
+        """Return the files of the source that hold pending rows."""
         pending = self.matched.filter(F.size(_NEEDED) > 0)
         return pending.select(F.col(SOURCE_FILE)).distinct()
 
     def release(self) -> None:
-        """Give back what the session holds of the keys."""
+        """Release the cached keys."""
         self.matched.unpersist()
 
 
@@ -119,15 +119,14 @@ def survey_rows(
     """Compare a source with a table, by their keys and hashes.
 
     Args:
-        source: Its column pruning decides that no image is read where `version_columns` say what
-            changed; without them, images are read to be hashed.
-        table: The table's rows, of one version: Spark takes what it holds of rows for out of date
-            where they come from the version that is the newest, and reads all again after each
-            commit. None where the table is new.
+        source: With `version_columns`, column pruning ensures that no image is read; without them,
+            images are read to be hashed.
+        table: The table's rows at a fixed version: Spark invalidates what it caches of the newest
+            version at each commit, and would read it all again. None where the table is new.
         chosen: The source's columns.
         wanted: The columns of this write.
         retry: The statuses of rows that are to be computed again.
-        recompute: Compute every row's columns of this write again.
+        recompute: Compute this write's columns for every row again.
         refresh: Kept columns that are copied again where they have changed.
 
     Raises:
@@ -140,7 +139,7 @@ def survey_rows(
         *keys,
         F.lit(1).alias(_IN_SOURCE),
         F.lit(0).alias(_IN_TABLE),
-        # Of rows that are all new, nothing is compared: no image is read.
+        # Where all rows are new, nothing is compared, and no image is read.
         (no_hash if table is None else source_hash(chosen)).alias(_SOURCE_HASH),
         no_hash.alias(_TABLE_HASH),
         F.lit(None).cast("array<string>").alias(_STATUSES),
@@ -215,13 +214,13 @@ def _table_side(
 
 
 def _hash_of(names: Sequence[str], rows: DataFrame) -> Column:
-    """Hash kept columns, of any type; JSON leaves out what is null, and so what is not there."""
+    """Hash kept columns of any type; JSON omits null values, and so missing columns."""
     there = [F.col(quote(name)) for name in names if name in rows.columns]
     return F.xxhash64(F.to_json(F.struct(*there)) if there else F.lit("{}"))
 
 
 def _reason(index: int, reads: Sequence[str], retry: Collection[str], recompute: bool) -> Column:
-    """Say why a row that is in the source needs a column; null where it does not."""
+    """Return why a source row needs a column; null where it does not."""
     status = F.get(F.col(_STATUSES), F.lit(index))
     same = [F.col(_TABLE_HASH)[name].eqNullSafe(F.col(_SOURCE_HASH)[name]) for name in reads]
     reason = (
@@ -274,8 +273,8 @@ def _count(
     in_source = [row for row in counts if row[_NEEDED] is not None]
     return Survey(
         source_rows=sum(row["rows"] for row in counts),
-        there=sum(row["keys"] for row in in_source if not row["is_new"]),
-        missing=sum(row["keys"] for row in counts if row[_NEEDED] is None),
+        existing_rows=sum(row["keys"] for row in in_source if not row["is_new"]),
+        missing_rows=sum(row["keys"] for row in counts if row[_NEEDED] is None),
         pending=tuple(pending),
         missing_keys=matched.filter(F.col(_NEEDED).isNull()).select(*keys, BASE),
         has_source_files=has_source_files,

@@ -1,4 +1,4 @@
-"""A table that fits a write: one that is there is checked, one that is not is made."""
+"""Prepares the table of a write: an existing one is checked, a missing one is created."""
 
 from dataclasses import replace
 
@@ -31,10 +31,10 @@ from spark_vision.tables.write_plan import WritePlan
 
 
 def check_table(write: WritePlan, detail: TableDetail) -> None:
-    """Make sure that a write fits the table that is there; changes nothing.
+    """Check that a write fits an existing table; changes nothing.
 
     Raises:
-        TableError: It is not ours, or has other keys, columns or models.
+        TableError: Another tool made it, or it has other keys, columns or models.
     """
     given, present = write.location.given, detail.properties
     filled = filled_columns(present, detail.columns)
@@ -51,7 +51,7 @@ def check_table(write: WritePlan, detail: TableDetail) -> None:
 def fit_keys(
     write: WritePlan, source: DataFrame, detail: TableDetail
 ) -> tuple[WritePlan, DataFrame]:
-    """Give a source's whole-number keys the width that they have in the table."""
+    """Cast a source's integer keys to the width that they have in the table."""
     present = {field.name: field.dataType for field in detail.schema.fields}
     keys = []
     for key in write.chosen.keys:
@@ -64,10 +64,10 @@ def fit_keys(
 
 
 def _fit(name: str, kind: DataType) -> Column:
-    """Read a number in another width; one that is too large for it ends the run."""
+    """Cast an integer to another width; one that does not fit ends the run."""
     column, fitted = F.col(quote(name)), F.expr(f"try_cast({quote(name)} AS {kind.simpleString()})")
     too_large = F.concat(
-        F.lit(f"the key {name} is {kind.simpleString()} in the table, too short for "),
+        F.lit(f"the key {name} is {kind.simpleString()} in the table, too narrow for "),
         column.cast("string"),
     )
     return F.when(column.isNull() | fitted.isNotNull(), fitted).otherwise(
@@ -76,19 +76,19 @@ def _fit(name: str, kind: DataType) -> Column:
 
 
 def is_blank(detail: TableDetail) -> bool:
-    """Whether a table without rows is its owner's, who left its columns of models to a write."""
+    """Whether a table is empty, made by its owner, and still without computed columns."""
     return detail.is_empty and KEYS_PROPERTY not in detail.properties
 
 
 def make_table(spark: SparkSession, write: WritePlan) -> TableDetail:
-    """Make the table, or bring the one that is there to what the write needs.
+    """Create the table, or extend an existing one with what the write needs.
 
     Args:
         spark: The session.
-        write: What is to be done.
+        write: The write's plan.
 
     Raises:
-        TableError: Its place is taken, one is there that does not fit, or the storage refuses.
+        TableError: Its place is taken, an existing one does not fit, or the storage refuses.
     """
     with explaining(f"make the table {write.location.given}"):
         return retry_conflicts(write.location, lambda: _make_table(spark, write))
@@ -96,7 +96,7 @@ def make_table(spark: SparkSession, write: WritePlan) -> TableDetail:
 
 def _make_table(spark: SparkSession, write: WritePlan) -> TableDetail:
     location = write.location
-    # Another writer may have been here since the table was checked: the survey takes its time.
+    # Another writer may have changed the table since it was checked: the survey takes time.
     detail = read_detail(spark, location)
     properties = write.table_properties | write.column_properties
     if detail is None:
@@ -108,7 +108,7 @@ def _make_table(spark: SparkSession, write: WritePlan) -> TableDetail:
         detail = _read(spark, write)
     if extend_table(spark, location, detail.properties, write.schema, properties):
         detail = _read(spark, write)
-        # Of two writers who add one column at once, one has said last whose it is.
+        # If two writers add the same column at once, the one that set its properties last wins.
         check_table(write, detail)
     add_constraints(spark, location, detail.properties, write.constraints)
     return detail
@@ -122,7 +122,7 @@ def _empty_columns(spark: SparkSession, write: WritePlan, detail: TableDetail) -
         empty_column(spark, write.location, name, parts)
         if differing_model(name, detail.properties, wanted):
             set_properties(spark, write.location, wanted)
-            # What another writer committed in between is by the model that was.
+            # What another writer committed in between is by the former model.
             empty_column(spark, write.location, name, parts)
 
 

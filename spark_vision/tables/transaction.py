@@ -1,4 +1,4 @@
-"""Delta's transaction identifiers: a commit that carries one happens once, however often it is run.
+"""Delta's transaction identifiers: a commit that carries one happens once, even if it is repeated.
 
 Reference: https://docs.delta.io/latest/delta-streaming.html#idempotent-table-writes-in-foreachbatch
 """
@@ -13,10 +13,10 @@ _VERSION = "spark.databricks.delta.write.txnVersion"
 
 
 class Transaction(NamedTuple):
-    """What a commit is known by.
+    """The identifier of a commit.
 
     Attributes:
-        application: Who commits; a stream has one name for as long as it has its checkpoint.
+        application: The writer; a stream has one name for as long as its checkpoint exists.
         version: Grows from one transaction of an application to the next.
     """
 
@@ -25,7 +25,7 @@ class Transaction(NamedTuple):
 
     @property
     def settings(self) -> dict[str, str]:
-        """Those that let a statement be the transaction's, in a session where nothing else runs."""
+        """The settings that add it to a statement's commit, in a session that runs nothing else."""
         return {_APPLICATION: self.application, _VERSION: str(self.version)}
 
 
@@ -33,13 +33,13 @@ def is_committed(spark: SparkSession, folder: str, transaction: Transaction) -> 
     """Whether a table has a transaction, or a later one of its application.
 
     Args:
-        spark: A classic session that has read the table's state just now.
-        folder: The table's.
-        transaction: What is asked for.
+        spark: A classic session that has just read the table's state.
+        folder: The table's folder.
+        transaction: The transaction to look for.
 
     Returns:
-        False also where Delta's classes go by other names, as on Databricks, and cannot be asked:
-        the commit itself is left out there, too.
+        False also where Delta's classes have other names, as on Databricks: there, Delta itself
+        skips the repeated commit.
     """
     jvm: Any = spark._jvm
     delta_log = jvm.org.apache.spark.sql.delta.DeltaLog

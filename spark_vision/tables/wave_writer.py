@@ -1,4 +1,4 @@
-"""The waves of a run: each is computed and committed, and held against what was expected of it."""
+"""The waves of a run: each is computed, committed and checked against what was expected."""
 
 import logging
 import time
@@ -25,27 +25,27 @@ from spark_vision.tables.write_plan import WritePlan
 
 logger = logging.getLogger(__name__)
 
-# Small rows are dealt out to so many tasks: a slow one holds up less, and progress comes oftener.
+# Small rows get more tasks than slots: a slow task delays less, and progress comes more often.
 _TASKS_PER_SLOT = 4
 
 
 class WaveWriter:
-    """The waves of a run, and what they have written so far.
+    """Writes the waves of a run, and counts what they have written.
 
     The statuses of a wave are counted from the table while the next one is computed.
 
     Args:
-        write: What is to be done.
-        run_id: What the commits name the run by.
-        transaction: The batch of a stream that the rows are; None where they are no stream's.
+        write: The write's plan.
+        run_id: The run's id in its commits.
+        transaction: The stream's batch; None where the rows are not a stream's.
         completes: Whether the last wave completes the transaction.
-        is_kept: Whether the session holds the source's rows.
+        is_kept: Whether the session caches the source's rows.
 
     Attributes:
-        computed: Rows that were computed and committed.
-        refreshed: Rows whose kept columns alone were copied.
-        left: Rows that are pending still.
-        statuses: Of the computed rows, rows by status; complete when the run is left.
+        computed_rows: Rows that were computed and committed.
+        refreshed_rows: Rows whose kept columns alone were copied.
+        remaining_rows: Rows that are still pending.
+        statuses: Of the computed rows, rows by status; complete once the block has ended.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class WaveWriter:
         completes: bool,
         is_kept: bool,
     ) -> None:
-        self.computed = self.refreshed = self.left = 0
+        self.computed_rows = self.refreshed_rows = self.remaining_rows = 0
         self.statuses = {name: Counter[str]() for name in write.columns}
         self._run_id = run_id
         self._wave_count = 0
         self._last_transaction = transaction if completes else None
-        # A batch is at hand as a whole: where a row of it is not written, another writer was first.
+        # A batch is cached: where one of its rows is not written, another writer was first.
         self._ends_early = transaction is None
         self._is_kept = is_kept
         self._pace = Pace(write)
@@ -73,37 +73,37 @@ class WaveWriter:
     @property
     def rows(self) -> int:
         """Rows that have been committed."""
-        return self.computed + self.refreshed
+        return self.computed_rows + self.refreshed_rows
 
     def __enter__(self) -> Self:
         """Begin."""
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Wait for what is still counted; raise its error, where there is no other."""
+        """Wait until all statuses are counted; raise an error of that, where there is no other."""
         self._counting.shutdown()
         if kind is None and self._counted is not None:
             self._counted.result()
 
     def write_pending(self, write: WritePlan, source: DataFrame, survey: Survey) -> bool:
-        """Compute and commit what a survey found; say whether the source still had all of it."""
+        """Compute and commit what a survey found; return whether the source still had all of it."""
         spark, location, keys = source.sparkSession, write.location, write.chosen.key_names
         if not survey.pending:
             if self._last_transaction is not None:
-                # A commit without rows: what others write from now on is newer than this.
+                # A commit without rows, so that later writes of others are newer than the batch.
                 nothing = survey.missing_keys.limit(0)
                 with explaining(f"write to {location.given}"), labelled(spark, self._run_id):
                     delete_rows(
                         location, keys, nothing, unchanged=True, transaction=self._last_transaction
                     )
             return True
-        left, before, held = survey.pending_rows, self.rows, None
-        if left > self._pace.rows and not survey.has_source_files and not self._is_kept:
-            # Each wave would read the whole source: it is read once, to the executors' disks.
+        remaining, before, held = survey.pending_rows, self.rows, None
+        if remaining > self._pace.rows and not survey.has_source_files and not self._is_kept:
+            # Each wave would read the whole source: cache it once on the executors' disks.
             source = held = source.persist(StorageLevel.DISK_ONLY)
         task_count = _TASKS_PER_SLOT * count_slots(spark) if write.has_small_rows else None
         is_stable = survey.has_source_files and not self._is_kept
-        watch = Watch(left, write.counters, write.progress)
+        watch = Watch(remaining, write.counters, write.progress)
         try:
             with (
                 explaining(f"write rows to {location.given}"),
@@ -111,22 +111,22 @@ class WaveWriter:
             ):
                 for number, wave in enumerate(cut_waves(survey, keys, self._pace), start=1):
                     watch.begin(self.rows - before, wave.count, wave.columns)
-                    logger.info("wave %d: infer %d of %d rows", number, wave.count, left)
-                    left -= wave.count
+                    logger.info("wave %d: infer %d of %d rows", number, wave.count, remaining)
+                    remaining -= wave.count
                     count = self._write_wave(
                         write,
                         source,
                         wave,
                         task_count,
                         is_stable=is_stable,
-                        transaction=None if left else self._last_transaction,
+                        transaction=None if remaining else self._last_transaction,
                     )
                     logger.info("wave %d: committed %d rows", number, count)
                     if count < wave.count and self._ends_early:
-                        left += wave.count - count
+                        remaining += wave.count - count
                         return False
         finally:
-            self.left = left
+            self.remaining_rows = remaining
             if held is not None:
                 held.unpersist()
         return True
@@ -144,7 +144,7 @@ class WaveWriter:
         started, stamp = time.monotonic(), new_stamp()
         rows = wave.select_from(source, write.chosen.key_names)
         if task_count is not None:
-            # A single file may hold all of them, and one task would compute them.
+            # One file may hold all of them, and one task would compute them.
             rows = rows.repartition(task_count)
         columns = {name: write.columns[name] for name in wave.columns}
         rows = compute_rows(rows, write.chosen, columns, write.counters, [BASE], stamp)
@@ -161,13 +161,13 @@ class WaveWriter:
     def _take_account(
         self, write: WritePlan, spark: SparkSession, wave: Wave, stamp: str, count: int
     ) -> None:
-        """Compare what a commit says of itself with what was to be committed."""
+        """Compare a commit's own row count with what was to be committed."""
         if count > wave.count and wave.is_new:
             remove_wave(spark, write.location, stamp)
             raise TableError(
-                f"the source gave {count} rows where it had {wave.count} when its keys were read: "
-                "keys have come twice meanwhile; this wave was taken out of the table again: run "
-                "again once the source stands still"
+                f"the source returned {count} rows for {wave.count} keys: duplicates were added "
+                "after its keys were read; this wave was removed from the table again: run again "
+                "when the source no longer changes"
             )
         if count < wave.count:
             logger.warning(
@@ -178,14 +178,14 @@ class WaveWriter:
                 write.location.given,
             )
         if not wave.columns:
-            self.refreshed += count
+            self.refreshed_rows += count
             return
-        self.computed += count
+        self.computed_rows += count
         if self._counted is not None:
             self._counted.result()
         self._counted = self._counting.submit(self._count_statuses, write, spark, wave, stamp)
         if any(write.columns[name].max_failure_rate is not None for name in wave.columns):
-            # The next wave does not begin where too many rows of this one have failed.
+            # The next wave must not begin where too many rows of this one have failed.
             self._counted.result()
 
     def _count_statuses(

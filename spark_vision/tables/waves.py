@@ -1,11 +1,11 @@
-"""Pending rows cut into waves: each is computed and committed before the next one begins.
+"""Cuts pending rows into waves: each is computed and committed before the next one begins.
 
-A wave has as many rows as are asked for, or as take a minute and a half at the rate so far.
+A wave has `rows_per_commit` rows, or as many as take a minute and a half at the current rate.
 
-Rows lie in a wave as they lie in files, the table's first, then the source's: a wave reads few
-files of either. Rows that are in the table are cut where its files end, so that an update writes
-each file anew once. A wave's keys are on the driver, from where Spark broadcasts them: what is
-computed of them then depends on nothing that a commit or a lost executor takes away.
+Waves are ordered by file, the table's first, then the source's, so that each reads few files of
+either. Existing rows are cut where the table's files end, so that an update rewrites each file
+once. A wave's keys are held on the driver, which broadcasts them: so they do not depend on anything
+that a commit or a lost executor removes.
 """
 
 import time
@@ -26,26 +26,26 @@ from spark_vision.tables.survey import BASE, SOURCE_FILE, TABLE_FILE, Pending, S
 from spark_vision.tables.write_plan import WritePlan
 
 WAVE_SECONDS = 90.0
-# Nothing is known of the first wave's rate. A caption takes as long as hundreds of vectors.
+# The rate is unknown before the first wave. A caption takes as long as hundreds of vectors.
 FIRST_ROWS = 4096
 FIRST_CAPTIONS = 64
-# The first wave also loads the model: its rate says too little.
+# The first wave also loads the model, so that its rate is too low.
 _GROWTH = 8
 _WAVE_BYTES = 4_000_000_000
 _TOKENS = 256
 
 _NUMBER = "__spark_vision_number"
-# What `monotonically_increasing_id` puts a row's place within its partition into.
+# The bits in which `monotonically_increasing_id` has a row's place within its partition.
 _PLACE_BITS = 33
-# How many times as large as asked a wave may be, to end where a file of the table ends.
+# How many times larger than its target a wave may be, to end where a file of the table ends.
 _LONGEST_FILE = 4
 
 
 class Pace:
-    """Sizes a run's waves, and ends the run where it may take no more.
+    """Sizes a run's waves, and ends the run at its maximum of rows or seconds.
 
     Args:
-        write: Its options say what is asked for; its columns, how many bytes a row takes.
+        write: Its options have the maximums; its columns decide the size of a row.
     """
 
     def __init__(self, write: WritePlan) -> None:
@@ -63,7 +63,7 @@ class Pace:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has done all that it may, which is a wave at least."""
+        """Whether the run has reached a maximum; it runs at least one wave."""
         is_late = (
             self._has_begun and self._deadline is not None and time.monotonic() >= self._deadline
         )
@@ -71,12 +71,12 @@ class Pace:
 
     @property
     def rows(self) -> int:
-        """Rows of the next wave, at most."""
+        """The maximum of rows in the next wave."""
         wanted = min(self._rows, self._most) if self._fixed is None else self._fixed
         return wanted if self._left is None else min(wanted, self._left)
 
     def take_account(self, rows: int, seconds: float) -> None:
-        """Learn what a wave had, and how long it took."""
+        """Record how many rows a wave had, and how long it took."""
         self._has_begun = True
         if self._left is not None:
             self._left = max(0, self._left - rows)
@@ -86,7 +86,7 @@ class Pace:
 
 
 def _row_bytes(write: WritePlan) -> int:
-    """Say about how many bytes a row takes in the table."""
+    """Estimate the size of a row in the table, in bytes."""
     size = 1000
     for name, operator in write.columns.items():
         vectors = _TOKENS if operator.effective_pooling == "tokens" else 1
@@ -100,10 +100,10 @@ class Wave:
 
     Attributes:
         is_new: Whether the table lacks them.
-        columns: What is computed of each.
+        columns: The columns that are computed.
         rows: Their keys and `BASE`.
-        schema: Of `rows`, as Spark has it.
-        source_files: The source's files that hold them; None where that is not known.
+        schema: The Spark schema of `rows`.
+        source_files: The source's files that hold them; None where they are not known.
     """
 
     is_new: bool
@@ -114,13 +114,13 @@ class Wave:
 
     @property
     def count(self) -> int:
-        """Of rows."""
+        """The number of rows."""
         return int(self.rows.num_rows)
 
     def select_from(self, source: DataFrame, keys: Sequence[str]) -> DataFrame:
-        """Leave this wave's rows of a source, with `BASE`; reads no other file."""
+        """Return this wave's rows of a source, with `BASE`; reads no other file."""
         if self.source_files is not None:
-            # As text: thousands of values given one by one would take the driver a minute.
+            # As SQL text: thousands of literal columns would take the driver a minute.
             listed = ", ".join(map(literal, self.source_files))
             source = source.filter(F.expr(f"_metadata.file_path IN ({listed})"))
         rows = source.sparkSession.createDataFrame(self.rows, self.schema)
@@ -128,9 +128,9 @@ class Wave:
         return source.join(F.broadcast(rows), list(keys))
 
     def key_bounds(self, key: str) -> tuple[str, str] | None:
-        """Say in SQL the least and the greatest value of a key; None for types without a text."""
+        """Return the minimum and maximum of a key in SQL; None for types without a SQL literal."""
         kind = self.schema[key].dataType
-        # Of a string with a collation, Spark's order is another one than that of its bytes.
+        # With a collation, Spark does not order strings by their bytes.
         is_ordered = isinstance(kind, IntegralType | DateType | DecimalType) or kind == StringType()
         if not is_ordered or not self.count:
             return None
@@ -142,18 +142,17 @@ class Wave:
 
 
 def count_slots(spark: SparkSession) -> int:
-    """Say how many tasks run at once, which is what Spark cuts a range of numbers into."""
+    """Return how many tasks run at once: the number of partitions of a range."""
     return spark.range(1 << 16).select(F.spark_partition_id()).distinct().count()
 
 
 def cut_waves(survey: Survey, keys: Sequence[str], pace: Pace) -> Iterator[Wave]:
-    """Cut a survey's pending rows, until there is none left or the pace says that it is over.
+    """Cut a survey's pending rows into waves, until none is left or the pace is over.
 
     Args:
-        survey: Of the source and the table.
+        survey: The comparison of the source with the table.
         keys: The key columns' names.
-        pace: Asked for each wave's rows; one of rows that are in the table may have fewer or more,
-            to end with a file.
+        pace: Sizes each wave; one of existing rows may have fewer or more, to end with a file.
     """
     for pending in survey.pending:
         for cut in _cut(pending, keys, pace):
@@ -198,7 +197,7 @@ def _cut(pending: Pending, keys: Sequence[str], pace: Pace) -> Iterator[DataFram
 
 
 def _file_ends(ordered: DataFrame) -> list[int]:
-    """Give the places in the order where files of the table end."""
+    """Return the positions in the order at which files of the table end."""
     counts = ordered.groupBy(TABLE_FILE).count().sort(TABLE_FILE).collect()
     ends, end = [], 0
     for row in counts:
@@ -219,7 +218,7 @@ def _end_of_wave(start: int, rows: int, total: int, file_ends: Sequence[int]) ->
 
 
 def _between(sizes: dict[int, int], start: int, end: int) -> Column:
-    """Rows by their place in the whole order, which is that of partitions and places in them."""
+    """Select rows by their position in the order of partitions and of rows within them."""
     spans, before = [], 0
     for partition in sorted(sizes):
         first, last = max(start - before, 0), min(end - before, sizes[partition])

@@ -1,6 +1,6 @@
-"""The one way to a table: `write_vision_columns` surveys what the table lacks, then fills it in.
+"""Writes a table: `write_vision_columns` surveys what the table lacks, then fills it in.
 
-It works wave by wave, until nothing that the source has is pending any more.
+It works wave by wave, until no row of the source is pending.
 """
 
 import logging
@@ -17,7 +17,7 @@ from spark_vision.operators import Operator
 from spark_vision.tables.commit import delete_rows
 from spark_vision.tables.location import read_detail, read_version
 from spark_vision.tables.named_points import reach
-from spark_vision.tables.progress import Progress, Report, tell
+from spark_vision.tables.progress import Progress, Report, report_safely
 from spark_vision.tables.session_settings import labelled
 from spark_vision.tables.source import refuse_stream
 from spark_vision.tables.source_files import is_narrowed
@@ -31,38 +31,47 @@ from spark_vision.tables.write_plan import WritePlan, plan_write
 
 logger = logging.getLogger(__name__)
 
-# A run looks again what is pending where a wave found fewer rows than surveyed: a source that is
-# rewritten meanwhile has its rows in other files. It gives up where that brings nothing any more.
+# A run surveys again where a wave found fewer rows than the survey did: a source that was rewritten
+# meanwhile has its rows in other files. It gives up after so many surveys without a new row.
 _LOST_SURVEY_COUNT = 3
 
 
 @dataclass(frozen=True)
 class WriteResult:
-    """What a write did.
+    """The result of a write.
 
     Attributes:
-        table: The table, as Spark SQL takes it.
+        table: The table's name in Spark SQL.
         source_rows: Rows in the source.
-        there: Those whose keys the table had already.
-        computed: Rows that were computed and committed.
-        refreshed: Rows whose kept columns alone were copied again.
-        left: Rows that are pending still, where the run was to end before.
-        deleted: Rows that were removed, because the source no longer has them.
-        statuses: Of the computed rows, rows by status, for each column.
-        seconds: What it all took.
-        run_id: What the run's commits name it by in their `userMetadata`, each with the number of
-            its wave: {"spark_vision": {"run": "…", "wave": 3}}.
+        existing_rows: Source rows whose keys the table already had.
+        computed_rows: Rows that were computed and committed.
+        refreshed_rows: Rows for which only kept columns were copied again.
+        remaining_rows: Rows that are still pending, where `max_rows` or `max_seconds` ended the
+            run.
+        deleted_rows: Rows that were deleted because the source no longer has them.
+        statuses: Computed rows by status, for each column.
+        elapsed_seconds: The duration of the whole write.
+        run_id: The run's id in its commits' `userMetadata`, each with the number of its wave:
+            {"spark_vision": {"run": "…", "wave": 3}}.
+
+    Example:
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base")
+        >>> result: WriteResult = write_vision_columns(
+        ...     photos, "/data/photo_vectors", keys=["path"], columns={"embedding": dino}
+        ... )
+        >>> print(result.computed_rows, result.statuses["embedding"])
     """
 
     table: str
     source_rows: int
-    there: int
-    computed: int
-    refreshed: int
-    left: int
-    deleted: int
+    existing_rows: int
+    computed_rows: int
+    refreshed_rows: int
+    remaining_rows: int
+    deleted_rows: int
     statuses: Mapping[str, Mapping[str, int]]
-    seconds: float
+    elapsed_seconds: float
     run_id: str
 
 
@@ -76,43 +85,51 @@ def write_vision_columns(
     progress: Report | None = None,
     **options: Any,
 ) -> WriteResult:
-    """Compute the columns of those rows that a Delta table does not have, and write them to it.
+    """Compute columns for the rows that a Delta table lacks, and write them to it.
 
-    The table is made if it is not there: keys, kept columns, `source_hash`, for each column
-    `<name>`, `<name>_status` and `<name>_error` (and `<name>_truncated` for captions), and
-    `updated_at`. A column that the table does not have yet is added to it and filled in; columns
-    that are not named here stay as they are, except that a value whose image, text or prompt has
-    changed is taken out. Each row is inferred once: where no row is missing, nothing is computed
-    and nothing is written. Each image is fetched and decoded once for all columns.
+    A new table has the keys, the kept columns, `source_hash`, for each column `<name>`,
+    `<name>_status` and `<name>_error` (and `<name>_truncated` for captions), and `updated_at`. A
+    column that an existing table lacks is added and filled in. Columns that are not named here stay
+    as they are, except that a value whose image, text or prompt has changed is set to null. Each
+    row is computed once: where nothing is pending, nothing is computed and nothing is written.
+    Each image is fetched and decoded once for all columns.
 
-    The work goes in waves, each of which is one commit: rows go from the model into the table's
-    files. A run that is killed loses at most the wave in flight; the next one goes on.
+    The work is done in waves, each of which is one commit. A run that is killed loses at most the
+    current wave, and the next run continues.
 
     Args:
-        source: The rows; its keys are read first, then, wave by wave, the rest.
+        source: The rows. Their keys are read first; the rest is read wave by wave.
         table: A path, or a name in a catalog that persists.
-        keys: Columns that tell the source's rows apart; unique and never null.
+        keys: Columns that identify a row of the source; unique and never null.
         columns: What to compute, by the name of its column.
-        progress: Told every two seconds how far the write is, and once at its end.
-        options: Those of `WriteOptions`, which says what each is for.
+        progress: Called with the write's `Progress` every two seconds, and once at the end.
+        options: The fields of `WriteOptions`, which documents each.
 
     Returns:
         The counts of this run; those by status are exact.
 
     Raises:
         InvalidOptionError: There is no such option, or its value is not allowed.
-        TableError: The source's columns or keys, the table that is there, or the storage do not
-            allow it; others wrote to the table at each of several attempts; or keys came twice into
-            the source while it was read. What was committed before stays.
+        TableError: The source's columns or keys, the existing table, or the storage do not allow
+            the write; other writers committed first at every attempt; or the source returned
+            duplicate keys while it was read. Earlier commits remain.
         InputTypeError: A column has a type that its operator cannot read.
         SessionError: The session has no Delta.
-        SparkVisionError: An operator's checkpoint is missing or is not what it needs.
+        SparkVisionError: An operator's checkpoint is missing, or does not suit it.
 
     Example:
         >>> photos = spark.read.format("binaryFile").load("/data/photos")
-        >>> write_vision_columns(
-        ...     photos, "/data/vectors", keys=["path"], columns={"embedding": ImageViTEmbedding()}
+        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base")
+        >>> result = write_vision_columns(
+        ...     photos, "/data/new_vectors", keys=["path"], columns={"embedding": dino}
         ... )
+        >>> result.statuses
+        {'embedding': {'ok': 4}}
+        >>> again = write_vision_columns(
+        ...     photos, "/data/new_vectors", keys=["path"], columns={"embedding": dino}
+        ... )
+        >>> again.computed_rows
+        0
     """
     refuse_stream(source)
     plan = plan_write(source, table, keys, columns, parse_write_options(options), progress)
@@ -127,15 +144,15 @@ def run_write(
     completes: bool = True,
     is_kept: bool = False,
 ) -> WriteResult:
-    """Do a write; `write_vision_columns` says what it does and raises.
+    """Run a write, as documented at `write_vision_columns`.
 
     Args:
-        write: What is to be done.
+        write: The write's plan.
         source: The rows.
-        transaction: Nothing is done where the table has it already; the session is its own then.
-        completes: Whether the last commit completes it, if need be one without rows; else, what
-            comes after.
-        is_kept: Whether the session holds the source's rows, so that reading them again is cheap.
+        transaction: The stream's batch; nothing is done where the table already has it.
+        completes: Whether the last commit of this run completes the transaction, even if it has no
+            rows; otherwise a later commit does.
+        is_kept: Whether the session caches the source's rows, so that reading them again is cheap.
     """
     started = time.monotonic()
     spark, location, run_id = source.sparkSession, write.location, str(uuid.uuid4())
@@ -167,9 +184,9 @@ def run_write(
                 lost_count = 0 if run.rows > before else lost_count + 1
                 if is_complete or transaction is not None or lost_count == _LOST_SURVEY_COUNT:
                     with labelled(spark, run_id):
-                        deleted = _delete_missing(write, survey)
+                        deleted_rows = _delete_missing(write, survey)
                     break
-                # What this run has emptied or tried again is not so once more.
+                # What this run has already emptied or retried is not again.
                 write = replace(write, options=replace(write.options, recompute=False, retry=()))
             finally:
                 survey.release()
@@ -179,33 +196,33 @@ def run_write(
     result = WriteResult(
         table=location.sql,
         source_rows=first.source_rows,
-        there=first.there,
-        computed=run.computed,
-        refreshed=run.refreshed,
-        left=run.left,
-        deleted=deleted,
+        existing_rows=first.existing_rows,
+        computed_rows=run.computed_rows,
+        refreshed_rows=run.refreshed_rows,
+        remaining_rows=run.remaining_rows,
+        deleted_rows=deleted_rows,
         statuses={name: dict(counts) for name, counts in run.statuses.items()},
-        seconds=time.monotonic() - started,
+        elapsed_seconds=time.monotonic() - started,
         run_id=run_id,
     )
     if write.progress:
-        tell(write.progress, lambda: _final_progress(result))
+        report_safely(write.progress, lambda: _final_progress(result))
     return result
 
 
 def _delete_missing(write: WritePlan, survey: Survey) -> int:
-    if not write.options.delete_missing or not survey.missing:
+    if not write.options.delete_missing or not survey.missing_rows:
         return 0
-    logger.info("delete %d rows", survey.missing)
+    logger.info("delete %d rows", survey.missing_rows)
     with explaining(f"remove rows from {write.location.given}"):
         delete_rows(write.location, write.chosen.key_names, survey.missing_keys, unchanged=True)
-    return survey.missing
+    return survey.missing_rows
 
 
 def survey_source(
     spark: SparkSession, write: WritePlan, source: DataFrame, *, has_table: bool
 ) -> Survey:
-    """Compare a source with the table, at the version that is the newest now."""
+    """Compare a source with the newest version of the table."""
     table, refresh = None, list[str]()
     if has_table:
         version = read_version(spark, write.location)
@@ -227,19 +244,19 @@ def survey_source(
 
 
 def warn_of_missing(write: WritePlan, source: DataFrame, survey: Survey) -> None:
-    """Say that rows are to be removed which the source may have no more than left out."""
-    if write.options.delete_missing and survey.missing and is_narrowed(source):
+    """Warn of rows to be removed that the source may merely have filtered out."""
+    if write.options.delete_missing and survey.missing_rows and is_narrowed(source):
         logger.warning(
             "delete_missing: the source (%s) is filtered, limited or sampled, and %d rows of %s "
-            "whose keys it does not have are removed, whether they are gone or only left out",
+            "whose keys it does not have are removed, whether they are deleted or only left out",
             ", ".join(source.columns),
-            survey.missing,
+            survey.missing_rows,
             write.location.given,
         )
 
 
 def _refuse_to_empty(write: WritePlan, survey: Survey) -> None:
-    if not survey.missing or not (write.options.delete_missing or write.options.recompute):
+    if not survey.missing_rows or not (write.options.delete_missing or write.options.recompute):
         return
     if not survey.source_rows:
         what = (
@@ -248,13 +265,13 @@ def _refuse_to_empty(write: WritePlan, survey: Survey) -> None:
             else "recompute would empty"
         )
         raise TableError(
-            f"the source has no rows, and {what} all {survey.missing} of {write.location.given}; "
-            "look whether the source is what it should be"
+            f"the source has no rows, and {what} all {survey.missing_rows} of "
+            f"{write.location.given}; check whether the source is the right one"
         )
     if write.options.recompute and not write.options.delete_missing:
         logger.warning(
             "recompute: %d rows of %s are not in the source; they are left without %s",
-            survey.missing,
+            survey.missing_rows,
             write.location.given,
             ", ".join(write.columns),
         )
@@ -262,9 +279,9 @@ def _refuse_to_empty(write: WritePlan, survey: Survey) -> None:
 
 def _final_progress(result: WriteResult) -> Progress:
     return Progress(
-        done=result.computed,
-        total=result.computed,
-        seconds=result.seconds,
-        rows_per_second=result.computed / result.seconds,
+        done_rows=result.computed_rows,
+        total_rows=result.computed_rows,
+        elapsed_seconds=result.elapsed_seconds,
+        rows_per_second=result.computed_rows / result.elapsed_seconds,
         statuses=result.statuses,
     )

@@ -1,4 +1,4 @@
-"""What a write is told beside its source, keys and columns: each option stands here and only here.
+"""The options of a write, beside its source, keys and columns: each is defined here and only here.
 
 The signatures of `write_vision_columns` and `stream_vision_columns`, the jobs' command lines and
 the documentation's table are made from these fields.
@@ -24,68 +24,71 @@ class WriteOptions:
     text_column: str = option("text", "The column that text operators read.")
     prompt_column: str | None = option(
         None,
-        "The column with what is asked of each image; null and blank mean the operator's prompt.",
+        "The column with a prompt for each image; null and blank mean the operator's prompt.",
     )
     keep: tuple[str, ...] = option(
-        (), "Columns of the source that the table has as they are when a row is computed."
+        (), "Columns of the source that are copied to the table when a row is computed."
     )
     version_columns: tuple[str, ...] | None = option(
         None,
-        "Columns that change whenever the image does, such as an ETag: no image is read to know. "
-        "None: `modificationTime` and `length` where the source has both; else the image's bytes "
-        "or URL are compared, as with an empty list.",
+        "Columns that change whenever the image does, such as an ETag: then no image is read to "
+        "find out. None means `modificationTime` and `length` where the source has both; otherwise "
+        "the image's bytes or URL are compared, as with an empty list.",
     )
     rows_per_commit: int | None = option(
         None,
-        "Rows that are computed and committed together; a kill loses at most so many. None: as "
-        "many as take a minute and a half, by the rate so far.",
+        "Rows that are computed and committed together; a kill loses at most that many. None means "
+        "as many as take a minute and a half at the current rate.",
         minimum=1,
     )
     max_rows: int | None = option(
-        None, "End after about so many rows, with what is left in the result.", minimum=1
+        None,
+        "End after about this many rows; the result has the number of remaining ones.",
+        minimum=1,
     )
     max_seconds: float | None = option(
         None,
-        "End with the wave that is at work after so many seconds, with what is left in the result; "
-        "a run does one wave at least.",
+        "End with the wave that is running after this time; the result has the number of remaining "
+        "rows. A run has at least one wave.",
         exclusive_minimum=0,
     )
     retry: tuple[str, ...] = option(
-        (), "Statuses of rows that are computed again; `failed` is all but `ok`."
+        (), "Statuses of rows that are computed again; `failed` means all but `ok`."
     )
     recompute: bool = option(
         False,
-        "Empty the columns and compute them for all rows, by a model that may be another.",
+        "Empty the columns and compute them for all rows, perhaps by another model.",
     )
     refresh_kept: bool = option(
         False,
         "Copy kept columns again where they have changed, without computing the row; a kept column "
-        "that the table does not have yet is copied for all rows anyway.",
+        "that the table lacks is copied for all rows in any case.",
     )
     partition_by: tuple[str, ...] = option(
-        (), "Keys or kept columns that a new table is partitioned by."
+        (), "Keys or kept columns by which a new table is partitioned."
     )
     cluster_by: tuple[str, ...] = option(
-        (), "Keys or kept columns that a new table is clustered by (liquid clustering)."
+        (), "Keys or kept columns by which a new table is clustered (liquid clustering)."
     )
     table_properties: Mapping[str, str] | None = option(
         None,
-        "Properties of a new table, such as `delta.enableChangeDataFeed`; they win over ours.",
+        "Properties of a new table, such as `delta.enableChangeDataFeed`; they override the "
+        "defaults.",
     )
     optimize: bool = option(
         False, "Compact the table's small files when all waves are written (Delta's OPTIMIZE)."
     )
     on_duplicate_keys: str = option(
         "error",
-        "In a stream, what a key that comes twice in a batch does: end it, or leave the row that "
-        "`latest_by` says is the last one.",
+        "In a stream, what duplicate keys in a batch do: end the stream, or leave the last row by "
+        "`latest_by`.",
         allowed=("error", "latest"),
     )
     latest_by: tuple[str, ...] = option(
-        (), "The columns that say which row of a key is the last one, such as a time."
+        (), "The columns that order the rows of a key, such as a time; the last row is kept."
     )
     delete_missing: bool = option(
-        False, "Remove rows from the table whose keys the source no longer has."
+        False, "Delete rows of the table whose keys the source no longer has."
     )
 
     def __post_init__(self) -> None:
@@ -98,8 +101,8 @@ class WriteOptions:
         if (self.on_duplicate_keys == "latest") != bool(self.latest_by):
             raise InvalidOptionError(
                 f"WriteOptions.on_duplicate_keys got {self.on_duplicate_keys!r}, and latest_by "
-                f"{list(self.latest_by)}; allowed: 'latest' with the columns that say which row is "
-                "the last one, or 'error' without any"
+                f"{list(self.latest_by)}; allowed: 'latest' with the columns that order the rows "
+                "of a key, or 'error' without any"
             )
         if self.retry == ("failed",):
             object.__setattr__(self, "retry", FAILED)
@@ -111,13 +114,13 @@ class WriteOptions:
                 )
 
 
-# What has no meaning where the rows come as a stream, and where they do not.
+# Options that do not apply to a stream, and options that apply only to one.
 NOT_STREAMED = ("max_rows", "max_seconds", "retry", "recompute", "delete_missing", "optimize")
 STREAMED = ("on_duplicate_keys", "latest_by")
 
 
 def parse_write_options(given: Mapping[str, Any], *, is_stream: bool = False) -> WriteOptions:
-    """Make the options of a call from its keyword arguments.
+    """Parse the options of a call from its keyword arguments.
 
     Raises:
         InvalidOptionError: There is no such option, or a value is not allowed.
@@ -133,7 +136,7 @@ def parse_write_options(given: Mapping[str, Any], *, is_stream: bool = False) ->
 
 
 def takes_write_options(*, is_stream: bool = False) -> Callable[[_Function], _Function]:
-    """Give a function with `**options` the signature that it has with all of them."""
+    """Return a decorator that lists all options in the signature of a function with `**options`."""
 
     def sign(function: _Function) -> _Function:
         signature = inspect.signature(function)

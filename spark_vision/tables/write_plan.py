@@ -1,4 +1,4 @@
-"""A write before its first row: its columns, models and options, checked on the driver."""
+"""The plan of a write: its columns, models and options, checked on the driver."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from spark_vision.session import check_delta
 from spark_vision.spark.driver_checks import (
     ModelIdentity,
     check_operator_on_driver,
-    describe_operator,
+    describe_model,
 )
 from spark_vision.tables.identity import (
     FilledColumn,
@@ -33,16 +33,16 @@ from spark_vision.tables.write_options import WriteOptions
 
 @dataclass(frozen=True)
 class WritePlan:
-    """What a write is to do, and what its table is to be; each is worked out once.
+    """What a write does, and what its table must be; each part is computed once.
 
     Attributes:
         location: The table.
         chosen: The columns of the source.
         columns: The operators by column.
         identities: Their models.
-        options: As given.
-        counters: Rows by status of each column, where there is a progress to tell.
-        progress: Told how far the write is.
+        options: The write's options.
+        counters: Rows by status for each column, where progress is reported.
+        progress: Called with the write's progress.
     """
 
     location: TableLocation
@@ -60,17 +60,17 @@ class WritePlan:
 
     @cached_property
     def constraints(self) -> dict[str, str]:
-        """What the table checks of a row."""
+        """The table's constraints."""
         return vector_constraints(self.columns, self.identities)
 
     @cached_property
     def table_properties(self) -> dict[str, str]:
-        """What the table says of its rows."""
+        """The table properties that describe keys and inputs."""
         return table_properties(self.chosen)
 
     @cached_property
     def properties_by_column(self) -> dict[str, dict[str, str]]:
-        """What the table says of each column, and of who fills it."""
+        """The table properties that describe each column and its model."""
         return {
             name: column_properties(
                 name,
@@ -84,7 +84,7 @@ class WritePlan:
 
     @cached_property
     def column_properties(self) -> dict[str, str]:
-        """What the table says of all columns of this write."""
+        """The table properties that describe all columns of this write."""
         said: dict[str, str] = {}
         for properties in self.properties_by_column.values():
             said |= properties
@@ -92,12 +92,12 @@ class WritePlan:
 
     @cached_property
     def filled(self) -> dict[str, FilledColumn]:
-        """The columns of this write, as the table's properties have them."""
+        """The columns of this write, as the table's properties record them."""
         found = filled_columns(self.column_properties)
         return {name: found[name] for name in self.columns}
 
     def deciding_properties(self, names: Sequence[str]) -> dict[str, str]:
-        """What of the properties of columns decides their values."""
+        """The properties of columns that decide their values."""
         said: dict[str, str] = {}
         for name in names:
             said |= deciding(self.properties_by_column[name])
@@ -105,7 +105,7 @@ class WritePlan:
 
     @property
     def has_small_rows(self) -> bool:
-        """Whether a row to be computed is a URL or a text: cheap to be moved to another slot."""
+        """Whether a row to be computed is a URL or a text: cheap to move to another task."""
         image = self.chosen.image
         is_url = image is not None and isinstance(image.dataType, StringType)
         return image is None or (
@@ -124,10 +124,10 @@ def plan_write(
     """Check a write; the arguments are those of `write_vision_columns`.
 
     Raises:
-        TableError: The source's columns or the table's name do not allow it.
+        TableError: The source's columns or the table's name do not allow the write.
         InputTypeError: A column has a type that its operator cannot read.
         SessionError: The session has no Delta.
-        SparkVisionError: An operator's checkpoint is missing or is not what it needs.
+        SparkVisionError: An operator's checkpoint is missing, or does not suit it.
     """
     spark = source.sparkSession
     _check_columns(columns)
@@ -137,9 +137,9 @@ def plan_write(
     counters = {name: status_accumulator(spark) if progress else None for name in columns}
     for operator in columns.values():
         check_operator_on_driver(operator)
-    # What an operator cannot compute of these columns is said before any task.
+    # Raises what an operator cannot compute from these columns, before any task.
     column_structs(columns, chosen, counters)
-    identities = {name: describe_operator(each, spark) for name, each in columns.items()}
+    identities = {name: describe_model(each, spark) for name, each in columns.items()}
     plan = WritePlan(
         location=location,
         chosen=chosen,
@@ -149,14 +149,16 @@ def plan_write(
         counters=counters,
         progress=progress,
     )
-    # Two columns of one name are refused here.
+    # Refuses two columns of the same name.
     _ = plan.schema
     return plan
 
 
 def _check_columns(columns: Mapping[str, Operator]) -> None:
     if not columns:
-        raise TableError("columns got nothing; allowed: name: operator, one or more")
+        raise TableError(
+            "columns got no operator; allowed: a mapping of one or more column names to operators"
+        )
     for name in columns:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise TableError(f"columns got the name {name!r}; allowed: ASCII letters, digits and _")

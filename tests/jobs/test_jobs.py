@@ -202,7 +202,10 @@ def test_a_failure_on_an_executor_ends_in_one_clear_line(photos, checkpoints, tm
             "allowed: null, raise",
         ),
         (["--input", "a", "--table", "b", "--nothing"], "--nothing"),
-        (["--input", "a", "--table", "b", "--interval", "1 minute"], "--interval needs --stream"),
+        (
+            ["--input", "a", "--table", "b", "--processing-time", "1 minute"],
+            "--processing-time needs --stream",
+        ),
         (["--input", "a", "--table", "b", "--stream", "--recompute"], "--recompute"),
     ],
 )

@@ -49,5 +49,5 @@ def test_what_gives_no_sound_sizes_is_refused(present, gpus, tasks, message):
 
 
 def test_a_session_that_runs_already_takes_no_gpus(spark):
-    with pytest.raises(SessionError, match="runs already"):
+    with pytest.raises(SessionError, match="already running"):
         configure(SparkSession.builder, gpus_per_executor=1)

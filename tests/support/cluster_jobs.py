@@ -92,7 +92,7 @@ def varied_work(checkpoint, folder):
     rows = frame.select("id", column.alias("v"), both.alias("mean")).collect()
     found = [[row.v for row in sorted(rows)]]
 
-    register_functions(spark, embed_image=operator)
+    register_functions(spark, {"embed_image": operator})
     frame.createOrReplaceTempView("pictures")
     rows = spark.sql("SELECT id, embed_image(content) AS v FROM pictures").collect()
     found.append([row.v for row in sorted(rows)])

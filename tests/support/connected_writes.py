@@ -79,7 +79,7 @@ class Writes:
         return {
             **asdict(result),
             "forwards": self._count_forwards() - before,
-            "progress": [[each.done, each.total] for each in seen],
+            "progress": [[each.done_rows, each.total_rows] for each in seen],
             "last_statuses": seen[-1].statuses,
         }
 
@@ -148,7 +148,7 @@ def second_column(writes):
     rows = writes.rows()
     return {
         **result,
-        "planned": both.pending,
+        "planned": both.reasons,
         "are_same": all(row["other"] == row["embedding"] for row in rows.values()),
         "are_kept": all(
             rows[name]["embedding"] == row["embedding"] for name, row in before.items()
@@ -171,7 +171,7 @@ def two_writers(writes):
     def write(name):
         writes.put(name, seed=80)
         source = writes.read().filter(F.col("path").endswith(name))
-        return write_vision_columns(source, writes.table, ["path"], writes.columns).computed
+        return write_vision_columns(source, writes.table, ["path"], writes.columns).computed_rows
 
     logger, handler = logging.getLogger("spark_vision.tables"), logging.StreamHandler(log)
     logger.addHandler(handler)

@@ -56,7 +56,7 @@ def main(
     else:
         source = stream_images(spark, photos, max_files=int(rows_per_commit))
         stream_vision_columns(
-            source, table, ["path"], columns, checkpoint=stream_checkpoint
+            source, table, ["path"], columns, checkpoint_location=stream_checkpoint
         ).awaitTermination()
     spark.stop()
 

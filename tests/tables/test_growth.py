@@ -33,7 +33,7 @@ def test_columns_of_the_tables_owner_are_left_alone(spark, rows, dino, table):
     spark.sql(f"ALTER TABLE delta.`{table}` ADD COLUMNS (label string)")
     spark.sql(f"UPDATE delta.`{table}` SET label = 'mine'")
     changed = rows.withColumn("content", F.when(F.col("id") > 0, F.col("content")))
-    assert write_vision_columns(changed, table, ["id"], columns).computed == 2
+    assert write_vision_columns(changed, table, ["id"], columns).computed_rows == 2
     assert {key: row["label"] for key, row in rows_of(spark, table).items()} == {
         0: "mine", 1: "mine", 2: None,
     }  # fmt: skip
@@ -50,19 +50,19 @@ def test_kept_columns_are_added_renamed_and_refreshed_without_a_model(
     assert count_forwards() == 3
 
     added = write_vision_columns(rows, table, ["id"], columns, keep=["name"])
-    assert (added.computed, added.refreshed, added.statuses) == (0, 3, {"embedding": {}})
+    assert (added.computed_rows, added.refreshed_rows, added.statuses) == (0, 3, {"embedding": {}})
     after = rows_of(spark, table)
     assert {row["name"] for row in after.values()} == {"name 0", "name 1", "name 2"}
     assert all(after[key]["embedding"] == row["embedding"] for key, row in before.items())
 
     renamed = rows.withColumnRenamed("name", "title")
     again = write_vision_columns(renamed, table, ["id"], columns, keep=["title"])
-    assert again.refreshed == 3
+    assert again.refreshed_rows == 3
     changed = renamed.withColumn("title", F.when(F.col("id") > 0, F.lit("new")))
-    assert write_vision_columns(changed, table, ["id"], columns, keep=["title"]).refreshed == 0
+    assert write_vision_columns(changed, table, ["id"], columns, keep=["title"]).refreshed_rows == 0
     options = {"keep": ["title"], "refresh_kept": True}
-    assert write_vision_columns(changed, table, ["id"], columns, **options).refreshed == 3
-    assert write_vision_columns(changed, table, ["id"], columns, **options).refreshed == 0
+    assert write_vision_columns(changed, table, ["id"], columns, **options).refreshed_rows == 3
+    assert write_vision_columns(changed, table, ["id"], columns, **options).refreshed_rows == 0
     found = {key: (row["name"], row["title"]) for key, row in rows_of(spark, table).items()}
     assert found == {0: ("name 0", None), 1: ("name 1", "new"), 2: ("name 2", "new")}
     assert count_forwards() == 3
@@ -75,7 +75,7 @@ def test_whole_number_keys_of_another_width_are_the_same_keys(
     columns = {"embedding": dino}
     write_vision_columns(rows.withColumn("id", F.col("id").cast(first)), table, ["id"], columns)
     other = rows.withColumn("id", F.col("id").cast(second))
-    assert write_vision_columns(other, table, ["id"], columns).computed == 0
+    assert write_vision_columns(other, table, ["id"], columns).computed_rows == 0
     assert dict(spark.read.format("delta").load(table).dtypes)["id"] == first
     if second == "bigint":
         large = other.withColumn("id", F.lit(1 << 40))
@@ -93,7 +93,9 @@ def test_a_new_table_is_laid_out_as_it_is_asked_for(spark, rows, dino, table, la
     assert detail[listed] == ["name"]
     assert detail["properties"].items() >= properties.items()
     assert detail["properties"]["delta.isolationLevel"] == "Serializable"
-    assert write_vision_columns(rows, table, ["id"], {"embedding": dino}, **options).computed == 0
+    assert (
+        write_vision_columns(rows, table, ["id"], {"embedding": dino}, **options).computed_rows == 0
+    )
 
 
 def test_a_tables_files_are_compacted_when_it_is_asked_for(spark, rows, dino, table):
@@ -118,8 +120,8 @@ def test_an_empty_table_that_its_owner_made_is_filled(spark, rows, dino, table):
     spark.sql(f"CREATE TABLE delta.`{table}` (id int, name string, mine date) USING delta")
     columns = {"embedding": dino}
     result = write_vision_columns(rows, table, ["id"], columns, keep=["name"])
-    assert result.computed == 3
+    assert result.computed_rows == 3
     found = rows_of(spark, table)
     assert {row["name"] for row in found.values()} == {"name 0", "name 1", "name 2"}
     assert all(row["embedding"] and row["mine"] is None for row in found.values())
-    assert write_vision_columns(rows, table, ["id"], columns, keep=["name"]).computed == 0
+    assert write_vision_columns(rows, table, ["id"], columns, keep=["name"]).computed_rows == 0

@@ -26,7 +26,10 @@ def test_two_drivers_write_to_one_table_at_once(spark, hdfs, tmp_path, dino):
     columns = {"embedding": dino}
     write_vision_columns(source, str(tmp_path / "undisturbed"), ["path"], columns)
     # The table is there, so that the two meet in their commits.
-    assert write_vision_columns(source.filter("length < 0"), table, ["path"], columns).computed == 0
+    assert (
+        write_vision_columns(source.filter("length < 0"), table, ["path"], columns).computed_rows
+        == 0
+    )
     jobs = []
     for name, chosen in (("one", "[0-6]"), ("other", "[3-9]")):
         (tmp_path / name).mkdir()
@@ -45,7 +48,7 @@ def test_two_drivers_write_to_one_table_at_once(spark, hdfs, tmp_path, dino):
         kill_harness.rows_of(table), kill_harness.rows_of(tmp_path / "undisturbed")
     )
     again = write_vision_columns(source, table, ["path"], columns)
-    assert (again.there, again.computed) == (10, 0)
+    assert (again.existing_rows, again.computed_rows) == (10, 0)
 
 
 @pytest.mark.slow
@@ -55,5 +58,5 @@ def test_second_columns_are_on_any_hadoop_file_system(spark, hdfs, read_photos, 
     columns = dict.fromkeys(["one", "other"], dino)
     filled = write_vision_columns(read_photos(), table, ["path"], columns, rows_per_commit=3)
     rows = spark.read.format("delta").load(table)
-    assert filled.computed == rows.count() == 7
+    assert filled.computed_rows == rows.count() == 7
     assert rows.filter(F.col("one_status") == "ok").filter("one = other").count() == 6

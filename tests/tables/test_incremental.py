@@ -52,7 +52,7 @@ def test_a_run_with_nothing_to_do_computes_and_writes_nothing(
     again = write_vision_columns(
         read_photos(), table, ["path"], {"embedding": dino}, delete_missing=True, retry=["timeout"]
     )
-    assert (again.computed, again.deleted, again.statuses) == (0, 0, {"embedding": {}})
+    assert (again.computed_rows, again.deleted_rows, again.statuses) == (0, 0, {"embedding": {}})
     assert (count_forwards(), count_decodes()) == (forwards, decodes)
     assert files_of(tmp_path / "vectors") == files
     assert operations(spark, table) == done
@@ -69,7 +69,7 @@ def test_changed_and_failed_rows_are_computed_again_and_missing_ones_removed(
     assert count_forwards() == 6
 
     changed = write_vision_columns(read_photos(), table, ["path"], columns)
-    assert (changed.source_rows, changed.there, changed.computed) == (6, 6, 1)
+    assert (changed.source_rows, changed.existing_rows, changed.computed_rows) == (6, 6, 1)
     assert count_forwards() == 7
     after = read_rows()
     assert set(after) == set(before)
@@ -80,12 +80,12 @@ def test_changed_and_failed_rows_are_computed_again_and_missing_ones_removed(
 
     for retry, computed in ((["timeout", "http_error"], 0), (["not_an_image"], 1), ("failed", 1)):
         tried = write_vision_columns(read_photos(), table, ["path"], columns, retry=retry)
-        assert tried.computed == computed
+        assert tried.computed_rows == computed
     assert tried.statuses == {"embedding": {"not_an_image": 1}}
     assert count_forwards() == 7
 
     removed = write_vision_columns(read_photos(), table, ["path"], columns, delete_missing=True)
-    assert (removed.computed, removed.deleted) == (0, 1)
+    assert (removed.computed_rows, removed.deleted_rows) == (0, 1)
     assert set(read_rows()) == set(before) - {"2.jpg"}
     assert count_forwards() == 7
 
@@ -113,7 +113,7 @@ def test_rows_that_a_filter_leaves_out_are_removed_with_a_warning(
     assert warnings() == [said]
     result = write_vision_columns(some, table, ["path"], columns, delete_missing=True)
     assert warnings() == [said]
-    assert (result.deleted, "2.jpg" in read_rows()) == (1, False)
+    assert (result.deleted_rows, "2.jpg" in read_rows()) == (1, False)
     # Nothing is left to remove.
     write_vision_columns(some, table, ["path"], columns, delete_missing=True)
     assert warnings() == []
@@ -126,7 +126,7 @@ def test_a_column_added_later_is_filled_in_in_waves_without_computing_the_others
     first = write_vision_columns(
         read_photos(), table, ["path"], {"embedding": dino}, rows_per_commit=4
     )
-    assert first.computed == 7
+    assert first.computed_rows == 7
     assert operations(spark, table) == ["CREATE TABLE", "MERGE", "MERGE"]
     before = read_rows()
     assert count_forwards() == 6
@@ -137,7 +137,7 @@ def test_a_column_added_later_is_filled_in_in_waves_without_computing_the_others
     added = write_vision_columns(
         read_photos(), table, ["path"], {"other": other}, rows_per_commit=3
     )
-    assert added.computed == 8
+    assert added.computed_rows == 8
     assert added.statuses == {"other": {"ok": 7, "not_an_image": 1}}
     assert count_forwards() == 6 + 7
     after = read_rows()
@@ -222,7 +222,7 @@ def test_another_model_fills_a_column_again_when_asked_to(
     again = write_vision_columns(
         read_photos(), table, ["path"], {"embedding": other}, recompute=True
     )
-    assert again.computed == 7
+    assert again.computed_rows == 7
     assert count_forwards() == 12
     after = read_rows()
     changed = [name for name, row in after.items() if row["embedding"] != before[name]["embedding"]]
@@ -232,7 +232,7 @@ def test_another_model_fills_a_column_again_when_asked_to(
     assert "delta.constraints.embedding_dimension" in properties
     assert write_vision_columns(
         read_photos(), table, ["path"], {"embedding": other}
-    ).computed == 0  # fmt: skip
+    ).computed_rows == 0  # fmt: skip
 
 
 def test_changes_are_noticed_by_bytes_or_by_columns_that_say_so(
@@ -246,7 +246,9 @@ def test_changes_are_noticed_by_bytes_or_by_columns_that_say_so(
 
     def write(year, place, **options):
         source = spark.read.parquet(str(tmp_path / year))
-        return write_vision_columns(source, place, ["id"], {"embedding": dino}, **options).computed
+        return write_vision_columns(
+            source, place, ["id"], {"embedding": dino}, **options
+        ).computed_rows
 
     assert write("2026", table) == 2
     assert write("2027", table) == 0
@@ -298,7 +300,7 @@ def test_recompute_says_which_rows_it_leaves_empty(read_photos, read_rows, dino,
     write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
     some = read_photos().filter(F.col("path").like("%/1.jpg"))
     result = write_vision_columns(some, table, ["path"], {"embedding": dino}, recompute=True)
-    assert result.computed == 1
+    assert result.computed_rows == 1
     assert "6 rows of" in caplog.text
     assert [name for name, row in read_rows().items() if row["embedding"]] == ["1.jpg"]
 
@@ -317,7 +319,7 @@ def test_images_join_a_table_that_texts_have_made(spark, read_photos, checkpoint
     rows = read_photos().filter(F.col("path").like("%/1.jpg")).withColumn("text", F.lit("a circle"))
     clip = ClipTextEmbedding(model_name=str(checkpoints / "clip"))
     write_vision_columns(rows, table, ["path"], {"words": clip})
-    assert write_vision_columns(rows, table, ["path"], {"embedding": dino}).computed == 1
+    assert write_vision_columns(rows, table, ["path"], {"embedding": dino}).computed_rows == 1
     (row,) = spark.read.format("delta").load(table).collect()
     assert len(row["words"])
     assert len(row["embedding"])

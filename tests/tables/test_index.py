@@ -63,11 +63,11 @@ TARGETS = {
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_fails_is_listed_by_rule_and_the_rest_can_be_indexed(table, target):
     report = index_ready(table, "embedding", target, metadata=["label"])
-    assert {each.rule: each.count for each in report.problems} == TARGETS[target]
+    assert {each.rule: each.affected_rows for each in report.problems} == TARGETS[target]
     assert not report.is_ready
     assert report.not_computed == {"not_an_image": 1}
     ids = {row["id"] for row in report.rows.collect()}
-    assert len(ids) == report.ready == report.rows.count()
+    assert len(ids) == report.ready_rows == report.rows.count()
     assert {"id-0", "id-2", "id-3", "id-4", "id-5"} <= ids
     assert not ids & {"id-1", "id-6", "nan", "infinite", "zero", "long"}
     assert "finite: 2 rows, such as id=" in str(report)
@@ -86,7 +86,7 @@ def test_a_table_that_an_index_cannot_take_gives_no_rows(spark, table, checkpoin
     assert {each.rule for each in report.problems} == {
         "one_id", "change_data_feed", "metadata_type", "reserved_name",
     }  # fmt: skip
-    assert report.rows.count() == report.ready == 0
+    assert report.rows.count() == report.ready_rows == 0
 
 
 def test_the_change_data_feed_gives_an_index_only_what_changed(
@@ -112,7 +112,7 @@ def test_the_change_data_feed_gives_an_index_only_what_changed(
         ({"target": "faiss"}, "allowed: databricks_ai_search, pinecone, milvus"),
         ({"column": "caption"}, "no column 'caption' of vectors"),
         ({"metadata": ["nowhere"]}, "no column 'nowhere'"),
-        ({"table": "/nowhere"}, "no table of write_vision_columns"),
+        ({"table": "/nowhere"}, "not a table of write_vision_columns"),
     ],
     ids=str,
 )

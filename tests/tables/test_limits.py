@@ -23,8 +23,8 @@ def test_a_dry_run_counts_rows_by_reason_and_changes_nothing(
     columns = {"embedding": dino}
     before = plan_vision_columns(read_photos(), table, ["path"], columns, rows_per_commit=3)
     assert before.is_new
-    assert before.pending == {"embedding": {"new": 7}}
-    assert (before.pending_rows, before.waves, before.there) == (7, 3, 0)
+    assert before.reasons == {"embedding": {"new": 7}}
+    assert (before.pending_rows, before.wave_count, before.existing_rows) == (7, 3, 0)
     assert before.source_bytes == sum(file.stat().st_size for file in photos.iterdir())
     assert not Path(table).exists()
     assert count_forwards() == count_decodes() == 0
@@ -35,11 +35,16 @@ def test_a_dry_run_counts_rows_by_reason_and_changes_nothing(
     (photos / "new.jpg").write_bytes(encode(photo(50, 50, seed=99), "JPEG"))
     both = {"embedding": dino, "other": dino}
     after = plan_vision_columns(read_photos(), table, ["path"], both, retry="failed")
-    assert after.pending == {
+    assert after.reasons == {
         "embedding": {"new": 1, "changed": 1, "failed": 1},
         "other": {"new": 1, "not filled in": 6},
     }
-    assert (after.pending_rows, after.waves, after.there, after.missing) == (7, None, 6, 1)
+    assert (after.pending_rows, after.wave_count, after.existing_rows, after.missing_rows) == (
+        7,
+        None,
+        6,
+        1,
+    )
     assert "other" not in spark.read.format("delta").load(table).columns
 
 
@@ -50,7 +55,7 @@ def test_a_run_ends_after_as_many_rows_as_it_may_have(
         result = write_vision_columns(
             read_photos(), table, ["path"], {"embedding": dino}, rows_per_commit=2, **options
         )
-        return result.computed, result.left
+        return result.computed_rows, result.remaining_rows
 
     assert write(max_rows=3) == (3, 4)
     # The wave at work is done.
@@ -93,7 +98,7 @@ def test_a_table_of_an_older_version_is_written_on(spark, read_photos, dino, tab
     stage = Path(table) / "_spark_vision" / "0123"
     stage.mkdir(parents=True)
     (stage / "wave-0.json").write_text("{}")
-    assert write_vision_columns(read_photos(), table, ["path"], columns).computed == 6
+    assert write_vision_columns(read_photos(), table, ["path"], columns).computed_rows == 6
     again = write_vision_columns(
         read_photos(), table, ["path"], {**columns, "other": dino}, rows_per_commit=2
     )

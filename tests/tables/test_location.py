@@ -31,7 +31,7 @@ def test_a_table_is_located(spark, given, sql):
 
 @pytest.mark.parametrize("given", ["", "a.b.c.d", "a..b", "a b", "vectors;", "`open"])
 def test_what_is_no_name_is_refused(spark, given):
-    with pytest.raises(TableError, match="not understood"):
+    with pytest.raises(TableError, match="neither a path nor a name"):
         locate_table(spark, given)
 
 

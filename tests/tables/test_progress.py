@@ -28,7 +28,7 @@ def test_rows_and_failures_are_counted_as_tasks_end(spark, tmp_path):
 
     def report(progress):
         seen.append(progress)
-        if progress.done == 10 + 100:
+        if progress.done_rows == 10 + 100:
             first_is_seen.touch()
 
     function = F.arrow_udf(embed_image, "array<float>").asNondeterministic()
@@ -40,15 +40,15 @@ def test_rows_and_failures_are_counted_as_tasks_end(spark, tmp_path):
         watch.begin(10, 299, ["v"])
         source.write.format("delta").save(str(tmp_path / "table"))
 
-    done = [progress.done for progress in seen]
+    done = [progress.done_rows for progress in seen]
     assert done == sorted(done)
     assert 110 in done, done
     middle = seen[done.index(110)]
     assert middle.statuses == {"v": {"ok": 99, "timeout": 1}}
     assert middle.rows_per_second > 0
-    assert middle.seconds_left > 0
+    assert middle.remaining_seconds > 0
     assert sum(statuses.value.values()) == 300
-    assert watch.look().done == 309
+    assert watch.look().done_rows == 309
 
 
 def test_a_wave_is_as_far_as_the_slowest_of_its_columns(spark):
@@ -57,16 +57,16 @@ def test_a_wave_is_as_far_as_the_slowest_of_its_columns(spark):
     watch.begin(0, 20, ["first", "second"])
     first.add({"ok": 20})
     second.add({"ok": 5})
-    assert watch.look().done == 5
+    assert watch.look().done_rows == 5
     watch.begin(20, 30, ["second"])
     second.add({"ok": 10})
-    assert watch.look().done == 30
+    assert watch.look().done_rows == 30
 
 
 def test_without_counters_a_write_is_as_far_as_its_waves():
     watch = Watch(50, {"first": None})
     watch.begin(20, 30, ["first"])
-    assert watch.look().done == 20
+    assert watch.look().done_rows == 20
 
 
 def test_the_last_report_of_a_write_is_exact(read_photos, dino, tmp_path):
@@ -74,14 +74,14 @@ def test_the_last_report_of_a_write_is_exact(read_photos, dino, tmp_path):
     write_vision_columns(
         read_photos(), str(tmp_path / "table"), ["path"], {"v": dino}, progress=seen.append
     )
-    assert (seen[-1].done, seen[-1].total) == (7, 7)
+    assert (seen[-1].done_rows, seen[-1].total_rows) == (7, 7)
     assert seen[-1].statuses == {"v": {"ok": 6, "not_an_image": 1}}
 
 
 PROGRESS = Progress(
-    done=1500,
-    total=6000,
-    seconds=30,
+    done_rows=1500,
+    total_rows=6000,
+    elapsed_seconds=30,
     rows_per_second=50,
     statuses={"embedding": {"ok": 1490, "timeout": 10}},
 )
@@ -113,13 +113,13 @@ def test_a_log_gets_a_line_now_and_then_and_the_last_one():
     with ProgressLine(stream) as line:
         for _ in range(5):
             line(PROGRESS)
-        line(Progress(done=6000, total=6000, seconds=120, rows_per_second=50))
+        line(Progress(done_rows=6000, total_rows=6000, elapsed_seconds=120, rows_per_second=50))
     assert stream.getvalue() == "6,000 of 6,000 rows (100%), 50.0 rows/s\n"
 
 
 def test_a_log_gets_no_line_twice():
     stream = io.StringIO()
-    end = Progress(done=6000, total=6000, seconds=120, rows_per_second=50)
+    end = Progress(done_rows=6000, total_rows=6000, elapsed_seconds=120, rows_per_second=50)
     with ProgressLine(stream) as line:
         line(end)
         line(end)
@@ -129,5 +129,5 @@ def test_a_log_gets_no_line_twice():
 def test_nothing_to_do_is_no_progress():
     stream = io.StringIO()
     with ProgressLine(stream) as line:
-        line(Progress(done=0, total=0, seconds=1, rows_per_second=0))
+        line(Progress(done_rows=0, total_rows=0, elapsed_seconds=1, rows_per_second=0))
     assert not stream.getvalue()

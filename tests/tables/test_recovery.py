@@ -37,7 +37,7 @@ def test_a_wave_that_was_left_is_computed_by_the_next_run_and_leaves_nothing_beh
         write_vision_columns(read_photos(), table, ["path"], columns)
     monkeypatch.undo()
     result = write_vision_columns(read_photos(), table, ["path"], columns)
-    assert result.computed == computed
+    assert result.computed_rows == computed
     assert count_forwards() == forwards
     assert len(vectors_of(spark, table)) == 7
     assert {file.name for file in (tmp_path / "vectors").iterdir() if file.is_dir()} <= {
@@ -60,10 +60,10 @@ def test_changed_rows_of_a_wave_that_was_left_are_updated_once_and_newer_ones_st
     # Another writer has written one of the rows since.
     (photos / "2.jpg").write_bytes(encode(photo(70, 50, seed=99), "JPEG"))
     newer = read_photos().filter("path LIKE '%/2.jpg'")
-    assert write_vision_columns(newer, table, ["path"], columns).computed == 1
+    assert write_vision_columns(newer, table, ["path"], columns).computed_rows == 1
     before = vectors_of(spark, table)
     result = write_vision_columns(read_photos(), table, ["path"], columns)
-    assert result.computed == (0 if after else 1)
+    assert result.computed_rows == (0 if after else 1)
     after_all = vectors_of(spark, table)
     changed = {name for name in before if before[name] != after_all[name]}
     assert changed == (set() if after else {"1.jpg"})
@@ -104,8 +104,8 @@ def test_a_column_that_was_announced_and_not_added_keeps_no_other_write_from_its
     assert [row for row in properties if row["key"] == "spark_vision.other.operator"]
     (photos / "1.jpg").write_bytes(encode(photo(60, 50, seed=21), "JPEG"))
     result = write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
-    assert result.computed == 1
+    assert result.computed_rows == 1
     result = write_vision_columns(read_photos(), table, ["path"], both, recompute=True)
-    assert result.computed == 7
+    assert result.computed_rows == 7
     for row in spark.read.format("delta").load(table).collect():
         assert row["other"] == row["embedding"]

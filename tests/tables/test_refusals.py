@@ -107,7 +107,7 @@ def test_a_table_that_only_takes_new_rows_takes_them(spark, rows, dino, table):
     columns = {"embedding": dino}
     options = {"table_properties": {"delta.appendOnly": "true"}}
     write_vision_columns(rows.filter("id < 2"), table, ["id"], columns, **options)
-    assert write_vision_columns(rows, table, ["id"], columns, **options).computed == 2
+    assert write_vision_columns(rows, table, ["id"], columns, **options).computed_rows == 2
 
 
 @pytest.mark.parametrize("is_there", [False, True], ids=["new rows", "changed rows"])
@@ -125,7 +125,7 @@ def test_a_row_that_a_constraint_of_the_owner_forbids_is_named_with_it(
     refused(
         lambda: write_vision_columns(rows, table, ["id"], columns, keep=["size"]),
         table,
-        "a row does not fulfil a constraint of the table ([DELTA_VIOLATE_CONSTRAINT_WITH_VALUES] "
+        "a row violates a constraint of the table ([DELTA_VIOLATE_CONSTRAINT_WITH_VALUES] "
         f"CHECK constraint small (size < {35 if is_there else 25}) violated); leave such rows out "
         "of the source, or drop the constraint: ALTER TABLE … DROP CONSTRAINT",
     )
@@ -184,7 +184,7 @@ def test_a_type_that_this_delta_lacks_is_said(rows, dino, table, refused, expres
     source = rows.withColumn("mine", F.expr(expression))
     refused(
         lambda: write_vision_columns(source, table, ["id"], {"embedding": dino}, keep=["mine"]),
-        f"could not make the table {table}: this Delta does not store a type",
+        f"could not make the table {table}: this version of Delta does not store a type",
         said,
         "cast the column, or leave it out",
     )
@@ -195,7 +195,7 @@ def test_columns_that_differ_in_case_alone_are_named(rows, dino, table, refused)
     for write in (write_vision_columns, plan_vision_columns):
         refused(
             lambda write=write: write(source, table, ["id"], {"embedding": dino}),
-            "the source has the columns id and ID, which Spark does not tell apart; rename one",
+            "the source has the columns id and ID, which Spark does not distinguish; rename one",
         )
 
 

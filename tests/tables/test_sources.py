@@ -76,7 +76,7 @@ def test_a_delta_source_may_be_rewritten_between_waves(
         for row in spark.read.format("delta").load(table).collect()
     }
     assert set(statuses) == expected
-    assert result.computed == len(expected)
+    assert result.computed_rows == len(expected)
     assert statuses.get(changed[0]) == (
         "not_an_image" if "UPDATE" in statement else None if "DELETE" in statement else "ok"
     )
@@ -95,7 +95,7 @@ def test_a_source_that_is_rewritten_is_recomputed_once(
     # Each file of the table is a wave of its own.
     between_waves(lambda: spark.sql(f"OPTIMIZE delta.`{place}`").collect())
     result = write_vision_columns(source, table, ["id"], columns, rows_per_commit=1, recompute=True)
-    assert result.computed == 6
+    assert result.computed_rows == 6
     assert count_forwards() == 12
     assert spark.read.format("delta").load(table).filter("embedding IS NULL").count() == 0
 
@@ -110,7 +110,7 @@ def test_a_source_that_the_session_holds_fills_in_a_second_column(
         assert source.count() == 4
         write_vision_columns(source, table, ["id"], {"embedding": dino})
         both = {"embedding": dino, "other": dino}
-        assert write_vision_columns(source, table, ["id"], both).computed == 4
+        assert write_vision_columns(source, table, ["id"], both).computed_rows == 4
     finally:
         source.unpersist()
 
@@ -133,7 +133,7 @@ def test_many_urls_in_one_file_are_computed_by_all_slots(
     source = spark.read.parquet(place)
     assert source.rdd.getNumPartitions() == 1
     result = write_vision_columns(source, table, ["content"], {"embedding": dino})
-    assert result.computed == len(urls)
+    assert result.computed_rows == len(urls)
     # Several for each slot: progress comes as they end.
     assert tasks == [4 * count_slots(spark)] == [8]
 
@@ -202,7 +202,7 @@ def test_a_source_of_several_sides_is_computed_in_waves_and_read_once(
         source = source.select("id", counted("content").alias("content"))
         count = 3
     result = write_vision_columns(source, table, ["id"], {"embedding": dino}, rows_per_commit=1)
-    assert result.computed == count_forwards() == count
+    assert result.computed_rows == count_forwards() == count
     # The survey of a new table reads no image.
     assert len(list(read.iterdir())) == count
 
@@ -228,5 +228,5 @@ def test_a_wave_looks_for_keys_in_its_own_range_alone(
     monkeypatch.setattr(wave_writer, "commit_wave", commit)
     source = images(*range(4), *range(100, 104))
     result = write_vision_columns(source, table, ["id"], {"embedding": dino}, rows_per_commit=2)
-    assert (result.there, result.computed) == (4, 4)
+    assert (result.existing_rows, result.computed_rows) == (4, 4)
     assert spark.read.format("delta").load(table).count() == 8

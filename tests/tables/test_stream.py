@@ -1,5 +1,7 @@
 """A stream writes each row once: files as they come, and a table's inserts, updates and deletes."""
 
+from pathlib import Path
+
 import pytest
 from pyspark.sql import functions as F
 
@@ -24,7 +26,11 @@ def follow(spark, dino, table, tmp_path):
 
     def run(source, key="path"):
         query = stream_vision_columns(
-            source, table, [key], {"embedding": dino}, checkpoint=str(tmp_path / "checkpoint")
+            source,
+            table,
+            [key],
+            {"embedding": dino},
+            checkpoint_location=str(tmp_path / "checkpoint"),
         )
         try:
             assert query.awaitTermination(SECONDS)
@@ -193,7 +199,7 @@ def test_a_key_that_comes_twice_in_a_batch_ends_it_or_leaves_its_latest_row(
             table,
             ["id"],
             {"embedding": dino},
-            checkpoint=str(tmp_path / "checkpoint"),
+            checkpoint_location=str(tmp_path / "checkpoint"),
             keep=["at"],
             **options,
         ).awaitTermination(SECONDS)
@@ -275,13 +281,13 @@ def test_a_batch_is_written_whole_where_another_writer_has_a_row_of_it_first(
 
 
 def test_a_streams_own_columns_are_not_kept(spark, dino, table, tmp_path, place):
-    with pytest.raises(TableError, match=r"own columns _commit_version say nothing"):
+    with pytest.raises(TableError, match=r"own columns _commit_version describe no row"):
         stream_vision_columns(
             stream_images(spark, place, max_files=1),
             table,
             ["id"],
             {"embedding": dino},
-            checkpoint=str(tmp_path / "c"),
+            checkpoint_location=str(tmp_path / "c"),
             version_columns=["_commit_version"],
         )
 
@@ -289,5 +295,52 @@ def test_a_streams_own_columns_are_not_kept(spark, dino, table, tmp_path, place)
 def test_what_is_no_stream_is_refused(read_photos, dino, table, tmp_path):
     with pytest.raises(TableError, match=r"read it with spark\.readStream"):
         stream_vision_columns(
-            read_photos(), table, ["path"], {"embedding": dino}, checkpoint=str(tmp_path / "c")
+            read_photos(),
+            table,
+            ["path"],
+            {"embedding": dino},
+            checkpoint_location=str(tmp_path / "c"),
         )
+
+
+@pytest.mark.parametrize(
+    ("trigger", "said"),
+    [
+        ({"processing_time": "1 minute", "available_now": True}, "processing_time='1 minute' and"),
+        ({"available_now": False}, "processing_time=None and available_now=False"),
+        ({"processing_time": "1 fortnight"}, "got '1 fortnight'; allowed: an interval"),
+        ({"processing_time": " "}, "got ' '; allowed: an interval"),
+    ],
+)
+def test_a_trigger_that_is_not_allowed_is_refused_before_the_table_is_made(
+    spark, photos, dino, table, tmp_path, trigger, said
+):
+    with pytest.raises(InvalidOptionError, match=said):
+        stream_vision_columns(
+            stream_images(spark, str(photos), max_files=4),
+            table,
+            ["path"],
+            {"embedding": dino},
+            checkpoint_location=str(tmp_path / "c"),
+            **trigger,
+        )
+    assert not Path(table).exists()
+
+
+def test_a_stream_with_a_processing_time_runs_until_it_is_stopped(
+    spark, photos, dino, table, tmp_path
+):
+    query = stream_vision_columns(
+        stream_images(spark, str(photos), max_files=4),
+        table,
+        ["path"],
+        {"embedding": dino},
+        checkpoint_location=str(tmp_path / "c"),
+        processing_time="10 milliseconds",
+    )
+    try:
+        query.processAllAvailable()
+        assert len(rows_of(spark, table, "path")) == 7
+        assert query.isActive
+    finally:
+        query.stop()

@@ -59,7 +59,7 @@ def test_a_table_has_the_schema_the_properties_and_a_row_per_image(
             assert sum(value**2 for value in row["embedding"]) == pytest.approx(1, abs=1e-4)
             assert (row["embedding_status"], row["embedding_error"]) == ("ok", None)
 
-    assert (result.source_rows, result.there, result.computed) == (7, 0, 7)
+    assert (result.source_rows, result.existing_rows, result.computed_rows) == (7, 0, 7)
     assert result.statuses == {"embedding": {"ok": 6, "not_an_image": 1}}
     assert count_forwards() == 6
 
@@ -97,14 +97,14 @@ def test_a_second_run_computes_only_new_keys_and_writes_nothing_without_any(
     assert count_forwards() == 6
 
     again = write_vision_columns(read_photos(), table, ["path"], columns)
-    assert (again.source_rows, again.there, again.computed) == (7, 7, 0)
+    assert (again.source_rows, again.existing_rows, again.computed_rows) == (7, 7, 0)
     assert again.statuses == {"embedding": {}}
     assert history(spark, table) == first_history
     assert count_forwards() == 6
 
     (photos / "new.jpg").write_bytes(encode(photo(50, 50, seed=99), "JPEG"))
     third = write_vision_columns(read_photos(), table, ["path"], columns)
-    assert (third.source_rows, third.there, third.computed) == (8, 7, 1)
+    assert (third.source_rows, third.existing_rows, third.computed_rows) == (8, 7, 1)
     assert third.statuses == {"embedding": {"ok": 1}}
     assert history(spark, table) == [*first_history, "MERGE"]
     assert count_forwards() == 7
@@ -145,7 +145,7 @@ def test_images_and_texts_fill_one_table_under_two_keys(spark, checkpoints, tabl
         image_column="image",
         text_column="caption",
     )
-    assert again.computed == 0
+    assert again.computed_rows == 0
 
 
 def test_the_table_refuses_vectors_of_another_length(spark, read_photos, dino, table):
@@ -199,7 +199,7 @@ def test_bad_keys_are_named_before_any_image_is_read(spark, dino, table, rows, s
         ({"name": "source_hash"}, TableError, "two columns source_hash"),
         ({"name": "path"}, TableError, "two columns path"),
         ({"table": "vectors"}, TableError, "/folder/vectors"),
-        ({"table": "what is this"}, TableError, "not understood"),
+        ({"table": "what is this"}, TableError, "neither a path nor a name"),
         ({"model": "/nowhere/checkpoint"}, SparkVisionError, "/nowhere/checkpoint"),
     ],
     ids=str,
@@ -288,7 +288,7 @@ def test_a_key_column_may_have_any_name_that_delta_allows(spark, dino, table):
     source = spark.createDataFrame([("a", b"x")], "`order` string, content binary")
     for computed in (1, 0):
         result = write_vision_columns(source, table, ["order"], {"embedding": dino})
-        assert result.computed == computed
+        assert result.computed_rows == computed
 
 
 def test_a_report_that_fails_does_not_fail_the_write(spark, read_photos, dino, table, caplog):
@@ -298,7 +298,7 @@ def test_a_report_that_fails_does_not_fail_the_write(spark, read_photos, dino, t
     result = write_vision_columns(
         read_photos(), table, ["path"], {"embedding": dino}, progress=report
     )
-    assert result.computed == 7
+    assert result.computed_rows == 7
     assert "could not be reported" in caplog.text
 
 
@@ -307,7 +307,7 @@ def test_a_key_that_stands_twice_in_the_table_is_counted_once(spark, read_photos
     there = spark.read.format("delta").load(table)
     there.limit(3).write.format("delta").mode("append").save(table)
     again = write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
-    assert (again.source_rows, again.there, again.computed) == (7, 7, 0)
+    assert (again.source_rows, again.existing_rows, again.computed_rows) == (7, 7, 0)
 
 
 def test_a_name_that_delta_does_not_take_is_refused_with_the_way_out(spark, dino, table):
@@ -348,7 +348,7 @@ def test_a_vector_and_a_caption_of_an_image_take_one_decode(
         assert found[path][0] == (vector and pytest.approx(vector, abs=1e-5))
 
     again = write_vision_columns(source, table, ["path"], columns, prompt_column="asked")
-    assert again.computed == 0
+    assert again.computed_rows == 0
 
 
 def test_a_table_of_captions_by_another_prompt_or_setting_is_refused(
@@ -364,8 +364,8 @@ def test_a_table_of_captions_by_another_prompt_or_setting_is_refused(
         )
 
     prompt = "What costs ${spark.app.name} or 'y'?\n\\"
-    assert write(prompt=prompt).computed == 7
-    assert write(prompt=prompt, batch_size=3, temperature=0.5).computed == 0
+    assert write(prompt=prompt).computed_rows == 7
+    assert write(prompt=prompt, batch_size=3, temperature=0.5).computed_rows == 0
     for changed in (
         {"prompt": "y"},
         {"prompt": prompt, "max_caption_length": 3},
@@ -376,7 +376,7 @@ def test_a_table_of_captions_by_another_prompt_or_setting_is_refused(
             write(**changed)
     with pytest.raises(TableError, match="the column caption has no prompt"):
         write(prompt=None)
-    with pytest.raises(TableError, match="no column is by an operator that reads prompts"):
+    with pytest.raises(TableError, match="no operator reads prompts"):
         write_vision_columns(
             read_photos(),
             table,

@@ -44,7 +44,7 @@ def test_two_writers_at_once_write_no_key_twice_and_compute_one_wave_twice_at_mo
         source = read_photos().filter(F.regexp_extract("path", r"(\w+)\.jpg", 1).isin(names))
         return write_vision_columns(
             source, table, ["path"], {"embedding": dino}, rows_per_commit=2
-        ).computed
+        ).computed_rows
 
     # The table is there, so that both meet in their commits.
     assert write([]) == 0
@@ -71,12 +71,12 @@ def test_rows_that_another_writer_was_first_with_are_counted_for_that_one(
     def commit_late(*args):
         monkeypatch.undo()
         some = read_photos().filter(F.col("path").rlike("/[0-3].jpg"))
-        assert write(some, table).computed == 4
+        assert write(some, table).computed_rows == 4
         return commit_wave(*args)
 
     monkeypatch.setattr(wave_writer, "commit_wave", commit_late)
     result = write(read_photos(), table)
-    assert result.computed == 3
+    assert result.computed_rows == 3
     assert result.statuses == {"embedding": {"ok": 2, "not_an_image": 1}}
     assert spark.read.format("delta").load(table).count() == 7
 
@@ -103,7 +103,7 @@ def test_a_run_that_met_a_conflict_keeps_its_rows_and_computes_no_further_one_tw
     copy = f"{table}-copy"
     spark.read.format("delta").load(table).write.format("delta").save(copy)
     monkeypatch.setattr(spark, "sql", sql)
-    assert write(source, rows_per_commit=2).computed == 5
+    assert write(source, rows_per_commit=2).computed_rows == 5
     monkeypatch.undo()
     # Waves of 2, 2 and 1; the first and the second one each met another writer once.
     assert len(attempts) == 5
@@ -136,7 +136,9 @@ def test_a_schema_that_changed_after_the_analysis_is_a_conflict_like_others(
     monkeypatch.setattr(spark, "sql", sql)
     with pytest.raises(Exception, match="DELTA_SCHEMA_CHANGE_SINCE_ANALYSIS"):
         analysed.collect()
-    assert write_vision_columns(read_photos(), table, ["path"], {"embedding": dino}).computed == 7
+    assert (
+        write_vision_columns(read_photos(), table, ["path"], {"embedding": dino}).computed_rows == 7
+    )
     assert len(merges) == 2
     assert count_forwards() == 6
 
@@ -160,7 +162,7 @@ def test_two_writers_make_a_table_or_add_their_columns_at_once(
     monkeypatch.setattr(layout, "_make_table", make_together)
 
     def write(name):
-        return write_vision_columns(read_photos(), table, ["path"], {name: dino}).computed
+        return write_vision_columns(read_photos(), table, ["path"], {name: dino}).computed_rows
 
     with ThreadPoolExecutor(2) as pool:
         computed = list(pool.map(write, ["one", "other"]))
@@ -171,7 +173,7 @@ def test_two_writers_make_a_table_or_add_their_columns_at_once(
     )
     rows = spark.read.format("delta").load(table).collect()
     assert computed == [7, 7]
-    assert again.computed == 0
+    assert again.computed_rows == 0
     assert len({row["path"] for row in rows}) == len(rows) == 7
     for row in rows:
         assert row["one"] == row["other"]
@@ -193,13 +195,13 @@ def test_rows_of_a_model_that_the_column_no_longer_has_are_not_committed(
     write({"embedding": dino})
     before = spark.read.format("delta").load(table).collect()
     monkeypatch.setattr(wave_writer, "commit_wave", commit_late)
-    with pytest.raises(TableError, match=r"another model's while this write.*fingerprint"):
+    with pytest.raises(TableError, match=r"given another model during this write.*fingerprint"):
         write({"embedding": dino}, recompute=True)
     after = spark.read.format("delta").load(table).collect()
     assert len(after) == len(before) == 7
     vectors = [{row["path"]: row["embedding"] for row in rows} for rows in (before, after)]
     assert all(vectors[0][path] != vectors[1][path] for path in vectors[0] if vectors[0][path])
-    assert write({"embedding": other}).computed == 0
+    assert write({"embedding": other}).computed_rows == 0
 
 
 def test_a_column_that_another_model_has_taken_meanwhile_is_refused(
@@ -218,7 +220,7 @@ def test_a_column_that_another_model_has_taken_meanwhile_is_refused(
     monkeypatch.setattr(write_module, "survey_source", survey_slowly)
     with pytest.raises(TableError, match=r"later.*fingerprint"):
         write({"later": dino})
-    assert write({"later": other}).computed == 0
+    assert write({"later": other}).computed_rows == 0
 
 
 def test_a_row_that_came_back_meanwhile_is_not_removed(
@@ -278,7 +280,7 @@ def test_of_a_source_that_shrinks_while_it_is_read_the_rest_is_written_with_a_wa
         result = write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
     finally:
         spark.conf.unset("spark.sql.files.ignoreMissingFiles")
-    assert result.computed == 6
+    assert result.computed_rows == 6
     assert "1 of 7 rows of a wave" in caplog.text
     assert spark.read.format("delta").load(table).count() == 6
 
@@ -300,7 +302,7 @@ def test_keys_that_come_twice_while_a_source_is_read_are_taken_out_again(
             rows.limit(1).write.format("delta").mode("append").save(place)
 
     monkeypatch.setattr(points, "at_point", grow)
-    with pytest.raises(TableError, match="gave 4 rows where it had 3"):
+    with pytest.raises(TableError, match="returned 4 rows for 3 keys"):
         write_vision_columns(source, table, ["id"], {"embedding": dino})
     assert spark.read.format("delta").load(table).count() == 0
 
@@ -319,6 +321,6 @@ def test_a_disk_without_space_is_named_and_the_table_stays(
         raise OSError("java.io.IOException: No space left on device")
 
     monkeypatch.setattr(wave_writer, "commit_wave", full)
-    with pytest.raises(TableError, match=r"there is no space left .*; make room and run again"):
+    with pytest.raises(TableError, match=r"no space left .*; free some space and run again"):
         write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
     assert spark.read.format("delta").load(table).count() == 0

@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from pyspark.sql import SparkSession
 
-from spark_vision.demo.caption_scores import caption_scores
 from spark_vision.demo.gallery import answer_questions
 from spark_vision.demo.questions import (
     CAPTION_PROMPTS,
@@ -20,6 +19,7 @@ from spark_vision.demo.questions import (
 )
 from spark_vision.demo.truth import Truth, read_truth
 from spark_vision.operators import QwenVLImageUnderstanding
+from training.caption_scores import caption_scores
 
 _QUESTIONS_PER_LANGUAGE = 2
 

@@ -129,7 +129,7 @@ class Watch:
         """
         self._wave = _CountedWave(rows_before, rows, columns, self._count(columns))
         if self.report is not None:
-            tell(self.report, self.look)
+            report_safely(self.report, self.look)
 
     @property
     def is_live(self) -> bool:

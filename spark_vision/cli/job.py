@@ -47,12 +47,12 @@ def run_job(work: "Callable[[SparkSession], None]", log_level: str | None = None
         print("stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
-        print(f"error: {redact_text(say_in_one_line(error))}", file=sys.stderr)
+        print(f"error: {redact_text(one_line_message(error))}", file=sys.stderr)
         return EXIT_ERROR
     return EXIT_OK
 
 
-def say_in_one_line(error: BaseException) -> str:
+def one_line_message(error: BaseException) -> str:
     """Say what went wrong, without the stacks that Spark wraps around it.
 
     An error that this package raised on an executor is told as it was raised there.

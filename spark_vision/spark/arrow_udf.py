@@ -25,7 +25,7 @@ _IMAGE_STRUCT_TYPES = {
 }
 
 
-def vectorized_udf(body: ArrowBody, return_type: DataType, name: str) -> Any:
+def make_arrow_udf(body: ArrowBody, return_type: DataType, name: str) -> Any:
     """Make an iterator UDF.
 
     Args:

@@ -27,7 +27,7 @@ from spark_vision.operators import (
     Operator,
     reads_images,
 )
-from spark_vision.spark.arrow_udf import ArrowBody, Batch, vectorized_udf
+from spark_vision.spark.arrow_udf import ArrowBody, Batch, make_arrow_udf
 
 if TYPE_CHECKING:
     from pyspark.accumulators import Accumulator
@@ -138,7 +138,7 @@ def placement_udf(operator: Operator) -> Any:
     """
     _check_is_operator(operator)
     body = PlacementBody(operator, HubEnvironment.capture())
-    return vectorized_udf(body, PLACEMENT_TYPE, "model_placement").asNondeterministic()
+    return make_arrow_udf(body, PLACEMENT_TYPE, "model_placement").asNondeterministic()
 
 
 def _check_arguments(
@@ -196,7 +196,7 @@ def operator_udf(
         # What reads texts gives vectors.
         texts = cast(EmbeddingOperator, operator)
         body = TextsBody(texts, with_status, environment, statuses, tuple(keys))
-    made = vectorized_udf(body, _return_type(operator, with_status), _function_name([operator]))
+    made = make_arrow_udf(body, _return_type(operator, with_status), _function_name([operator]))
     return made if deterministic else made.asNondeterministic()
 
 
@@ -226,7 +226,7 @@ def images_udf(
         tuple(keys),
     )
     fields = [StructField(name, value_type(operator)) for name, operator in operators.items()]
-    made = vectorized_udf(body, StructType(fields), _function_name([*operators.values()]))
+    made = make_arrow_udf(body, StructType(fields), _function_name([*operators.values()]))
     return made.asNondeterministic()
 
 

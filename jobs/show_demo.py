@@ -44,18 +44,18 @@ def show(spark: "SparkSession", arguments: argparse.Namespace) -> None:
     from spark_vision.cli.summary import describe_result
     from spark_vision.demo.captions import caption
     from spark_vision.demo.gallery import answer_questions, search_by_picture, search_by_text
+    from spark_vision.demo.ground_truth import example_questions, example_texts, read_ground_truth
     from spark_vision.demo.page import write_page
     from spark_vision.demo.report import (
         Answer,
         Words,
+        answers_section,
+        format_answers,
+        format_searches,
         load_pictures,
         paths_of,
-        show_answers,
-        show_searches,
-        tell_answers,
-        tell_searches,
+        searches_section,
     )
-    from spark_vision.demo.truth import example_questions, example_texts, read_truth
     from spark_vision.tables.location import locate_table
     from spark_vision.tables.write import write_vision_columns
 
@@ -80,7 +80,7 @@ def show(spark: "SparkSession", arguments: argparse.Namespace) -> None:
     similar = similar.join(paths, "path", "left_semi")
     chosen = [row.path for row in similar.where("embedding_status = 'ok'").sort("path").take(6)]
 
-    truths = {truth.file: truth for truth in read_truth(arguments.images)}
+    truths = {truth.file: truth for truth in read_ground_truth(arguments.images)}
     written = table.select("path", "caption").where("caption_status = 'ok'").collect()
     words = Words({file: caption(truth.scene) for file, truth in truths.items()}, dict(written))
     texts = arguments.query or example_texts(list(truths.values())) or OWN_TEXTS
@@ -94,20 +94,22 @@ def show(spark: "SparkSession", arguments: argparse.Namespace) -> None:
         truth = truths.get(PurePosixPath(path).name)
         known = [(q.text, q.answer) for q in example_questions(truth)] if truth else []
         asked += [(path, *pair) for pair in known or ((text, None) for text in OWN_QUESTIONS)]
-    said = answer_questions(images, qwen, [(path, text) for path, text, _ in asked])
+    responses = answer_questions(images, qwen, [(path, text) for path, text, _ in asked])
     answers = [
         Answer(path, text, answer, right)
-        for (path, text, right), answer in zip(asked, said, strict=True)
+        for (path, text, right), answer in zip(asked, responses, strict=True)
     ]
 
     sections = [
-        show_searches("Search by text", "With the CLIP vectors.", by_text, words),
-        show_searches("Search by image", "With the vectors of the other table.", by_picture, words),
-        show_answers("Questions about images", "With the captioning model.", answers, words),
+        searches_section("Search by text", "With the CLIP vectors.", by_text, words),
+        searches_section(
+            "Search by image", "With the vectors of the other table.", by_picture, words
+        ),
+        answers_section("Questions about images", "With the caption model.", answers, words),
     ]
-    print(tell_searches("\nSearch by text:", by_text, words))
-    print(tell_searches("\nSearch by image:", by_picture, words))
-    print(tell_answers("\nQuestions about images:", answers, words))
+    print(format_searches("\nSearch by text:", by_text, words))
+    print(format_searches("\nSearch by image:", by_picture, words))
+    print(format_answers("\nQuestions about images:", answers, words))
     print("\nCaptions of the images:\n")
     shown = table.select("path", "caption", "caption_zh").where("caption_status = 'ok'")
     for row in shown.sort("path").limit(arguments.count).collect():

@@ -49,8 +49,8 @@ def gpu_settings(
     if cores // task_cpus < slots:
         raise SessionError(
             f"{CORES}={cores} with {TASK_CPUS}={task_cpus} gives {cores // task_cpus} slots, but "
-            f"{gpus_per_executor} GPUs with {tasks_per_gpu} tasks each need {slots}, or a GPU "
-            "stays idle; raise the cores, or lower spark.task.cpus, tasks_per_gpu or "
+            f"{gpus_per_executor} GPUs with {tasks_per_gpu} tasks each need {slots}: a GPU would "
+            "stay idle; raise the cores, or lower spark.task.cpus, tasks_per_gpu or "
             "gpus_per_executor"
         )
     # Rounded down: Spark uses floor(1 / amount) as the number of tasks per GPU.

@@ -37,7 +37,7 @@ from pyspark.sql import functions as F
 from photographs import write_parquet
 from random_checkpoints import write_feather_clip
 from spark_vision import ClipImageEmbedding, configure, embed_image, write_vision_columns
-from spark_vision.spark.arrow_udf import vectorized_udf
+from spark_vision.spark.arrow_udf import make_arrow_udf
 from spark_vision.spark.udfs import value_type
 from spark_vision.tables import structs
 
@@ -299,7 +299,7 @@ def random_vectors(operators, counters, *, keys=(), row_seconds=0.0):
             yield pa.StructArray.from_arrays([value] * len(names), names=names)
 
     fields = [StructField(name, value_type(each)) for name, each in operators.items()]
-    return vectorized_udf(compute, StructType(fields), "random_vectors").asNondeterministic()
+    return make_arrow_udf(compute, StructType(fields), "random_vectors").asNondeterministic()
 
 
 def write_blobs(
@@ -313,7 +313,7 @@ def write_blobs(
             seeds = [number % distinct for number in ids.to_pylist()]
             yield pa.array([np.random.default_rng(seed).bytes(size) for seed in seeds], pa.binary())
 
-    make = vectorized_udf(blobs, "binary", "blobs")
+    make = make_arrow_udf(blobs, "binary", "blobs")
     rows = spark.range(start, start + count, 1, max(1, count // 10_000))
     rows.select(
         "id", make("id").alias("content"), F.sha1(F.col("id").cast("string")).alias("etag")

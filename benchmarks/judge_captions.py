@@ -20,7 +20,7 @@ from spark_vision.demo.scenes import SPLITS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from training.understanding_scores import (
-    Said,
+    Response,
     ask,
     understanding_scores,
 )
@@ -28,15 +28,15 @@ from training.understanding_scores import (
 _MOST_TOKENS = 64
 
 
-def report(said: Sequence[Said], wrong_count: int) -> None:
+def report(responses: Sequence[Response], wrong_count: int) -> None:
     """Print a line for each thing judged, and some of what is wrong."""
     print(f"  {'':24}{'right':>8}{'control':>9}{'commonest':>11}{'judged':>8}")
-    for score in understanding_scores(said):
+    for score in understanding_scores(responses):
         commonest = "" if score.commonest is None else f"{score.commonest:.1%}"
         print(
             f"  {score.name:24}{score.share:8.1%}{score.control:9.1%}{commonest:>11}{score.count:8}"
         )
-    wrong = [one for one in said if not all(one.scores(one.text).values())]
+    wrong = [one for one in responses if not all(one.scores(one.text).values())]
     for one in wrong[:wrong_count]:
         print(f"  wrong: {one.prompt} -> {one.text} | {one.truth.scene}")
 

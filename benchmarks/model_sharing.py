@@ -28,7 +28,7 @@ from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.model_access import digest_of, stamp_of
 from spark_vision.functions import model_placement
 from spark_vision.model_server.client import ModelProxy
-from spark_vision.model_server.start import ServerOrder
+from spark_vision.model_server.start import ServerConfig
 from spark_vision.models.checkpoints import resolve_checkpoint
 from spark_vision.models.families import load_preprocessor
 from spark_vision.operators import ImageOperator
@@ -136,7 +136,7 @@ def _call_seconds(operator: ImageViTEmbedding, core_count: int, client_count: in
     """Median time of a call while so many clients of one server call without a pause."""
     checkpoint = resolve_checkpoint(operator)
     scaling = load_preprocessor(checkpoint, None).scaling
-    order = ServerOrder(
+    config = ServerConfig(
         executor=ExecutorProcess.of(os.getpid()),
         folder=str(checkpoint.folder),
         stamp=digest_of(stamp_of(checkpoint)),
@@ -153,7 +153,7 @@ def _call_seconds(operator: ImageViTEmbedding, core_count: int, client_count: in
     pixels = pixels.contiguous(memory_format=torch.channels_last)
 
     def call(_: int) -> list[float]:
-        served = ModelProxy(order)
+        served = ModelProxy(config)
         served.embed_images(pixels, scaling, "cls")
         seconds = []
         for _ in range(3):

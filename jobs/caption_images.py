@@ -1,8 +1,8 @@
 """Caption images into a Delta table: python jobs/caption_images.py --input FOLDER --table PATH.
 
-Runs by python, and by spark-submit with Delta's --packages. Run again, it computes only what the
-table does not have; with --stream it follows the input. Exit code: 0; 1 for an error, in one line
-on stderr; 2 for a wrong usage.
+Run it with python, or with spark-submit and Delta's --packages. A second run computes only what
+the table lacks; with --stream it follows the input. Exit code: 0; 1 for an error, in one line on
+stderr; 2 for a usage error.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from spark_vision.operators import QwenVLImageUnderstanding
 
 
 def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, QwenVLImageUnderstanding]:
-    """Read the command line."""
+    """Parse the command line."""
     parser = JobParser(description=__doc__)
     add_table_arguments(parser, column="caption", what="captions")
     parser.add_argument(
         "--prompt-column",
         metavar="COLUMN",
-        help="what is asked of each image; null and blank mean --prompt (default: --prompt)",
+        help="a column with a prompt per image; --prompt is used where it is null or blank",
     )
     add_operator_arguments(parser, QwenVLImageUnderstanding)
     arguments = parser.parse_args(texts)

@@ -1,8 +1,8 @@
 """Embed images into a Delta table: python jobs/embed_images.py --input FOLDER --table PATH.
 
-Runs by python, and by spark-submit with Delta's --packages. Run again, it computes only what the
-table does not have; with --stream it follows the input. Exit code: 0; 1 for an error, in one line
-on stderr; 2 for a wrong usage.
+Run it with python, or with spark-submit and Delta's --packages. A second run computes only what
+the table lacks; with --stream it follows the input. Exit code: 0; 1 for an error, in one line on
+stderr; 2 for a usage error.
 """
 
 import argparse
@@ -25,7 +25,7 @@ IMAGE_OPERATORS = [
 
 
 def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, ImageEmbeddingOperator]:
-    """Read the command line; the operator that it names decides which options it may have."""
+    """Parse the command line; its operator determines which options it may have."""
     chosen = JobParser(add_help=False)
     chosen.add_argument(
         "--operator",

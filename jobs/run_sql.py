@@ -2,8 +2,8 @@
 
 For example --function embed_image=ImageViTEmbedding:model_name=facebook/dinov2-base,dtype=bfloat16
 --query "SELECT path, embed_image(content) FROM binaryFile.`/photos`". Statements end with a
-semicolon; the rows of each that has some are shown. Exit code: 0; 1 for an error, in one line on
-stderr; 2 for a wrong usage.
+semicolon; the rows of each query are shown. Exit code: 0; 1 for an error, in one line on stderr;
+2 for a usage error.
 """
 
 import argparse
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, dict[str, Operator], list[str]]:
-    """Read the command line: the arguments, the functions and the statements."""
+    """Parse the command line: the arguments, the functions and the statements."""
     parser = JobParser(
         description=__doc__,
         epilog=f"Operators: {', '.join(OPERATORS)}; their fields are in the README.",
@@ -32,7 +32,7 @@ def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, dict[str, Ope
         action="append",
         required=True,
         metavar="NAME=OPERATOR:FIELD=VALUE,…",
-        help="a function for the statements; repeat it for several",
+        help="a function for the statements; repeatable",
     )
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--query", metavar="SQL", help="the statements")
@@ -48,10 +48,14 @@ def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, dict[str, Ope
         help="add NAME_placement to each function: which process computed a row",
     )
     parser.add_argument(
-        "--rows", type=int, default=20, metavar="N", help="rows to show (default: %(default)s)"
+        "--rows",
+        type=int,
+        default=20,
+        metavar="N",
+        help="rows to show (default: %(default)s)",
     )
     parser.add_argument(
-        "--log-level", choices=LOG_LEVELS, help="of Spark (default: the session's own, else OFF)"
+        "--log-level", choices=LOG_LEVELS, help="Spark's log level (default: its setting, else OFF)"
     )
     arguments = parser.parse_args(texts)
     try:

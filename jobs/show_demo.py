@@ -1,8 +1,8 @@
-"""Show what vectors and captions tell: python jobs/show_demo.py --images FOLDER --table PATH ...
+"""Demonstrate search and captions: python jobs/show_demo.py --images FOLDER --table PATH ...
 
-Writes CLIP vectors and captions of the folder's pictures into a table, looks for texts in it and
-for pictures like a picture in a table that jobs/embed_images.py wrote, asks about some of them, and
-tells it on the terminal and on one HTML page.
+Writes CLIP vectors and captions of the images in a folder into a table, searches it by text,
+searches a table of jobs/embed_images.py by image, asks questions about some of the images, and
+shows the results on the terminal and on an HTML page.
 """
 
 import argparse
@@ -17,45 +17,45 @@ from spark_vision.cli.job import run_job
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-# For pictures of which nobody noted what they show.
+# For images without ground truth.
 OWN_QUESTIONS = ("How many people are there?", "图里有什么?")
 OWN_TEXTS = ("a person", "an animal", "a building", "a landscape")
 
 
 def parse_arguments(texts: list[str]) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = JobParser(description=__doc__)
     parser.add_argument("--images", required=True, help="a folder of image files")
     parser.add_argument("--table", required=True, help="the Delta table to write and search")
     parser.add_argument("--similar", required=True, help="a table that jobs/embed_images.py wrote")
     parser.add_argument("--clip-name", required=True, help="a CLIP or SigLIP checkpoint")
     parser.add_argument("--caption-name", required=True, help="a Qwen-VL checkpoint")
-    parser.add_argument("--query", action="append", help="a text to look for; repeat it")
-    parser.add_argument("--count", type=int, default=5, help="pictures per search")
+    parser.add_argument("--query", action="append", help="a text to search for; repeatable")
+    parser.add_argument("--count", type=int, default=5, help="images per search")
     parser.add_argument("--page", type=Path, required=True, help="the HTML page to write")
     return parser.parse_args(texts)
 
 
 def show(spark: "SparkSession", arguments: argparse.Namespace) -> None:
-    """Fill the table, search it, and tell what came on the terminal and on the page."""
+    """Fill the table, search it, and show the results on the terminal and on the page."""
     from spark_vision import ClipImageEmbedding, ClipTextEmbedding, QwenVLImageUnderstanding
     from spark_vision.cli.inputs import read_images
     from spark_vision.cli.progress_line import ProgressLine
     from spark_vision.cli.summary import describe_result
     from spark_vision.demo.captions import caption
     from spark_vision.demo.gallery import answer_questions, search_by_picture, search_by_text
+    from spark_vision.demo.ground_truth import example_questions, example_texts, read_ground_truth
     from spark_vision.demo.page import write_page
     from spark_vision.demo.report import (
         Answer,
         Words,
+        answers_section,
+        format_answers,
+        format_searches,
         load_pictures,
         paths_of,
-        show_answers,
-        show_searches,
-        tell_answers,
-        tell_searches,
+        searches_section,
     )
-    from spark_vision.demo.truth import example_questions, example_texts, read_truth
     from spark_vision.tables.location import locate_table
     from spark_vision.tables.write import write_vision_columns
 
@@ -73,20 +73,20 @@ def show(spark: "SparkSession", arguments: argparse.Namespace) -> None:
         )
     print(describe_result(result))
 
-    # A table may hold pictures of an earlier run on another folder.
+    # The table may contain images of an earlier run on another folder.
     paths = images.select("path")
     table = spark.table(result.table).join(paths, "path", "left_semi")
     similar = spark.table(locate_table(spark, arguments.similar).sql)
     similar = similar.join(paths, "path", "left_semi")
     chosen = [row.path for row in similar.where("embedding_status = 'ok'").sort("path").take(6)]
 
-    truths = {truth.file: truth for truth in read_truth(arguments.images)}
+    truths = {truth.file: truth for truth in read_ground_truth(arguments.images)}
     written = table.select("path", "caption").where("caption_status = 'ok'").collect()
     words = Words({file: caption(truth.scene) for file, truth in truths.items()}, dict(written))
     texts = arguments.query or example_texts(list(truths.values())) or OWN_TEXTS
     text_model = ClipTextEmbedding(model_name=clip.model_name)
     by_text = search_by_text(table, "clip", text_model, texts, arguments.count)
-    # Every other one: the demonstration's scenes are drawn twice.
+    # Every other image, since each demo scene is drawn twice.
     by_picture = search_by_picture(similar, "embedding", chosen[::2], arguments.count)
 
     asked = []
@@ -94,29 +94,29 @@ def show(spark: "SparkSession", arguments: argparse.Namespace) -> None:
         truth = truths.get(PurePosixPath(path).name)
         known = [(q.text, q.answer) for q in example_questions(truth)] if truth else []
         asked += [(path, *pair) for pair in known or ((text, None) for text in OWN_QUESTIONS)]
-    said = answer_questions(images, qwen, [(path, text) for path, text, _ in asked])
+    responses = answer_questions(images, qwen, [(path, text) for path, text, _ in asked])
     answers = [
         Answer(path, text, answer, right)
-        for (path, text, right), answer in zip(asked, said, strict=True)
+        for (path, text, right), answer in zip(asked, responses, strict=True)
     ]
 
     sections = [
-        show_searches("Pictures for a text", "By the CLIP vectors.", by_text, words),
-        show_searches(
-            "Pictures like a picture", "By the vectors of the other table.", by_picture, words
+        searches_section("Search by text", "With the CLIP vectors.", by_text, words),
+        searches_section(
+            "Search by image", "With the vectors of the other table.", by_picture, words
         ),
-        show_answers("Answers about a picture", "By the captioning model.", answers, words),
+        answers_section("Questions about images", "With the caption model.", answers, words),
     ]
-    print(tell_searches("\nPictures for a text:", by_text, words))
-    print(tell_searches("\nPictures like a picture:", by_picture, words))
-    print(tell_answers("\nAnswers about a picture:", answers, words))
-    print("\nWritten about the pictures:\n")
+    print(format_searches("\nSearch by text:", by_text, words))
+    print(format_searches("\nSearch by image:", by_picture, words))
+    print(format_answers("\nQuestions about images:", answers, words))
+    print("\nCaptions of the images:\n")
     shown = table.select("path", "caption", "caption_zh").where("caption_status = 'ok'")
     for row in shown.sort("path").limit(arguments.count).collect():
         print(f"  {words.title(row.path)}\n    {row.caption}\n    {row.caption_zh}")
     pictures = load_pictures(images, paths_of(sections))
-    notes = [f"{result.source_rows:,} pictures of {arguments.images}, in the table {result.table}."]
-    write_page(arguments.page, "spark_vision: what the columns tell", notes, sections, pictures)
+    notes = [f"{result.source_rows:,} images of {arguments.images}, in the table {result.table}."]
+    write_page(arguments.page, "spark_vision: search and captions", notes, sections, pictures)
     print(f"\npage: {arguments.page.resolve()}")
 
 

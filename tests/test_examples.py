@@ -12,7 +12,7 @@ import spark_vision
 from documented_places import replacing
 from spark_vision import ImageViTEmbedding, write_vision_columns
 from spark_vision.demo import write_scenes
-from spark_vision.demo.truth import TRUTH_FILE
+from spark_vision.demo.ground_truth import TRUTH_FILE
 
 PUBLIC = {name: getattr(spark_vision, name) for name in spark_vision.__all__}
 DOCUMENTED = {

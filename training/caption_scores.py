@@ -1,4 +1,4 @@
-"""How right a caption is: as a whole, and in each thing that it says."""
+"""Scores a caption: exact match, and accuracy per attribute."""
 
 import re
 from collections.abc import Iterable
@@ -19,18 +19,18 @@ _WORDS: dict[Language, dict[str, Iterable[str]]] = {
 
 
 def caption_scores(scene: Scene, language: Language, text: str) -> dict[str, float]:
-    """Compare a caption with the scene's.
+    """Compare a caption with the correct one of the scene.
 
     Args:
-        scene: What was shown.
-        language: The caption's.
-        text: The caption, of any form.
+        scene: The scene in the image.
+        language: The language of the caption.
+        text: The caption; any text.
 
     Returns:
-        `exact` (1 if it is the scene's caption, letter by letter), `count` (1 if it names as many
-        shapes), and for `colour`, `shape`, `size` and `relation` the share of the scene's words,
-        in their order, that the text has at the same place among its own; too many words count
-        as wrong ones. A scene of one object that no relation is claimed of has no `relation`.
+        `exact` (1 if it equals the correct caption), `count` (1 if the number of shapes is
+        correct), and for `colour`, `shape`, `size` and `relation` the share of correct words,
+        compared by position; extra words count as wrong. `relation` is missing if neither the
+        scene nor the text has one.
     """
     expected = scene_caption(scene, language)
     scores = {"exact": float(text == expected)}

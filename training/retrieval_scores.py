@@ -1,4 +1,4 @@
-"""How often a search finds the right scene, through Spark columns, beside a shuffled control."""
+"""Measures how often a search finds the right scene, and compares it with a shuffled control."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,12 +18,12 @@ from spark_vision.operators import ClipImageEmbedding, ClipTextEmbedding, ImageV
 
 @dataclass(frozen=True)
 class RetrievalScore:
-    """One figure.
+    """One score.
 
     Attributes:
-        name: What is looked for by what.
-        share: Of the queries that found what they should.
-        control: The same, with each picture's vector given to another scene.
+        name: The kind of query and of result.
+        share: The share of correct results.
+        control: The same share with the image vectors shuffled among scenes.
     """
 
     name: str
@@ -32,23 +32,23 @@ class RetrievalScore:
 
 
 def retrieval_scores(session: SparkSession, folder: Path | str) -> list[RetrievalScore]:
-    """Embed scenes and their captions with the demonstration's checkpoints, and search.
+    """Embed scenes and their captions with the demo's checkpoints, and search.
 
     Args:
-        session: Where the columns are computed.
-        folder: What `write_scenes` wrote, with two renderings of each scene.
+        session: The Spark session.
+        folder: A folder of `write_scenes`, with two renderings of each scene.
 
     Returns:
         Recall at 1 of captions, Chinese captions, captions without sizes and other renderings, by
-        clip and, for the last, by dinov2; and how often a picture is nearer to its caption than to
-        the same with its first relation turned round.
+        clip and, for the last, by dinov2; and how often an image is nearer to its caption than to
+        the same caption with its first relation reversed.
     """
     folder = Path(folder)
     lines = (folder / "scenes.jsonl").read_text(encoding="utf-8").splitlines()
     truths = [json.loads(line) for line in lines]
     first, second = truths[0::2], truths[1::2]
     if [truth["scene"] for truth in first] != [truth["scene"] for truth in second]:
-        raise ValueError(f"{folder} has not two renderings of each scene")
+        raise ValueError(f"{folder} does not have two renderings of each scene")
     names = [truth["file"] for truth in [*first, *second]]
     clip = checkpoint_path("clip")
     by_clip, by_dinov2 = (
@@ -73,7 +73,7 @@ def retrieval_scores(session: SparkSession, folder: Path | str) -> list[Retrieva
     starts = np.cumsum([len(texts) for texts in kinds.values()])[:-1]
     texts = dict(zip(kinds, np.split(vectors, starts), strict=True))
     pictures, others = by_clip
-    # A shift gives every picture's vector to another scene.
+    # A shift assigns the vector of each image to another scene.
     shuffled = np.roll(pictures, 1, axis=0)
     groups = np.unique(np.array(kinds["sizeless"]), return_inverse=True)[1]
     distinct = np.arange(len(first))
@@ -110,7 +110,7 @@ def retrieval_scores(session: SparkSession, folder: Path | str) -> list[Retrieva
 
 
 def _recall(queries: np.ndarray, found: np.ndarray, groups: np.ndarray) -> float:
-    """Share of queries whose nearest vector is of their own group; all vectors have length 1."""
+    """Return the share of queries whose nearest vector is in their group; vectors have length 1."""
     nearest = (queries @ found.T).argmax(axis=1)
     return float((groups[nearest] == groups).mean())
 
@@ -132,7 +132,7 @@ def _turned(caption: str, truth: dict[str, list[dict[str, str]]]) -> str:
 def _image_vectors(
     session: SparkSession, folder: Path, names: Sequence[str], *columns: Column
 ) -> list[np.ndarray]:
-    """float32 `[names, dimension]` for each column, in the order of the names."""
+    """Return float32 `[names, dimension]` for each column, in the order of the names."""
     files = session.read.format("binaryFile").load([str(folder / name) for name in names])
     embedded = files.select(
         "path", *(column.alias(str(index)) for index, column in enumerate(columns))

@@ -1,4 +1,4 @@
-"""How right captions and answers are, through a Spark column, beside a control."""
+"""Scores captions and answers of a Spark column, and compares them with a control."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,7 @@ import numpy as np
 from pyspark.sql import SparkSession
 
 from spark_vision.demo.gallery import answer_questions
+from spark_vision.demo.ground_truth import GroundTruth, read_ground_truth
 from spark_vision.demo.questions import (
     CAPTION_PROMPTS,
     KINDS,
@@ -17,7 +18,6 @@ from spark_vision.demo.questions import (
     Question,
     draw_questions,
 )
-from spark_vision.demo.truth import Truth, read_truth
 from spark_vision.operators import QwenVLImageUnderstanding
 from training.caption_scores import caption_scores
 
@@ -26,14 +26,14 @@ _QUESTIONS_PER_LANGUAGE = 2
 
 @dataclass(frozen=True)
 class UnderstandingScore:
-    """One figure.
+    """One score.
 
     Attributes:
-        name: What is to be right: `en caption, shape`, `zh size?`, `all questions`.
-        share: Of it that is right.
-        control: The same, with each prompt asked of another scene's picture.
-        commonest: What the answer that is right most often would get; none for captions.
-        count: How many were judged.
+        name: What is scored: `en caption, shape`, `zh size?`, `all questions`.
+        share: The share that is correct.
+        control: The same share with each prompt asked about the image of another scene.
+        commonest: The share that the most common answer would get; None for captions.
+        count: Number of scored responses.
     """
 
     name: str
@@ -44,19 +44,19 @@ class UnderstandingScore:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What was said of a picture that was shown.
+class Response:
+    """The model's responses to one prompt.
 
     Attributes:
-        truth: What is asked about.
-        language: Of the prompt.
-        prompt: What was asked.
-        question: None where a caption was asked for.
-        text: What was said of the picture.
-        control: What was said of another scene's picture.
+        truth: The image and its scene.
+        language: The language of the prompt.
+        prompt: The prompt.
+        question: The question; None if the prompt asks for a caption.
+        text: The response for the image.
+        control: The response for the image of another scene.
     """
 
-    truth: Truth
+    truth: GroundTruth
     language: Language
     prompt: str
     question: Question | None
@@ -64,7 +64,7 @@ class Said:
     control: str
 
     def scores(self, text: str) -> dict[str, float]:
-        """How right a text is as an answer to the prompt, by what it is right about."""
+        """Score a text as a response to the prompt, by name of the score."""
         if self.question is None:
             parts = caption_scores(self.truth.scene, self.language, text)
             return {f"{self.language} caption, {name}": score for name, score in parts.items()}
@@ -74,22 +74,22 @@ class Said:
 
 def ask(
     session: SparkSession, folder: Path | str, operator: QwenVLImageUnderstanding, seed: int
-) -> list[Said]:
-    """Ask for captions and answers in both languages, for all pictures in one Spark job.
+) -> list[Response]:
+    """Ask for captions and answers in both languages, for all images in one Spark job.
 
     Args:
-        session: Where the column is computed.
-        folder: What `write_scenes` wrote, with one rendering of each scene.
-        operator: What answers.
-        seed: Decides the questions.
+        session: The Spark session.
+        folder: A folder of `write_scenes`, with one rendering of each scene.
+        operator: Generates the responses.
+        seed: Determines the questions.
 
     Returns:
-        What was said, scene by scene.
+        The responses, scene by scene.
 
     Raises:
         ValueError: A row has no text.
     """
-    truths = read_truth(str(folder))
+    truths = read_ground_truth(str(folder))
     random = np.random.default_rng([seed, 1])
     asked = [prompt for truth in truths for prompt in _prompts(truth, random)]
     files = session.read.format("binaryFile").load(
@@ -107,25 +107,25 @@ def ask(
         raise ValueError(f"{len(silent)} of {len(distinct)} rows have no text: {silent[0]}")
     own, control = np.split(np.array([texts[pair] for pair in pairs]), 2)
     return [
-        Said(*one, text=str(text), control=str(other))
+        Response(*one, text=str(text), control=str(other))
         for one, text, other in zip(asked, own, control, strict=True)
     ]
 
 
-def understanding_scores(said: Sequence[Said]) -> list[UnderstandingScore]:
-    """Judge what was said.
+def understanding_scores(responses: Sequence[Response]) -> list[UnderstandingScore]:
+    """Score responses.
 
     Args:
-        said: What `ask` gives.
+        responses: The result of `ask`.
 
     Returns:
-        Captions by language and what they are right about; answers by kind and language, and all
-        together.
+        Scores of captions by language and attribute, and of answers by kind and language and in
+        total.
     """
     shares: dict[str, list[float]] = defaultdict(list)
     controls: dict[str, list[float]] = defaultdict(list)
     answers: dict[str, Counter[str]] = defaultdict(Counter)
-    for one in said:
+    for one in responses:
         for name, score in one.scores(one.text).items():
             shares[name].append(score)
             if one.question is not None:
@@ -145,8 +145,8 @@ def understanding_scores(said: Sequence[Said]) -> list[UnderstandingScore]:
 
 
 def _prompts(
-    truth: Truth, random: np.random.Generator
-) -> Iterator[tuple[Truth, Language, str, Question | None]]:
+    truth: GroundTruth, random: np.random.Generator
+) -> Iterator[tuple[GroundTruth, Language, str, Question | None]]:
     for language in LANGUAGES:
         yield truth, language, CAPTION_PROMPTS[language][0], None
         questions = draw_questions(truth.scene, random, language)
@@ -155,7 +155,7 @@ def _prompts(
 
 
 def _order(name: str) -> list[bool]:
-    """Captions first, then kinds of questions in their own order."""
+    """Sort key: captions first, then questions in the order of their kinds."""
     starts = [f"{language} caption" for language in LANGUAGES]
     starts += [f"{language} {kind}?" for kind in KINDS for language in LANGUAGES]
     return [not name.startswith(start) for start in starts]

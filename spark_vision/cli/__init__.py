@@ -1,1 +1,1 @@
-"""What the jobs share: arguments, input, progress on a terminal, exit codes."""
+"""Shared code of the jobs: arguments, input, progress on a terminal, exit codes."""

@@ -1,6 +1,6 @@
-"""Operators on a command line: an option per field, and `name=Operator:field=value,…` in one text.
+"""Operators on a command line: one option per field, or all in `name=Operator:field=value,…`.
 
-Everything is read off the operators' own options, without Spark, torch or transformers.
+Everything is derived from the options of the operators, without Spark, torch or transformers.
 """
 
 import argparse
@@ -19,9 +19,9 @@ OperatorType = TypeVar("OperatorType", bound=Operator)
 
 
 class JobParser(argparse.ArgumentParser):
-    """A job's command line, whose errors repeat no text that may be a secret.
+    """A job's argument parser, whose errors do not repeat text that may be a secret.
 
-    An option is written out in full: one that is cut short, or misspelled, is not guessed.
+    Abbreviated options are rejected.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -34,17 +34,17 @@ class JobParser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Read a command line, or end as a wrong usage."""
+        """Parse a command line, or exit with a usage error."""
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            # What follows may be the value of an option that was misspelled.
+            # The text after it may be the value of a misspelled option.
             names = [re.match(r"--?[A-Za-z][A-Za-z-]{0,40}(?![^=])", each) for each in unknown]
             shown = ", ".join(dict.fromkeys(name[0] if name else HIDDEN for name in names))
             self.error(f"unrecognized arguments: {shown}")
         return arguments
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, without the user names and passwords of its URLs, and end."""
+        """Print an error without the user names and passwords of URLs, and exit."""
         super().error(redact_text(message))
 
 
@@ -52,7 +52,7 @@ def add_operator_arguments(parser: argparse.ArgumentParser, operator: type[Opera
     """Add one `--kebab-case` option per field of an operator, with its help, values and default.
 
     Args:
-        parser: Gets a group of its own for them.
+        parser: The options are added as a new group.
         operator: The operator's class, such as `ImageViTEmbedding`.
     """
     add_option_arguments(parser, operator)
@@ -63,12 +63,12 @@ def add_option_arguments(
 ) -> None:
     """Add one `--kebab-case` option per field of a class that declares options.
 
-    A list may be given item by item, each with the option's name, also in the singular.
+    A list option can be repeated for each item, also with its name in the singular.
 
     Args:
-        parser: Gets a group of its own for them.
+        parser: The options are added as a new group.
         owner: The class.
-        left_out: Fields that the command line does not have, or has in another way.
+        left_out: Fields without an option here.
     """
     summary = (owner.__doc__ or "").splitlines()[0]
     group = parser.add_argument_group(f"options of {owner.__name__}", summary)
@@ -97,7 +97,7 @@ def add_option_arguments(
 
 
 def options_in(arguments: argparse.Namespace, owner: type) -> dict[str, Any]:
-    """Give the options of a class that a command line has."""
+    """Return the options of a class that are set on a command line."""
     names = [each.name for each in options_of(owner)]
     return {name: value for name, value in vars(arguments).items() if name in names}
 
@@ -105,32 +105,32 @@ def options_in(arguments: argparse.Namespace, owner: type) -> dict[str, Any]:
 def operator_from_arguments(
     operator: type[OperatorType], arguments: argparse.Namespace
 ) -> OperatorType:
-    """Build the operator from what `add_operator_arguments` has parsed.
+    """Build the operator from the arguments of `add_operator_arguments`.
 
     Raises:
-        InvalidOptionError: Two options do not go together.
+        InvalidOptionError: Two options contradict each other.
     """
     return operator(**options_in(arguments, operator))
 
 
 def parse_function(text: str) -> tuple[str, Operator]:
-    """Read a SQL function's name and its operator.
+    """Parse the name of a SQL function and its operator.
 
     Args:
         text: Such as `embed_image=ImageViTEmbedding:model_name=facebook/dinov2-base`.
-            A comma separates fields where `name=` follows, so that JSON values can hold commas.
+            A comma separates fields only before `name=`, so that JSON values can contain commas.
 
     Returns:
         The function's name and the operator.
 
     Raises:
-        InvalidOptionError: Naming the part that is wrong, and what is allowed.
+        InvalidOptionError: Reports the invalid part, and what is allowed.
     """
     shape = re.fullmatch(r"\s*(\w+)\s*=\s*(\w+)\s*(?::(.*))?", text, re.DOTALL)
     if shape is None:
-        # A field may be a secret: the text is not repeated.
+        # The text is not repeated, because a field may be a secret.
         raise InvalidOptionError(
-            "a function was not understood; allowed: name=Operator or "
+            "a function has an invalid form; allowed: name=Operator or "
             "name=Operator:field=value,field=value"
         )
     name, operator_name, fields = shape.groups()
@@ -143,10 +143,10 @@ def parse_function(text: str) -> tuple[str, Operator]:
 
 
 def parse_functions(texts: Iterable[str]) -> dict[str, Operator]:
-    """Read several functions, as `parse_function` reads one.
+    """Parse several functions; see `parse_function`.
 
     Raises:
-        InvalidOptionError: One is wrong, or two have one name.
+        InvalidOptionError: One is invalid, or two have the same name.
     """
     functions: dict[str, Operator] = {}
     for text in texts:
@@ -164,7 +164,7 @@ def _parse_fields(operator: type[Operator], text: str) -> dict[str, Any]:
         name, equals, value = field.partition("=")
         name = name.strip()
         if name not in options or not equals:
-            # A text that is no name may be a value, whose quotes the shell has taken.
+            # Text that is not a name may be a value whose quotes were removed by the shell.
             is_name = name in options or (equals and re.fullmatch(r"[a-z_]{1,40}", name))
             shown = repr(name) if is_name else "of that name"
             raise InvalidOptionError(
@@ -180,10 +180,10 @@ def _parser_of(option: Option, owner: str) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         try:
             value = option.parse(owner, text)
-            # What a list is extended by is a list.
+            # The action `extend` needs a sequence.
             return () if value is None and option.kind is tuple else value
         except InvalidOptionError as error:
-            # argparse would repeat the value of any other ValueError, and it may be a secret.
+            # For any other ValueError argparse would print the value, which may be a secret.
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return parse
@@ -205,7 +205,7 @@ def _help(option: Option) -> str:
 
 
 def describe_default(option: Option) -> str:
-    """Write an option's default as a command line takes it; a secret's stays unsaid."""
+    """Format an option's default as on a command line; a secret's is not shown."""
     value = option.default
     if option.secret:
         return "not shown"

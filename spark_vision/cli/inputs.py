@@ -1,4 +1,4 @@
-"""The images of a job: files in a folder, or the rows of a table; at once, or as a stream."""
+"""Reads the images of a job: files or a table, as a batch or as a stream."""
 
 import re
 from pathlib import Path
@@ -34,12 +34,12 @@ def read_images(spark: SparkSession, place: str) -> DataFrame:
 
     Args:
         spark: The session.
-        place: A folder or glob of image files, whose rows are those of Spark's `binaryFile`: path,
-            modificationTime, length, content; a folder or glob of Parquet files; the folder of a
-            Delta table; or a table's name, which has no slash in it.
+        place: A folder or glob of image files, which gives the columns of Spark's `binaryFile`:
+            path, modificationTime, length, content; a folder or glob of Parquet files; the folder
+            of a Delta table; or a table name, which contains no slash.
 
     Raises:
-        TableError: Nothing is there.
+        TableError: There is no such file or table.
     """
     table = _table_at(spark, place)
     if table is not None:
@@ -58,14 +58,14 @@ def stream_images(spark: SparkSession, place: str, max_files: int) -> DataFrame:
 
     Args:
         spark: The session.
-        place: A folder or glob of image files, the folder of a Delta table, or a table's name.
-        max_files: Files of a batch.
+        place: A folder or glob of image files, the folder of a Delta table, or a table name.
+        max_files: Maximum number of files per batch.
 
     Returns:
-        Rows as those of `read_images`; of a table with a change data feed, its changes.
+        Rows as from `read_images`; for a table with a change data feed, its changes.
 
     Raises:
-        TableError: Nothing is there.
+        TableError: There is no such table.
     """
     reader = spark.readStream.option("maxFilesPerTrigger", max_files)
     table = _table_at(spark, place)
@@ -76,13 +76,13 @@ def stream_images(spark: SparkSession, place: str, max_files: int) -> DataFrame:
     properties: dict[str, str] = {row["key"]: row["value"] for row in listed}
     if properties.get("delta.enableChangeDataFeed") == "true":
         reader = reader.option("readChangeFeed", "true")
-    # A stream has no table by the name of its folder.
+    # readStream.table() does not accept a path.
     folder = quoted_path(table)
     return reader.table(table) if folder is None else reader.format("delta").load(folder)
 
 
 def _table_at(spark: SparkSession, place: str) -> str | None:
-    """Name the table that is meant, as SQL takes it; None for files."""
+    """Return the table's identifier in SQL; None for files."""
     check_place("input", place)
     quoted = quoted_path(place)
     if quoted is not None:

@@ -1,7 +1,7 @@
-"""Whether Java is there and new enough for Spark, said in one line before Spark is started.
+"""Checks for a Java that is new enough for Spark, before Spark is started.
 
 Only the standard library and the package's errors are imported, so that
-`python -m spark_vision.cli.java` can be asked before anything is installed.
+`python -m spark_vision.cli.java` works before anything is installed.
 """
 
 import os
@@ -23,10 +23,10 @@ _HOW_TO_GET_IT = (
 
 
 def check_java() -> None:
-    """Find the Java that Spark will start, and ask for its version.
+    """Check the version of the Java that Spark will start.
 
     Raises:
-        SessionError: There is none, or it is older than Spark needs.
+        SessionError: Java is missing, or too old for Spark.
     """
     home = os.environ.get("JAVA_HOME")
     java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
@@ -41,10 +41,10 @@ def check_java() -> None:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SessionError(f"{java} does not run: {error}; {_HOW_TO_GET_IT}") from error
-    # Java 8 and older call themselves 1.8; the major version comes second there.
+    # Java 8 and older report 1.x, with the major version second.
     version = re.search(r'version "(?:1\.)?(\d+)', answer.stderr + answer.stdout)
     if version is None:
-        raise SessionError(f"{java} -version does not say a version; {_HOW_TO_GET_IT}")
+        raise SessionError(f"{java} -version reports no version; {_HOW_TO_GET_IT}")
     if int(version[1]) < MINIMUM_JAVA:
         raise SessionError(
             f"{java} is Java {version[1]}; Spark needs Java {MINIMUM_JAVA} or newer: "

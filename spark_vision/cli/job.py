@@ -1,4 +1,4 @@
-"""How a job begins and ends: its session, one line for an error, and its exit code."""
+"""Runs a job: its session, a one-line error message and its exit code."""
 
 import os
 import re
@@ -25,15 +25,15 @@ _CAUSE = re.compile(r"^Caused by: (.+)", re.MULTILINE)
 
 
 def run_job(work: "Callable[[SparkSession], None]", log_level: str | None = None) -> int:
-    """Do a job's work in a configured session; one that runs already is used, and goes on.
+    """Run a job in a configured session; a session that already runs is used and not stopped.
 
     Args:
-        work: Gets the session; what it raises is said on stderr, in one line.
-        log_level: Of the JVM. None leaves it to the user's settings, and is silent without any: an
-            error's line stands alone then, without Spark's stack traces around it.
+        work: Called with the session; its exception is reported on stderr, in one line.
+        log_level: The JVM's log level. None means the user's setting, or else `OFF`, so that an
+            error is one line without Spark's stack traces.
 
     Returns:
-        The exit code: 0; 1 for an error; 130 where the user stopped it.
+        The exit code: 0; 1 for an error; 130 if the user interrupted it.
     """
     try:
         is_shared = _is_running()
@@ -47,15 +47,15 @@ def run_job(work: "Callable[[SparkSession], None]", log_level: str | None = None
         print("stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
-        print(f"error: {redact_text(say_in_one_line(error))}", file=sys.stderr)
+        print(f"error: {redact_text(one_line_message(error))}", file=sys.stderr)
         return EXIT_ERROR
     return EXIT_OK
 
 
-def say_in_one_line(error: BaseException) -> str:
-    """Say what went wrong, without the stacks that Spark wraps around it.
+def one_line_message(error: BaseException) -> str:
+    """Return an error's message in one line, without Spark's stack traces.
 
-    An error that this package raised on an executor is told as it was raised there.
+    For an error that this package raised on an executor, it is the original message.
     """
     text = str(error)
     if isinstance(error, SparkVisionError):

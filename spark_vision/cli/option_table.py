@@ -1,4 +1,4 @@
-"""The documentation's tables of options: `python -m spark_vision.cli.option_table` prints them."""
+"""Option tables of the documentation, printed by `python -m spark_vision.cli.option_table`."""
 
 from spark_vision.cli.command_line import describe_default
 from spark_vision.operators import OPERATORS
@@ -7,9 +7,9 @@ from spark_vision.tables.write_options import WriteOptions
 
 
 def option_table() -> str:
-    """Write every option of every operator as a Markdown table.
+    """Return a Markdown table of the options of all operators.
 
-    An option that means the same in several operators has one row, which names them.
+    An option that is the same in several operators has one row, which lists them.
     """
     owners: dict[Option, list[str]] = {}
     for name, operator in OPERATORS.items():
@@ -30,7 +30,7 @@ def option_table() -> str:
 
 
 def write_option_table() -> str:
-    """Write every option of a write to a table as a Markdown table."""
+    """Return a Markdown table of the options of a table write."""
     rows = ["| option | default | allowed | meaning |", "|---|---|---|---|"]
     rows += [
         f"| `{each.name}` | `{describe_default(each)}` | {each.describe_allowed()} | {each.help} |"

@@ -1,4 +1,4 @@
-"""A few rows of a table for a screen: keys, status, and the start of each value."""
+"""Selects a few rows of a table to print: keys, status, and the start of each value."""
 
 from collections.abc import Sequence
 
@@ -15,18 +15,18 @@ _SHOWN_NUMBERS = 3
 def preview_table(
     spark: SparkSession, table: str, keys: Sequence[str], column: str, count: int
 ) -> DataFrame:
-    """Choose rows of a table to look at; those that failed come first.
+    """Select rows of a table to print, failed rows first.
 
     Args:
         spark: The session.
-        table: As `WriteResult.table` names it.
-        keys: Its key columns, which also order the rows.
-        column: One of its columns of vectors or captions.
-        count: Rows at most.
+        table: The table, as in `WriteResult.table`.
+        keys: Its key columns, by which rows are sorted.
+        column: A column of vectors or captions.
+        count: Maximum number of rows.
 
     Returns:
-        The keys, `status`, `error` and, for vectors, `dimension` and `first_values`, for captions
-        `caption`; null where there is none.
+        The keys, `status`, `error` and, for vectors, `dimension` and `first_values`, or for
+        captions `caption`; null if there is no value.
     """
     value = F.col(quote(column))
     status = F.col(quote(f"{column}_status"))
@@ -46,7 +46,7 @@ def preview_table(
 def _vector(value: Column) -> list[Column]:
     numbers = F.slice(value, 1, _SHOWN_NUMBERS)
     return [
-        # A length is null for a null vector, whatever the session's ANSI settings are.
+        # The size of a null vector is null, whatever the session's ANSI mode is.
         F.when(value.isNotNull(), F.size(value)).alias("dimension"),
         F.transform(numbers, lambda number: F.round(number, 4)).alias("first_values"),
     ]

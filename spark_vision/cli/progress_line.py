@@ -1,4 +1,4 @@
-"""The progress of a write on a terminal: one line in place, or a line now and then in a log."""
+"""Shows the progress of a write: one updated line on a terminal, a line now and then in a log."""
 
 import shutil
 import sys
@@ -14,12 +14,12 @@ _CLEAR_LINE = "\r\x1b[K"
 
 
 class ProgressLine:
-    """Writes how far a write is; give it as `progress` to `write_vision_columns`.
+    """Prints progress; pass it as `progress` to `write_vision_columns`.
 
-    Used with `with`, so that an error's message starts on a line of its own.
+    Use it in a `with` statement, so that later output starts on a new line.
 
     Args:
-        stream: A terminal gets one line that changes; anything else a line every ten seconds.
+        stream: On a terminal, one line is updated; otherwise a line is written every ten seconds.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -29,7 +29,7 @@ class ProgressLine:
         self._last_line = ""
 
     def __call__(self, progress: Progress) -> None:
-        """Show the progress, if it is time to."""
+        """Show the progress if it is due."""
         if not progress.total_rows:
             return
         is_end = progress.done_rows >= progress.total_rows
@@ -49,18 +49,18 @@ class ProgressLine:
         return time.monotonic() - self._last_written >= LOG_SECONDS
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Return self."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the line, so that what is written next starts on its own."""
+        """End the line, so that later output starts on a new one."""
         if self._in_place and self._last_line:
             self._stream.write("\n")
             self._stream.flush()
 
 
 def describe_progress(progress: Progress) -> str:
-    """Say rows done, share, rate, time left, and failures by status."""
+    """Format rows done, share, rate, time left, and failures by status."""
     parts = [
         f"{progress.done_rows:,} of {progress.total_rows:,} rows ({progress.fraction:.0%})",
         f"{progress.rows_per_second:,.1f} rows/s",
@@ -74,7 +74,7 @@ def describe_progress(progress: Progress) -> str:
 
 
 def describe_failures(statuses: Mapping[str, Mapping[str, int]]) -> str:
-    """Say the failures by column and status, such as `embedding not_an_image 3`; '' for none."""
+    """Format failures by column and status, such as `embedding not_an_image 3`; '' for none."""
     return ", ".join(
         f"{column} {status} {count:,}"
         for column, counts in statuses.items()

@@ -1,7 +1,7 @@
-"""What a JVM writes on stderr while Spark starts is shown only where Spark does not start.
+"""Hides what a JVM writes on stderr while Spark starts, unless the start fails.
 
-Its banners and warnings come before any log level is set, some from the JVM itself, and a user can
-act on none of them; Ivy adds a page at each start.
+Its banners and warnings are written before a log level is set, some by the JVM itself, and a user
+cannot act on them. Ivy adds a page at each start.
 """
 
 import os
@@ -18,12 +18,12 @@ _CHUNK_BYTES = 65536
 
 @contextmanager
 def quiet_start() -> Iterator[None]:
-    """Hold back what this process and a JVM that it starts write on stderr within.
+    """Buffer the stderr of this process and of a JVM that it starts, within the block.
 
-    The JVM keeps the descriptor that it was started with: what it writes later is passed on.
+    The JVM keeps the pipe as its stderr: what it writes after the block is passed on.
 
     Raises:
-        SessionError: The JVM has ended, and what it wrote names the cause.
+        SessionError: The JVM exited, and its output contains the cause.
     """
     from pyspark.errors import PySparkRuntimeError
 
@@ -44,7 +44,7 @@ def quiet_start() -> Iterator[None]:
 
 
 class _Start:
-    """Puts a pipe in the place of stderr, and a thread behind it, until it is ended."""
+    """Replaces stderr by a pipe with a reading thread, until `end` is called."""
 
     def __init__(self) -> None:
         self._stderr = os.dup(2)
@@ -57,15 +57,15 @@ class _Start:
         threading.Thread(target=self._pass_on, args=[reader], daemon=True).start()
 
     def end(self) -> str:
-        """Give stderr back; return what was written until now."""
-        # Written after all that is held back, by whomever.
+        """Restore stderr; return what was written until now."""
+        # The mark ends what is held back.
         os.write(2, self._mark)
         os.dup2(self._stderr, 2)
         self._is_held.wait()
         return self._held.decode(errors="replace")
 
     def show(self) -> None:
-        """Write what was held back."""
+        """Write the buffered output."""
         self._write(self._held)
 
     def _pass_on(self, reader: int) -> None:

@@ -1,12 +1,12 @@
-"""Cuts a SQL text into statements at the semicolons that end them, as Spark's own lexer sees them.
+"""Splits SQL text into statements at semicolons, with the rules of Spark's lexer.
 
-A text of any kind takes time in proportion to its length: each part of it is looked at once.
+The time is linear in the length of any text: each part is scanned once.
 """
 
 import re
 
-# What a semicolon does not end: quoted text and names, and comments. What is never closed goes to
-# the text's end, and Spark says so.
+# Semicolons within quotes, quoted names and comments do not count. An unclosed one extends to the
+# end of the text, and Spark reports the error.
 _TOKEN = re.compile(
     r"""
     ;
@@ -24,14 +24,14 @@ _COMMENT_BORDER = re.compile(r"/\*|\*/")
 
 
 def split_statements(text: str) -> list[str]:
-    """Split SQL at semicolons; those in quotes and comments do not count.
+    """Split SQL at semicolons, except those in quotes and comments.
 
     Args:
-        text: One or more statements of Spark SQL. Bracketed comments may be nested, text may stand
-            in single, double or dollar quotes, or be raw (`r'…'`).
+        text: One or more statements of Spark SQL. Bracketed comments may be nested. Strings may be
+            in single, double or dollar quotes, or raw (`r'…'`).
 
     Returns:
-        The statements without their semicolons; none that is empty or only a comment.
+        The statements without semicolons, leaving out empty ones and those with only a comment.
     """
     statements = []
     start = position = 0
@@ -52,7 +52,7 @@ def split_statements(text: str) -> list[str]:
                 end = len(text) if close < 0 else close + len(token)
         position = end
     if has_code or not _is_blank(text, position, len(text)):
-        # Comments stay: a hint is one.
+        # Keep comments: a hint is a comment.
         statements.append(text[start:].strip())
     return statements
 

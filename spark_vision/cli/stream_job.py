@@ -1,4 +1,4 @@
-"""What the jobs that fill a table do as a stream: their options, and the query."""
+"""Streaming of the jobs that fill a table: their options, and the query."""
 
 import argparse
 from collections.abc import Mapping
@@ -27,25 +27,25 @@ def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint-location",
         metavar="FOLDER",
-        help="with --stream: where Spark keeps the stream's progress (default: in the table's "
-        "folder, where --table is a path)",
+        help="with --stream: the checkpoint location of the stream (default: in the table's "
+        "folder, if --table is a path)",
     )
     parser.add_argument(
         "--processing-time",
         metavar="TIME",
-        help="with --stream: run until stopped, with a batch at this interval, such as '1 minute' "
-        "(default: process what is there, then end)",
+        help="with --stream: process new rows at this interval, such as '1 minute' (default: "
+        "process the available rows, then end)",
     )
     parser.add_argument(
         "--max-files",
         type=int,
         metavar="N",
-        help=f"with --stream: input files that a batch takes at most (default: {MAX_FILES})",
+        help=f"with --stream: maximum number of input files per batch (default: {MAX_FILES})",
     )
 
 
 def check_stream_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """End as a wrong usage where an option has no meaning with, or without, `--stream`."""
+    """Exit with a usage error if an option has no meaning with, or without, `--stream`."""
     wrong = (*NOT_STREAMED, "show", "dry_run") if arguments.stream else _OF_A_STREAM
     said = "has no meaning with --stream" if arguments.stream else "needs --stream"
     for name in wrong:
@@ -60,14 +60,14 @@ def follow(
     operator: "Operator",
     options: Mapping[str, Any],
 ) -> None:
-    """Stream the input into the table, and say the rows of the last batches at the end.
+    """Stream the input into the table, and print the row counts of the last batches at the end.
 
     Args:
         spark: The job's session.
-        arguments: The job's.
+        arguments: The job's arguments.
         keys: The key columns.
         operator: What to compute.
-        options: Those of the write.
+        options: The options of the write.
     """
     from spark_vision.cli.inputs import stream_images
     from spark_vision.tables.location import checkpoint_in

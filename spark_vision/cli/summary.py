@@ -1,10 +1,10 @@
-"""What a write did, in the few lines that end a job."""
+"""Formats the result of a write as the last lines of a job."""
 
 from spark_vision.tables.write import WriteResult
 
 
 def describe_result(result: WriteResult) -> str:
-    """Say the table, the rows, the statuses of each column, and the rate."""
+    """Format the table, the rows, the statuses of each column, and the rate."""
     lines = [
         f"table: {result.table}",
         f"rows: {result.source_rows:,} in the input, {result.existing_rows:,} in the table before, "

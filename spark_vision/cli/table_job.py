@@ -1,4 +1,4 @@
-"""What the jobs that fill a table share: their options, and the write with its progress."""
+"""Shared code of the jobs that fill a table: their options, and the write with its progress."""
 
 import argparse
 import re
@@ -21,19 +21,19 @@ _GLOB = re.compile(r"[*?\[{]")
 
 
 def add_table_arguments(parser: argparse.ArgumentParser, column: str, what: str) -> None:
-    """Add the options that say where rows come from, and where they go.
+    """Add the options for the input and for the table.
 
     Args:
-        parser: The job's.
-        column: The default name of the column that is computed.
-        what: What it holds, in the plural, for the help.
+        parser: The job's parser.
+        column: The default name of the computed column.
+        what: Its content, in the plural, for the help.
     """
     parser.add_argument(
         "--input",
         required=True,
         help="a folder or glob of image files, the folder of a Delta table or of Parquet files, "
-        "or a table's name; a folder may also be read by the rows' strings, as if --allow-paths "
-        "named it",
+        "or a table name; paths in the rows may refer to files in a folder given here, as with "
+        "--allow-paths",
     )
     parser.add_argument(
         "--table", required=True, help="the Delta table to write: a path, or a name in the catalog"
@@ -42,30 +42,31 @@ def add_table_arguments(parser: argparse.ArgumentParser, column: str, what: str)
         "--key",
         action="append",
         metavar="COLUMN",
-        help="tells rows apart; repeat it for several (default: path, for image files)",
+        help="a column of the key, which is unique per row; repeatable (default: path, for image "
+        "files)",
     )
     parser.add_argument(
         "--column",
         default=column,
         metavar="NAME",
-        help=f"the {what}' column in the table (default: %(default)s)",
+        help=f"the column of the {what} in the table (default: %(default)s)",
     )
     parser.add_argument(
         "--show",
         type=int,
         default=0,
         metavar="N",
-        help="rows of the table to show at the end, failed ones first (default: none)",
+        help="number of rows to show at the end, failed ones first (default: none)",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="say what would be computed, and end: no model is loaded, and nothing is written",
+        help="print what would be computed, without loading a model or writing anything",
     )
     add_option_arguments(parser, WriteOptions, left_out=["prompt_column"])
     add_stream_arguments(parser)
     parser.add_argument(
-        "--log-level", choices=LOG_LEVELS, help="of Spark (default: the session's own, else OFF)"
+        "--log-level", choices=LOG_LEVELS, help="Spark's log level (default: its setting, else OFF)"
     )
 
 
@@ -75,13 +76,13 @@ def write_table(
     operator: "Operator",
     prompt_column: str | None = None,
 ) -> None:
-    """Write what the table lacks, and say what became of it.
+    """Write the rows that the table lacks, and print the result.
 
     Args:
         spark: The job's session.
-        arguments: As `add_table_arguments` has parsed them.
+        arguments: Parsed arguments of `add_table_arguments`.
         operator: What to compute.
-        prompt_column: What is asked of each image; None where nothing is, or the operator asks.
+        prompt_column: The column with a prompt per image; None if there is none.
     """
     from spark_vision.cli.inputs import FILE_KEY, read_images
     from spark_vision.cli.preview import preview_table
@@ -118,13 +119,12 @@ def write_table(
 
 
 def allow_input(operator: "Operator", place: str) -> "Operator":
-    """Let strings of the rows be read below the folder that the user has named as the input.
+    """Allow paths in the rows to refer to files in the input folder.
 
     Args:
         operator: What to compute.
-        place: A folder, of which a glob's is the one before its first special character; or a
-            table, whose rows may say anything and are allowed nothing. All files of a machine are
-            allowed to nobody who does not say so by `allow_paths`.
+        place: The input. Of a glob, the folder before its first special character is allowed. For
+            a table, or for `/`, nothing is allowed; the user must set `allow_paths`.
     """
     glob = _GLOB.search(place)
     folder = place[: glob.start()].rpartition("/")[0] if glob else place
@@ -134,5 +134,5 @@ def allow_input(operator: "Operator", place: str) -> "Operator":
     try:
         return replace(operator, allow_paths=(*operator.allow_paths, folder))
     except InvalidOptionError:
-        # Spark reads more than a column's strings may, such as dbfs:/; their bytes need no root.
+        # Spark reads more schemes than `allow_paths` accepts, such as dbfs:/.
         return operator

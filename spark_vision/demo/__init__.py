@@ -1,4 +1,4 @@
-"""A small world for trying things offline: drawn scenes, and checkpoints trained on them."""
+"""Synthetic scenes, and small checkpoints trained on them, for use offline."""
 
 from typing import TYPE_CHECKING, Any
 

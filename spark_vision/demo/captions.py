@@ -1,4 +1,4 @@
-"""What is said of a scene, in English and in Chinese: one sentence for one scene."""
+"""Captions of scenes in English and Chinese: one sentence per scene."""
 
 from spark_vision.demo.scenes import Scene, SceneObject
 
@@ -25,15 +25,14 @@ RELATIONS_ZH = {"left of": "左边", "right of": "右边", "above": "上面", "b
 
 
 def caption(scene: Scene) -> str:
-    """Say what a scene shows.
+    """Describe a scene in English.
 
     Args:
-        scene: What is shown.
+        scene: The scene.
 
     Returns:
-        For example `a small red circle left of a large blue square and above a small green star`:
-        it is the first object that is above the third. Two scenes have the same caption only if
-        they are equal.
+        For example `a small red circle left of a large blue square and above a small green star`,
+        where the first object is above the third. Different scenes have different captions.
     """
     first, *others = (_phrase(thing) for thing in scene.objects)
     related = [
@@ -43,10 +42,10 @@ def caption(scene: Scene) -> str:
 
 
 def caption_zh(scene: Scene) -> str:
-    """Say what a scene shows in Chinese.
+    """Describe a scene in Chinese.
 
     Args:
-        scene: What is shown.
+        scene: The scene.
 
     Returns:
         For example `一个小的红色圆形在一个大的蓝色正方形的左边,在一个小的绿色星形的上面`.

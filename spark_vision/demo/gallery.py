@@ -1,4 +1,4 @@
-"""What the demonstration asks: pictures for a text, pictures like a picture, answers about one."""
+"""Searches images by text and by image, and asks questions about them, with Spark."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +12,11 @@ from spark_vision.operators import ClipTextEmbedding, QwenVLImageUnderstanding
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture that was found.
+    """A search result.
 
     Attributes:
-        path: The picture's file, as the table has it.
-        score: Its vector's cosine to what was asked; of vectors of length one, their product.
+        path: The path of the image, as in the table.
+        score: The cosine similarity to the query.
     """
 
     path: str
@@ -25,12 +25,12 @@ class Hit:
 
 @dataclass(frozen=True)
 class Search:
-    """What was asked, and what came.
+    """A query and its results.
 
     Attributes:
-        asked: A text, or the path of a picture.
-        hits: The best first.
-        by_picture: Which of the two it is.
+        asked: The query: a text, or the path of an image.
+        hits: The results, best first.
+        by_picture: Whether the query is an image.
     """
 
     asked: str
@@ -45,17 +45,17 @@ def search_by_text(
     texts: Sequence[str],
     count: int,
 ) -> list[Search]:
-    """Find the pictures nearest to texts.
+    """Find the images nearest to texts.
 
     Args:
-        table: `path` and a column of vectors of length one, of the operator's own checkpoint.
-        column: That column's name.
+        table: `path` and a column of unit-length vectors of the operator's checkpoint.
+        column: The name of that column.
         operator: Embeds the texts.
-        texts: What to look for.
-        count: Pictures per text.
+        texts: The queries.
+        count: Maximum number of images per text.
 
     Returns:
-        A search per text, in the order of the texts.
+        One search per text, in the order of the texts.
     """
     asked = table.sparkSession.createDataFrame([(text,) for text in texts], "asked string")
     queries = asked.select("asked", embed_text("asked", operator).alias("query"))
@@ -65,16 +65,16 @@ def search_by_text(
 def search_by_picture(
     table: DataFrame, column: str, paths: Sequence[str], count: int
 ) -> list[Search]:
-    """Find the pictures nearest to pictures of the same table, themselves left out.
+    """Find the images nearest to images of the same table, without the query itself.
 
     Args:
-        table: `path` and a column of vectors of length one.
-        column: That column's name.
-        paths: The pictures to start from.
-        count: Pictures for each.
+        table: `path` and a column of unit-length vectors.
+        column: The name of that column.
+        paths: The query images.
+        count: Maximum number of images per query.
 
     Returns:
-        A search per path, in the order of the paths.
+        One search per path, in the order of the paths.
     """
     chosen = table.where(F.col("path").isin(list(paths)))
     queries = chosen.select(F.col("path").alias("asked"), F.col(column).alias("query"))
@@ -87,15 +87,15 @@ def answer_questions(
     operator: QwenVLImageUnderstanding,
     questions: Sequence[tuple[str, str]],
 ) -> list[str | None]:
-    """Ask about pictures.
+    """Ask questions about images.
 
     Args:
-        files: `path` and `content`, as `binaryFile` gives them.
-        operator: What answers.
-        questions: The path of a picture and a question about it, no two of them equal.
+        files: `path` and `content`, as from `binaryFile`.
+        operator: Answers the questions.
+        questions: Distinct pairs of the path of an image and a question about it.
 
     Returns:
-        The answers in the order of the questions; None where there is none.
+        The answers in the order of the questions; None for a failed row.
     """
     asked = files.sparkSession.createDataFrame(list(questions), "path string, question string")
     answer = caption_image("content", operator, F.col("question"))

@@ -1,4 +1,4 @@
-"""Where the objects of a scene stand in a picture: random places that keep its relations true."""
+"""Places the objects of a scene at random, such that its relations are true."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,15 @@ import numpy as np
 
 from spark_vision.demo.scenes import Scene
 
-# Diameters as shares of the picture's shorter edge. The gap between them is wide enough that a
-# picture squashed to a square, up to 3:2, still tells them apart.
+# Diameters as shares of the shorter edge of the image. The gap between small and large is wide
+# enough to remain clear when an image of up to 3:2 is resized to a square.
 DIAMETERS = {"small": (0.14, 0.165), "large": (0.24, 0.34)}
 
-# How far a shape may reach from its centre, in radii, whatever its rotation.
+# Maximum extent of a shape from its centre, in radii, for any rotation.
 REACH = 1.2
 
 _DIRECTIONS = {"left of": (1, 0), "right of": (-1, 0), "above": (0, 1), "below": (0, -1)}
-# Along the relation's axis the distance is at least this many times that across it.
+# Minimum ratio of the distance along the axis of a relation to the distance across it.
 _DOMINANCE = 1.6
 _MARGIN = 0.02
 _TRIES = 256
@@ -22,12 +22,12 @@ _TRIES = 256
 
 @dataclass(frozen=True)
 class Place:
-    """Where one object stands.
+    """The place of one object, in units of the shorter edge of the image.
 
     Attributes:
-        x: Its centre, in shorter edges from the left.
-        y: Its centre, in shorter edges from the top.
-        diameter: Of the circle that it would be, in shorter edges.
+        x: Its centre, from the left.
+        y: Its centre, from the top.
+        diameter: The diameter of a circle of the same size.
     """
 
     x: float
@@ -36,21 +36,21 @@ class Place:
 
 
 def place(scene: Scene, random: np.random.Generator, width: float, height: float) -> list[Place]:
-    """Find a place for each object, none touching another, so that every relation is clear.
+    """Find a place for each object, without overlap, such that every relation is clear.
 
     Args:
-        scene: What is shown.
-        random: Decides the places.
-        width: Of the picture in shorter edges, at least 1.
-        height: Likewise.
+        scene: The scene.
+        random: The random generator.
+        width: The width of the image in shorter edges, at least 1.
+        height: The height, likewise.
 
     Returns:
-        A place for each object.
+        One place per object.
     """
     area = np.array([width, height])
     ranges = np.array([DIAMETERS[thing.size] for thing in scene.objects])
     while True:
-        # Some tries are smaller and denser than others: three large ones in a row hardly fit.
+        # Vary size and density between tries: three large objects in a row hardly fit.
         spread = random.random((_TRIES, 1))
         shares = random.random((_TRIES, len(ranges))) * spread
         diameters = ranges[:, 0] + shares * (ranges[:, 1] - ranges[:, 0])
@@ -76,7 +76,7 @@ def _around_first(
     area: np.ndarray,
     spread: np.ndarray,
 ) -> np.ndarray:
-    """Centres, [tries, objects, 2], as seen from the first object's."""
+    """Return centres, [tries, objects, 2], relative to the first object."""
     centres = np.zeros((*reaches.shape, 2))
     for index, relation in enumerate(scene.relations, start=1):
         direction = np.array(_DIRECTIONS[relation])
@@ -84,7 +84,7 @@ def _around_first(
         nearest = reaches[:, 0] + reaches[:, index] + _MARGIN
         share = random.random(len(reaches)) * spread
         along = nearest + share * np.maximum(area[axis] - 2 * nearest, 0)
-        # In the picture and in its square version alike.
+        # Holds both for the image and for the image resized to a square.
         dominance = _DOMINANCE * max(1.0, area[axis] / area[1 - axis])
         across = along / dominance * random.uniform(-1, 1, len(reaches))
         centres[:, index, axis] = along * direction[axis]

@@ -1,4 +1,4 @@
-"""One static HTML page: rows of pictures under what was asked, with no server and no network."""
+"""Writes a static, self-contained HTML page with rows of images under headings."""
 
 import base64
 import io
@@ -29,13 +29,13 @@ figcaption b { display: block; font-weight: 500; color: CanvasText; }
 
 @dataclass(frozen=True)
 class Card:
-    """A picture with its words.
+    """An image with its caption.
 
     Attributes:
-        path: Which picture.
-        title: The line under it.
-        lines: More lines, smaller.
-        is_asked: It is what was asked with, and stands out.
+        path: The path of the image.
+        title: The line under the image.
+        lines: More lines, in smaller type.
+        is_asked: Whether it is the query image, which is highlighted.
     """
 
     path: str
@@ -46,7 +46,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures under one heading."""
+    """Images under one heading."""
 
     heading: str
     cards: tuple[Card, ...]
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: what it shows, in a sentence, and its rows."""
+    """A section of the page: a heading, a note and rows of images."""
 
     heading: str
     note: str
@@ -68,14 +68,14 @@ def write_page(
     sections: Sequence[Section],
     pictures: Mapping[str, Image.Image],
 ) -> None:
-    """Write a page that holds its pictures within itself.
+    """Write a page with embedded images.
 
     Args:
         path: The file to write, in UTF-8.
-        title: Of the page.
+        title: The title of the page.
         notes: Paragraphs under the title.
-        sections: What it shows. Text is escaped, whatever it holds.
-        pictures: By the path that cards name; a card without one shows its words alone.
+        sections: The sections. All text is escaped.
+        pictures: Images by the path of their cards; a card without an image shows only text.
     """
     sources = {name: _data_uri(picture) for name, picture in pictures.items()}
     body = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(note)}</p>" for note in notes)]

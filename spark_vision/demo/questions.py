@@ -1,4 +1,4 @@
-"""What can be asked about a scene, and the answers, in English and in Chinese."""
+"""Questions about a scene and their answers, in English and Chinese."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ LANGUAGES: tuple[Language, ...] = get_args(Language)
 Kind = Literal["count", "colour", "shape", "size", "existence", "relation", "larger"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# What asks for a caption; the first of each language is the usual one.
+# Prompts for a caption; the first of each language is the default.
 CAPTION_PROMPTS: dict[Language, tuple[str, ...]] = {
     "en": (
         "Describe this image.",
@@ -51,10 +51,10 @@ class Question:
     """One question about one scene.
 
     Attributes:
-        kind: What it asks for.
-        language: That of the question and its answer.
+        kind: The kind of question.
+        language: The language of the question and its answer.
         text: The question.
-        answer: The only answer that is right, word for word.
+        answer: The only correct answer, to be matched exactly.
     """
 
     kind: Kind
@@ -64,25 +64,24 @@ class Question:
 
 
 def scene_caption(scene: Scene, language: Language) -> str:
-    """Say what a scene shows, in a language."""
+    """Describe a scene in a language."""
     return caption(scene) if language == "en" else caption_zh(scene)
 
 
 def draw_questions(
     scene: Scene, random: np.random.Generator, language: Language
 ) -> tuple[Question, ...]:
-    """Ask one question of every kind that has one clear answer.
+    """Draw one question of each kind that has one clear answer.
 
     Args:
-        scene: What is asked about.
-        random: Decides which objects are asked about. "Is there a red square?" is as often to be
-            denied as not; half of those to be denied have a colour and a shape of the scene,
-            where it has such, that are not together in it.
-        language: That of questions and answers.
+        scene: The scene.
+        random: Chooses the objects. "Is there a red square?" has the answer no in half of the
+            cases; if possible, half of those combine a colour and a shape of different objects.
+        language: The language of questions and answers.
 
     Returns:
-        The questions in the order of `KINDS`: a count and an existence always, others if an
-        object can be told by its shape, its colour or both.
+        The questions in the order of `KINDS`. Count and existence are always included, other kinds
+        only if the shape, the colour or both identify an object.
     """
     return tuple(_questions(scene, random, language))
 
@@ -139,7 +138,7 @@ def _questions(scene: Scene, random: np.random.Generator, language: Language) ->
     )
     if len(scene.objects) == 1:
         return
-    # The scene says where its first object is, so one of the two asked about is the first.
+    # A scene defines the relations of its first object only, so one of the two is the first.
     other = int(random.integers(1, len(pairs)))
     if Counter(pairs)[pairs[0]] > 1 or Counter(pairs)[pairs[other]] > 1:
         return
@@ -174,17 +173,17 @@ def _name(pair: _Pair, language: Language) -> str:
 
 
 def _unique(random: np.random.Generator, names: list[str] | list[_Pair]) -> int | None:
-    """The index of a name that no other object has."""
+    """Return the index of a name that only one object has."""
     counts = Counter(names)
     indices = [index for index, name in enumerate(names) if counts[name] == 1]
     return indices[int(random.integers(len(indices)))] if indices else None
 
 
 def _absent(scene: Scene, random: np.random.Generator) -> _Pair:
-    """A colour and a shape that are not together in the scene, though at least one is in it."""
+    """Return a colour and a shape of which at least one is in the scene, but not both together."""
     there = {_pair(thing) for thing in scene.objects}
     colours, shapes = {colour for colour, _ in there}, {shape for _, shape in there}
-    # Whoever trains must not learn that the pairs kept out of training are never there.
+    # Training must not teach that the held-out pairs never occur.
     barred = there | HELD_OUT_PAIRS if scene.split == "train" else there
     absent = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     absent = [pair for pair in absent if pair not in barred]

@@ -1,4 +1,4 @@
-"""Draws a scene as a picture: its objects on some background, with noise, each time differently."""
+"""Renders a scene as an image: its objects on a random background, with noise."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from spark_vision.demo.layouts import place
 from spark_vision.demo.scenes import Scene
 
-# Width and height in pixels, as photographs and their thumbnails have them.
+# Width and height in pixels, typical of small photographs and thumbnails.
 PICTURE_SIZES = ((320, 240), (240, 320), (500, 375), (375, 500), (256, 256), (640, 427))
 
 COLOUR_VALUES = {
@@ -23,23 +23,23 @@ COLOUR_VALUES = {
     "white": (246, 246, 246),
 }
 _COLOUR_JITTER = 12
-# Euclidean, in RGB: a background is at least this far from the colour of every object.
+# Minimum Euclidean distance in RGB between the background and the colour of every object.
 _CONTRAST = 75
 _STRONGEST_NOISE = 8.0
-# Masks are drawn larger and made small again, for smooth edges.
+# Masks are drawn larger and then reduced, for smooth edges.
 _OVERSAMPLING = 4
-# For each 8-bit coverage, whether a pixel counts as the object's.
+# Lookup table from 8-bit coverage: a pixel at least half covered belongs to the object.
 _HALF_COVERED = [0] * 128 + [255] * 128
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A scene that was drawn.
+    """A rendered scene.
 
     Attributes:
         image: RGB pixels.
-        boxes: For each object, left, top, right and bottom in pixels; right and bottom are just
-            outside of it.
+        boxes: For each object, left, top, right and bottom in pixels; right and bottom are
+            exclusive.
     """
 
     image: Image.Image
@@ -49,16 +49,16 @@ class Picture:
 def render(
     scene: Scene, random: np.random.Generator, size: tuple[int, int] | None = None
 ) -> Picture:
-    """Draw a scene.
+    """Render a scene.
 
     Args:
-        scene: What to show.
-        random: Decides places, background, noise and the exact colours. The same scene and the
-            same state give the same picture; another state gives another picture of the scene.
-        size: Width and height in pixels; one of `PICTURE_SIZES` if none is given.
+        scene: The scene.
+        random: Chooses places, background, noise and exact colours. The result depends only on the
+            scene, the size and the state of this generator.
+        size: Width and height in pixels; by default one of `PICTURE_SIZES`.
 
     Returns:
-        The picture.
+        The image and the boxes of its objects.
     """
     width, height = size or PICTURE_SIZES[int(random.integers(len(PICTURE_SIZES)))]
     edge = min(width, height)
@@ -88,7 +88,7 @@ def _jittered(colour: tuple[int, ...], random: np.random.Generator) -> tuple[int
 def _background(
     random: np.random.Generator, width: int, height: int, colours: list[tuple[int, ...]]
 ) -> np.ndarray:
-    """float32 pixels, [height, width, 3]: plain, a gradient or a soft texture."""
+    """Return float32 pixels, [height, width, 3]: plain, a gradient or a soft texture."""
     taken = np.array(colours, dtype=np.float32)
     kind = int(random.integers(3))
     if kind == 0:
@@ -116,7 +116,7 @@ def _background(
 def _free_colour(
     random: np.random.Generator, taken: np.ndarray, near: np.ndarray | None = None
 ) -> np.ndarray:
-    """A muted colour, [3], that no object has."""
+    """Return a muted colour, [3], that differs from the objects' colours."""
     while True:
         if near is None:
             colour = random.uniform(35, 230) + random.uniform(-25, 25, 3)
@@ -129,7 +129,7 @@ def _free_colour(
 def _mask(
     shape: str, random: np.random.Generator, x: float, y: float, radius: float
 ) -> tuple[Image.Image, int, int]:
-    """The shape's coverage as 8 bits, and where its left and top are in the picture."""
+    """Return the shape's 8-bit coverage mask, and its left and top in the image."""
     reach = math.ceil(radius * 1.25) + 1
     left, top = round(x) - reach, round(y) - reach
     side = 2 * reach * _OVERSAMPLING
@@ -143,7 +143,7 @@ def _mask(
             hole = scaled * random.uniform(0.5, 0.6)
             pen.ellipse([*(centre - hole), *(centre + hole)], fill=0)
     else:
-        # Little enough that a square is no diamond and a cross no x.
+        # Small enough that a square is not a diamond and a cross not an x.
         angle = math.radians(random.uniform(-12, 12))
         turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
         corners = centre + np.array(_CORNERS[shape]) @ turn * scaled
@@ -155,7 +155,7 @@ def _on_circle(angle: float, radius: float) -> tuple[float, float]:
     return radius * math.sin(math.radians(angle)), -radius * math.cos(math.radians(angle))
 
 
-# In radii from the centre, y downwards; none further out than `layouts.REACH`.
+# In radii from the centre, y downwards; at most `layouts.REACH` from it.
 _CORNERS = {
     "square": ((-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)),
     "triangle": tuple(_on_circle(angle, 1.2) for angle in (0, 120, 240)),

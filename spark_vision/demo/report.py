@@ -1,4 +1,4 @@
-"""Tells what a demonstration found: as text on the terminal, and as sections of its page."""
+"""Formats the demo's results as text for the terminal and as sections of its page."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,41 +19,41 @@ from spark_vision.operators import ImageLimits
 
 @dataclass(frozen=True)
 class Words:
-    """What is known of the pictures.
+    """Captions of images.
 
     Attributes:
-        true: The captions that are right, by file name; empty for pictures of unknown content.
-        written: What the model wrote, by path.
+        true: The correct captions by file name; empty for images without ground truth.
+        written: The model's captions by path.
     """
 
     true: Mapping[str, str]
     written: Mapping[str, str]
 
     def title(self, path: str) -> str:
-        """Name a picture by what it shows, where that is known, and by its file."""
+        """Return the title of an image: its correct caption, if known, and its file name."""
         file = PurePosixPath(path).name
         return f"{self.true[file]} ({file})" if file in self.true else file
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A question about a picture, its answer, and the right one where that is known."""
+    """A question about an image, the model's answer, and the correct one if known."""
 
     path: str
     question: str
-    said: str | None
+    answer: str | None
     right: str | None = None
 
     def __str__(self) -> str:
-        """The question and what was said, and what would have been right."""
-        said = f"{self.question}  {self.said}"
+        """The question, the model's answer, and the correct answer if it differs."""
+        line = f"{self.question}  {self.answer}"
         if self.right is None:
-            return said
-        return f"{said}  ✓" if self.said == self.right else f"{said}  ✗ ({self.right})"
+            return line
+        return f"{line}  ✓" if self.answer == self.right else f"{line}  ✗ ({self.right})"
 
 
-def tell_searches(heading: str, searches: Sequence[Search], words: Words) -> str:
-    """Write searches as lines for a terminal."""
+def format_searches(heading: str, searches: Sequence[Search], words: Words) -> str:
+    """Format searches as lines for a terminal."""
     lines = [heading]
     for search in searches:
         lines.append(f"\n  {_asked(search, words)}")
@@ -61,13 +61,13 @@ def tell_searches(heading: str, searches: Sequence[Search], words: Words) -> str
     return "\n".join(lines)
 
 
-def show_searches(heading: str, note: str, searches: Sequence[Search], words: Words) -> Section:
-    """Make a section of the page from searches."""
+def searches_section(heading: str, note: str, searches: Sequence[Search], words: Words) -> Section:
+    """Build a section of the page from searches."""
     return Section(heading, note, tuple(_row(search, words) for search in searches))
 
 
-def tell_answers(heading: str, answers: Sequence[Answer], words: Words) -> str:
-    """Write answers as lines for a terminal, picture by picture."""
+def format_answers(heading: str, answers: Sequence[Answer], words: Words) -> str:
+    """Format answers as lines for a terminal, grouped by image."""
     lines = [heading]
     for path, given in _by_picture(answers).items():
         lines.append(f"\n  {words.title(path)}")
@@ -75,8 +75,8 @@ def tell_answers(heading: str, answers: Sequence[Answer], words: Words) -> str:
     return "\n".join(lines)
 
 
-def show_answers(heading: str, note: str, answers: Sequence[Answer], words: Words) -> Section:
-    """Make a section of the page from answers, a card for each picture."""
+def answers_section(heading: str, note: str, answers: Sequence[Answer], words: Words) -> Section:
+    """Build a section of the page from answers, with one card per image."""
     cards = tuple(
         Card(path, words.title(path), tuple(map(str, given)))
         for path, given in _by_picture(answers).items()
@@ -85,14 +85,14 @@ def show_answers(heading: str, note: str, answers: Sequence[Answer], words: Word
 
 
 def load_pictures(files: DataFrame, paths: Iterable[str]) -> Mapping[str, Image.Image]:
-    """Decode pictures for the page.
+    """Decode the images of the page.
 
     Args:
-        files: `path` and `content`, as `binaryFile` gives them.
-        paths: Those that the page shows.
+        files: `path` and `content`, as from `binaryFile`.
+        paths: The images to decode.
 
     Returns:
-        Pictures by path; one that cannot be decoded is left out.
+        Images by path, without those that cannot be decoded.
     """
     chosen = files.where(F.col("path").isin(sorted(set(paths)))).select("path", "content")
     pictures = {}
@@ -109,7 +109,7 @@ def _encoded(content: bytes) -> torch.Tensor:
 
 
 def paths_of(sections: Iterable[Section]) -> Iterator[str]:
-    """Name the pictures that sections show."""
+    """Return the paths of the images in sections."""
     return (card.path for section in sections for row in section.rows for card in row.cards)
 
 
@@ -125,12 +125,12 @@ def _row(search: Search, words: Words) -> Row:
         _card(hit.path, words, f"cosine {hit.score:.3f}", is_asked=False) for hit in search.hits
     )
     if search.by_picture:
-        found = (_card(search.asked, words, "asked with this", is_asked=True), *found)
+        found = (_card(search.asked, words, "query image", is_asked=True), *found)
     return Row(_asked(search, words), found)
 
 
 def _card(path: str, words: Words, line: str, *, is_asked: bool) -> Card:
-    lines = (line, f"written: {words.written[path]}") if path in words.written else (line,)
+    lines = (line, f"caption: {words.written[path]}") if path in words.written else (line,)
     return Card(path, words.title(path), lines, is_asked)
 
 

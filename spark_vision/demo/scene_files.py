@@ -1,4 +1,4 @@
-"""Writes scenes as picture files of several formats, with the truth about each beside them."""
+"""Writes scenes as image files of several formats, with their ground truth."""
 
 import json
 from io import BytesIO
@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from spark_vision.demo.captions import caption, caption_zh
+from spark_vision.demo.ground_truth import TRUTH_FILE
 from spark_vision.demo.rendering import Picture, render
 from spark_vision.demo.scenes import Scene, Split, draw_scenes
-from spark_vision.demo.truth import TRUTH_FILE
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -23,7 +23,7 @@ def write_scenes(
     renderings: int = 1,
     broken: bool = False,
 ) -> list[Path]:
-    """Draw scenes, no two equal, and write them as JPEG, PNG and WebP files.
+    """Draw distinct scenes and write them as JPEG, PNG and WebP files.
 
     `scenes.jsonl` in the same folder has a line for each file: `file` (its name), `scene` (an
     integer, the same for all renderings of a scene), `caption`, `caption_zh`, `objects` (each with
@@ -31,16 +31,16 @@ def write_scenes(
     with `subject` and `object`, indices into `objects`, and `relation`).
 
     Args:
-        folder: Made if it is not there; files of the same names are overwritten.
-        count: How many scenes.
-        seed: Decides every byte, and nothing else does; a larger count only adds files.
-        split: Which scenes, one of `SPLITS`.
-        renderings: Pictures of each scene; they differ in places, background, size and noise.
-        broken: Also write three files that are no images: `empty.jpg`, `text.jpg` and
+        folder: Created if missing; existing files are overwritten.
+        count: Number of scenes.
+        seed: Determines every byte of the output; a larger count only adds files.
+        split: One of `SPLITS`.
+        renderings: Number of images per scene; they differ in places, background, size and noise.
+        broken: Also write three files that are not valid images: `empty.jpg`, `text.jpg` and
             `truncated.jpg`. They are not in `scenes.jsonl`.
 
     Returns:
-        The files of images, scene by scene, then the broken ones.
+        The paths of the images, scene by scene, then those of the broken files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,25 +56,25 @@ def write_scenes(
             lines.append(json.dumps(_truth(path, index, scene, picture), ensure_ascii=False))
     if broken:
         paths += _write_broken(folder, seed)
-    # Last: where it is, all files are.
+    # Written last: if it exists, all other files do.
     (folder / TRUTH_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return paths
 
 
 def encode(picture: Picture, random: np.random.Generator) -> tuple[bytes, str]:
-    """Make a file of a picture.
+    """Encode an image.
 
     Args:
-        picture: What was drawn.
-        random: Decides the format, and the quality where there is one.
+        picture: The image.
+        random: Chooses the format and its quality.
 
     Returns:
-        The file's bytes and its suffix.
+        The encoded bytes and the file suffix.
     """
     kind = _FORMATS[int(random.integers(len(_FORMATS)))]
     buffer = BytesIO()
     quality = int(random.integers(60, 96))
-    # PNG has no quality; a fast compression is a matter of bytes only.
+    # PNG is lossless, so fast compression only makes the file larger.
     options = {"compress_level": 1} if kind == "PNG" else {"quality": quality}
     picture.image.save(buffer, kind, **options)
     return buffer.getvalue(), _SUFFIXES[kind]

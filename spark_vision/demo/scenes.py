@@ -1,4 +1,4 @@
-"""The demonstration's small world: scenes of one to three coloured shapes in relation."""
+"""The demo's scenes: one to three coloured shapes with spatial relations."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ OPPOSITES = {
 }
 RELATIONS = tuple(OPPOSITES)
 
-# Each attribute alone is in training; put together like this it never is.
+# Training includes each attribute alone, but never these combinations.
 HELD_OUT_PAIRS = frozenset(
     {("yellow", "ring"), ("purple", "triangle"), ("orange", "cross"), ("black", "star")}
 )
@@ -42,7 +42,7 @@ _COUNT_SHARES = (0.15, 0.4, 0.45)
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One thing in a scene.
+    """One object of a scene.
 
     Attributes:
         size: One of `SIZES`.
@@ -56,17 +56,17 @@ class SceneObject:
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """Where it comes in a caption: by colour, then shape, then size."""
+        """The sort key of objects in a caption: colour, then shape, then size."""
         return COLOURS.index(self.colour), SHAPES.index(self.shape), SIZES.index(self.size)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows, without where each pixel is.
+    """The content of an image, without positions.
 
     Attributes:
-        objects: One to three, no two of them equal, in `SceneObject.order`.
-        relations: For each object after the first, where the first one is as seen from it: the
+        objects: One to three distinct objects, sorted by `SceneObject.order`.
+        relations: For each object after the first, the relation of the first object to it: the
             first object is `relations[0]` the second and `relations[1]` the third.
     """
 
@@ -75,7 +75,7 @@ class Scene:
 
     @property
     def split(self) -> Split:
-        """The one split that the scene belongs to: it follows from the scene alone."""
+        """The split of the scene, which depends only on the scene."""
         if any((thing.colour, thing.shape) in HELD_OUT_PAIRS for thing in self.objects):
             return "held_out_pairs"
         if any(triple in HELD_OUT_RELATIONS for triple in self._triples()):
@@ -85,7 +85,7 @@ class Scene:
         return "validation" if bucket == 0 else "test" if bucket <= 2 else "train"
 
     def _triples(self) -> Iterator[tuple[str, str, str]]:
-        # Both ways round: a star left of a ring is a ring right of a star.
+        # Both directions: a star left of a ring is a ring right of a star.
         first = self.objects[0]
         for other, relation in zip(self.objects[1:], self.relations, strict=True):
             yield first.shape, relation, other.shape
@@ -93,20 +93,20 @@ class Scene:
 
 
 def draw_scene(random: np.random.Generator, split: Split) -> Scene:
-    """Draw any scene of a split; the same scene may come again.
+    """Draw a random scene of a split, with repetition.
 
     Args:
-        random: Decides the scene.
-        split: Which scenes are wanted.
+        random: The random generator.
+        split: One of `SPLITS`.
 
     Returns:
-        The scene: of three objects more often than of one.
+        The scene; three objects are more frequent than one.
 
     Raises:
         ValueError: There is no such split.
     """
     if split not in SPLITS:
-        raise ValueError(f"split={split!r}; a scene belongs to one of {', '.join(SPLITS)}")
+        raise ValueError(f"split got {split!r}; allowed: {', '.join(SPLITS)}")
     while True:
         count = 1 + int(random.choice(3, p=_COUNT_SHARES))
         objects = {
@@ -122,12 +122,12 @@ def draw_scene(random: np.random.Generator, split: Split) -> Scene:
 
 
 def draw_scenes(count: int, seed: int, split: Split = "test") -> list[Scene]:
-    """Draw scenes of which no two are equal.
+    """Draw distinct scenes.
 
     Args:
-        count: How many scenes.
-        seed: Decides them; a larger count only adds to a smaller one's.
-        split: Which scenes are wanted, one of `SPLITS`.
+        count: Number of scenes.
+        seed: Determines the scenes; a larger count only adds scenes.
+        split: One of `SPLITS`.
 
     Returns:
         The scenes.

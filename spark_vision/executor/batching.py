@@ -1,4 +1,4 @@
-"""An ordered, bounded pipeline: threads work ahead of the model, never too far or out of order."""
+"""An ordered, bounded pipeline: threads prepare rows ahead of the model."""
 
 import time
 from collections import deque
@@ -11,7 +11,7 @@ import torch
 
 from spark_vision.errors import RowFailure
 
-# What leaves for Spark at a time: so many rows, or as many as there are after so long.
+# An output batch is sent to Spark when it has this many rows or is this old.
 OUTPUT_ROW_COUNT = 256
 OUTPUT_WAIT_SECONDS = 1.0
 
@@ -20,10 +20,10 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def working_threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """Keep a pool of threads in which torch computes on one core per thread.
+def thread_pool(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Create a thread pool in which torch uses one core per thread.
 
-    A task that ends early (a `LIMIT`, an exception) does not wait for work that nobody needs.
+    A task that ends early (a `LIMIT`, an exception) does not wait for pending work.
     """
     pool = ThreadPoolExecutor(count, name, initializer=torch.set_num_threads, initargs=(1,))
     try:
@@ -38,13 +38,13 @@ def map_ahead(
     items: Iterable[Item],
     may_add: Callable[[int], bool],
 ) -> Iterator[Result]:
-    """Apply `work` to the items in threads, and give the results in the items' order.
+    """Apply `work` to the items in threads, and yield the results in the order of the items.
 
     Args:
-        pool: Where the work runs.
-        work: Called once per item; its exception is raised where its result would come.
+        pool: Runs the work.
+        work: Called once per item. An exception is raised in place of the result.
         items: Read only as far as `may_add` allows.
-        may_add: Given the count of results that are not taken yet, whether to start another.
+        may_add: Returns whether to start another item, given the number of pending results.
     """
     waiting: deque[Future[Result]] = deque()
     source = iter(items)
@@ -63,15 +63,14 @@ def map_ahead(
 def regroup(
     portions: Iterable[list[Item | RowFailure]], batch_size: int
 ) -> Iterator[list[Item | RowFailure]]:
-    """Cut portions of rows into batches that the model computes at once, across their borders.
+    """Regroup portions of rows into batches for the model.
 
-    Failed rows ride along in their place and do not count, so that a model's batches are full even
-    where rows fail; a batch ends all the same when it has eight times as many rows as it may
-    compute.
+    Failed rows keep their place but do not count, so that batches are full even where rows fail.
+    A batch has at most `8 * batch_size` rows, failed ones included.
 
     Args:
         portions: Rows in order, each ready for the model or failed.
-        batch_size: Most ready rows of one batch.
+        batch_size: Maximum number of ready rows in a batch.
     """
     batch: list[Item | RowFailure] = []
     ready_count = 0
@@ -91,8 +90,8 @@ def gather(
 ) -> Iterator[list[Item]]:
     """Join batches until they hold `row_count` rows or are `wait_seconds` old.
 
-    Each Arrow batch that goes back to Spark has a fixed cost, which small ones would multiply; a
-    slow model's rows still leave soon, so that Spark's metrics show progress.
+    Each Arrow batch sent to Spark has a fixed cost, so small batches are joined. The time limit
+    keeps Spark's metrics up to date when the model is slow.
     """
     joined: list[Item] = []
     started = time.monotonic()

@@ -1,8 +1,8 @@
-"""How many fetched bytes may wait in memory: a budget that never deadlocks.
+"""Limits the fetched bytes in memory, without deadlocks.
 
-Threads take bytes while they fetch and give them back once the image is decoded. A thread waits
-when the budget is spent, except the one with the oldest row: it always goes on, ends, and gives
-back.
+Threads take bytes while they fetch and release them once the image is decoded. A thread waits when
+the budget is used up, except the one with the oldest row: it always proceeds, and then releases its
+bytes.
 """
 
 import threading
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 class ByteBudget:
-    """A count of bytes in flight, shared by the fetching threads of one task."""
+    """The bytes in flight, shared by the fetching threads of one task."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self._capacity_bytes = capacity_bytes
@@ -24,10 +24,10 @@ class ByteBudget:
         """Hold bytes for one row until the block ends.
 
         Args:
-            order: The row's place in the input; the least of those held is never made to wait.
+            order: The row's position in the input. The smallest one held never waits.
 
         Yields:
-            A function that takes so many bytes more, and waits where it must.
+            A function that takes the given number of bytes, waiting if necessary.
         """
         with self._changed:
             self._held_bytes[order] = 0
@@ -39,7 +39,7 @@ class ByteBudget:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Let every waiting thread go on, because its task has ended."""
+        """Release every waiting thread, because the task has ended."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Captions of a task's images: prompts of the rows, batches of similar length, texts in Arrow."""
+"""Captions of a task's images: prompts per row, batches of similar length, strings in Arrow."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import torch
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.executor.inference import compute_rows
-from spark_vision.executor.length_bucketing import compute_alike
+from spark_vision.executor.length_bucketing import compute_in_length_buckets
 from spark_vision.executor.model_access import (
     open_caption_preprocessor,
     open_checkpoint,
@@ -23,7 +23,7 @@ from spark_vision.operators import QwenVLImageUnderstanding
 
 
 class Caption(NamedTuple):
-    """What was written about one image, and whether it was cut at its greatest length."""
+    """The text about one image, and whether it was truncated at the maximum length."""
 
     text: str
     truncated: bool
@@ -34,13 +34,13 @@ class Captions:
 
     Args:
         operator: What to compute.
-        task: What it may use.
+        task: Its resources.
 
     Raises:
         SparkVisionError: The operator cannot run here.
     """
 
-    # An image can be large, and one after the other each has a thread at once.
+    # Images can be large: one row per portion gives each image a thread at once.
     portion_row_count = 1
 
     def __init__(self, operator: QwenVLImageUnderstanding, task: Task) -> None:
@@ -66,19 +66,17 @@ class Captions:
         )
 
     def prepare(self, image: torch.Tensor, prompt: str | None) -> CaptionInput:
-        """Bring one decoded image and its prompt to what the model takes; called by threads."""
+        """Prepare one decoded image and its prompt for the model; called by several threads."""
         asked = prompt if prompt is not None and prompt.strip() else self._operator.prompt
         if asked is None:
-            raise RowFailure(
-                Status.BAD_PROMPT, "the row has no prompt, and neither has the operator"
-            )
+            raise RowFailure(Status.BAD_PROMPT, "neither the row nor the operator has a prompt")
         return self._preprocessor.prepare(image, asked)
 
     def compute(
         self, portions: Iterable[list[CaptionInput | RowFailure]]
     ) -> Iterator[list[Caption | RowFailure]]:
-        """Write about prepared rows; a row's outcome comes in its place."""
-        return compute_alike(
+        """Generate captions of prepared rows; yields outcomes in the order of the rows."""
+        return compute_in_length_buckets(
             portions,
             lambda rows: compute_rows(rows, self._write, kind=lambda _: None),
             length=lambda row: len(row.token_ids),
@@ -86,7 +84,7 @@ class Captions:
         )
 
     def build(self, outcomes: Sequence[Caption | RowFailure], with_status: bool) -> pa.Array:
-        """Make Arrow's strings, or structs of caption, status, error and truncated."""
+        """Build Arrow strings, or structs of caption, status, error and truncated."""
         instead = "" if self._operator.on_error == "zero" else None
         texts = pa.array(
             [instead if isinstance(row, RowFailure) else row.text for row in outcomes], pa.string()
@@ -103,7 +101,7 @@ class Captions:
         return [
             Caption(text, is_cut)
             if is_finite
-            else RowFailure(Status.NONFINITE, "the model gave NaN or infinity")
+            else RowFailure(Status.NONFINITE, "the model returned NaN or infinity")
             for text, is_cut, is_finite in zip(
                 self._preprocessor.decode(generated),
                 generated.truncated.tolist(),

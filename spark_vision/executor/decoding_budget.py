@@ -1,7 +1,7 @@
-"""How many bytes of pixels may be in memory at a time: large images wait for each other.
+"""Limits the bytes of pixels in memory: large images wait for each other.
 
-An image takes all that it needs at once and waits while holding nothing. So whoever holds bytes
-ends and gives them back: there is no deadlock. An image that is alone goes on, whatever it takes.
+An image takes all its bytes at once and holds nothing while it waits, so there is no deadlock. If
+no other image is being decoded, it proceeds whatever its size.
 """
 
 import threading
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 
 class DecodingBudget:
-    """A count of the bytes of images being decoded, shared by the threads of one task.
+    """The bytes of images being decoded, shared by the threads of one task.
 
     Args:
-        capacity_bytes: Most of all images together, but for one that is alone.
+        capacity_bytes: Maximum of all images together; a single image may exceed it.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -23,7 +23,7 @@ class DecodingBudget:
 
     @contextmanager
     def hold(self, count: int) -> Iterator[None]:
-        """Wait until so many bytes fit, and hold them until the block ends."""
+        """Wait until `count` bytes are free, and hold them until the block ends."""
         with self._changed:
             while self._held_bytes and self._held_bytes + count > self._capacity_bytes:
                 self._changed.wait()

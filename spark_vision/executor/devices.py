@@ -1,4 +1,4 @@
-"""Which device a task computes on: the GPU that Spark assigned, one that is there, or the CPU."""
+"""Chooses a task's device: the GPU that Spark assigned, another visible GPU, or the CPU."""
 
 import logging
 import os
@@ -19,11 +19,11 @@ def choose_device(operator: Operator, task: Task) -> torch.device:
     """Choose the device for this task.
 
     Args:
-        operator: Its `device` and `rank` say what is wanted.
-        task: Its GPU addresses say what Spark assigned.
+        operator: Requests a device by `device` and `rank`.
+        task: Has the GPU addresses that Spark assigned.
 
     Raises:
-        DeviceError: A GPU is asked for that is not there.
+        DeviceError: The requested GPU is not available.
     """
     if operator.device == "cpu":
         return torch.device("cpu")
@@ -41,7 +41,7 @@ def choose_device(operator: Operator, task: Task) -> torch.device:
             _warn_unscheduled_gpu()
         return torch.device("cuda", rank)
     if operator.device == "cuda" or rank > 0:
-        # Local mode schedules no GPUs: with the settings a job there would wait for ever.
+        # Local mode does not schedule GPUs: with these settings a job would wait forever.
         remedy = "" if task.is_local else f" and Spark assigned none: set {GPU_SETTINGS}"
         raise DeviceError(
             f"device={operator.device!r} with rank={rank}, but this executor sees "
@@ -51,23 +51,23 @@ def choose_device(operator: Operator, task: Task) -> torch.device:
 
 
 def _cuda_device(address: str) -> torch.device:
-    """Map an address of Spark's to torch's numbering, which CUDA_VISIBLE_DEVICES can change."""
+    """Map a Spark resource address to torch's numbering, which CUDA_VISIBLE_DEVICES can change."""
     visible = [
         name.strip()
         for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         if name.strip()
     ]
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    is_instance = address.startswith("MIG-")
+    is_partition = address.startswith("MIG-")
     if address in visible:
         index: int | None = visible.index(address)
-    elif is_instance and count == 1:
-        # CUDA shows a process one instance of a cut-up GPU at most, also by another of its names.
+    elif is_partition and count == 1:
+        # CUDA shows a process at most one MIG partition, which may be listed by another name.
         index = 0
     else:
         index = _number(address)
     if index is None or index >= count:
-        hint = f"set CUDA_VISIBLE_DEVICES={address} for its executor, " if is_instance else ""
+        hint = f"set CUDA_VISIBLE_DEVICES={address} for its executor, " if is_partition else ""
         raise DeviceError(
             f"Spark assigned GPU {address}, but torch sees {count} CUDA device(s) here "
             f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}): {hint}"

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The resource discovery script that Spark runs on a host: says which GPUs there are.
+"""Resource discovery script that Spark runs on a host: lists its GPUs.
 
-Spark takes one line of JSON, {"name": "gpu", "addresses": ["0", "1"]}. A GPU's address is its index
-as nvidia-smi counts, which `CUDA_VISIBLE_DEVICES` takes too; of a GPU that is cut up (MIG) it is
-the name of each instance. It runs by itself: nothing but the standard library is imported.
+Spark expects one line of JSON, {"name": "gpu", "addresses": ["0", "1"]}. A GPU's address is its
+nvidia-smi index, which `CUDA_VISIBLE_DEVICES` also accepts; a GPU in MIG mode has an address per
+MIG partition, its UUID. The script runs standalone: it imports only the standard library.
 
     spark.worker.resource.gpu.discoveryScript   (standalone), or
     spark.executor.resource.gpu.discoveryScript (YARN, Kubernetes) = /path/to/discover_gpus.py
@@ -17,26 +17,26 @@ import sys
 # GPU 0: NVIDIA A100 (UUID: GPU-5d5ba0d6-...)
 _GPU = re.compile(r"GPU (\d+):")
 #   MIG 1g.5gb Device 0: (UUID: MIG-c7384736-...)
-_INSTANCE = re.compile(r"\s+MIG .*\(UUID: (MIG-[^)]+)\)")
+_PARTITION = re.compile(r"\s+MIG .*\(UUID: (MIG-[^)]+)\)")
 
 
 def find_addresses(listing: str) -> list[str]:
-    """Read what `nvidia-smi -L` says.
+    """Parse the output of `nvidia-smi -L`.
 
     Returns:
-        An index for each GPU, or the instances of one that is cut up.
+        The index of each GPU, or the UUIDs of its MIG partitions.
     """
     gpus: dict[str, list[str]] = {}
     for line in listing.splitlines():
         if gpu := _GPU.match(line):
             gpus[gpu[1]] = []
-        elif (instance := _INSTANCE.match(line)) and gpus:
-            next(reversed(gpus.values())).append(instance[1])
-    return [address for gpu, instances in gpus.items() for address in instances or [gpu]]
+        elif (partition := _PARTITION.match(line)) and gpus:
+            next(reversed(gpus.values())).append(partition[1])
+    return [address for gpu, partitions in gpus.items() for address in partitions or [gpu]]
 
 
 def main() -> None:
-    """Print the GPUs of this host; none where there is no nvidia-smi, or it finds no driver."""
+    """Print the GPUs of this host; none if nvidia-smi is missing or fails."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True

@@ -1,4 +1,4 @@
-"""Vectors of a task's images, and the body of the function over texts."""
+"""Embeds a task's images and texts."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +15,11 @@ from spark_vision.executor.batching import (
     gather,
     map_ahead,
     regroup,
-    working_threads,
+    thread_pool,
 )
 from spark_vision.executor.failures import FailurePolicy, RowNames
 from spark_vision.executor.inference import compute_rows
+from spark_vision.executor.loaded_model import Placement
 from spark_vision.executor.model_access import (
     open_checkpoint,
     open_preprocessor,
@@ -28,7 +29,6 @@ from spark_vision.executor.model_access import (
     stamp_of,
 )
 from spark_vision.executor.outcomes import count_statuses
-from spark_vision.executor.placement import Placement
 from spark_vision.executor.task import Task
 from spark_vision.executor.texts import check_texts, read_texts
 from spark_vision.executor.trial import try_settings
@@ -50,7 +50,7 @@ class ImageEmbeddings:
 
     Args:
         operator: What to compute.
-        task: What it may use.
+        task: Its resources.
 
     Raises:
         SparkVisionError: The operator cannot run here.
@@ -72,18 +72,18 @@ class ImageEmbeddings:
             try_settings(self._model, self._preprocessor, operator)
 
     def prepare(self, image: torch.Tensor, prompt: str | None) -> torch.Tensor:
-        """Bring one decoded image to the model's size; called by threads."""
+        """Preprocess one decoded image for the model; called by several threads."""
         return self._preprocessor(image)
 
     def compute(
         self, portions: Iterable[list[torch.Tensor | RowFailure]]
     ) -> Iterator[list[Outcome]]:
-        """Embed prepared rows; a row's outcome comes in its place."""
+        """Embed prepared rows; yields outcomes in the order of the rows."""
         for batch in regroup(portions, self._operator.batch_size):
             yield compute_rows(batch, self._embed, kind=lambda pixels: pixels.shape)
 
     def build(self, outcomes: Sequence[Outcome], with_status: bool) -> pa.Array:
-        """Make Arrow's lists, or structs of embedding, status and error."""
+        """Build Arrow lists, or structs of embedding, status and error."""
         return _build(outcomes, self._operator, self._description, with_status)
 
     def _embed(self, pixels: list[torch.Tensor]) -> list[Outcome]:
@@ -105,19 +105,19 @@ def embed_texts(
     """Compute a vector per text; equal texts of an Arrow array are computed once.
 
     Args:
-        arrays: Strings, of any lengths.
+        arrays: Arrow arrays of strings, of any length.
         operator: What to compute.
-        task: What it may use.
-        with_status: Give structs of embedding, status and error instead of bare vectors.
+        task: Its resources.
+        with_status: Yield structs of embedding, status and error instead of vectors.
         keys: As for `compute_images`.
-        count: Called with the number of rows by status, once per array given back.
+        count: Called with the number of rows by status, once per output array.
 
     Yields:
-        Arrays whose lengths differ from those taken; their elements are in the order of the input.
+        Arrays whose lengths differ from the input's; elements are in the order of the input.
 
     Raises:
-        SparkVisionError: The operator cannot run here; with `on_error="raise"`, a row failed; more
-            failed than `max_failure_rate` allows.
+        SparkVisionError: The operator cannot run here; a row failed with `on_error="raise"`; more
+            rows failed than `max_failure_rate` allows.
     """
     names = RowNames([operator], keys)
     policy = FailurePolicy(operator, names)
@@ -137,9 +137,9 @@ class OpenedTexts:
     """The texts of a task and the model that embeds them.
 
     Attributes:
-        placement: Asks the process that holds the model what it says of itself.
-        description: What is known of the model.
-        outcomes: Computes the texts as it is read: lists of outcomes in the order of the input.
+        placement: Returns the placement of the model.
+        description: The model's type and dimension.
+        outcomes: Lists of outcomes in the order of the input, computed lazily.
     """
 
     placement: Callable[[], Placement]
@@ -148,7 +148,7 @@ class OpenedTexts:
 
 
 def open_texts(arrays: Iterable[pa.Array], operator: EmbeddingOperator, task: Task) -> OpenedTexts:
-    """Reach an operator's model for a task's texts; see `embed_texts`."""
+    """Load an operator's model for the texts of a task; see `embed_texts`."""
     checkpoint, description = open_checkpoint(operator, task)
     tokenizer = open_tokenizer(checkpoint, stamp_of(checkpoint))
     reached = reach_model(checkpoint, operator, prepare_device(operator, task), task)
@@ -163,7 +163,7 @@ def open_texts(arrays: Iterable[pa.Array], operator: EmbeddingOperator, task: Ta
         return compute_rows(range(row_count), compute, kind=lambda _: None)
 
     def outcomes() -> Iterator[list[Outcome]]:
-        with working_threads(1, "spark-vision-texts") as pool:
+        with thread_pool(1, "spark-vision-texts") as pool:
             for array in arrays:
                 yield from _embed_distinct(array, operator, pool, tokenizer, embed_chunk)
 

@@ -1,8 +1,7 @@
-"""The Hugging Face settings of the driver, carried to the executors with the function.
+"""The Hugging Face variables of the driver, sent to the executors with the function.
 
-They hold only while a checkpoint is looked for: Spark gives a Python worker to one job after the
-other, and what one job may read with its token is no business of the next. The token is in no repr,
-log or plan text.
+They are set only while a checkpoint is resolved: Spark reuses a Python worker for other jobs, which
+must not get this job's token. The token appears in no repr, log or query plan.
 """
 
 import os
@@ -14,13 +13,13 @@ from dataclasses import dataclass, field
 HUB_VARIABLES = ("HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE")
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
-# The environment is the whole process's.
+# Environment variables are global to the process.
 _applying = threading.Lock()
 
 
 @dataclass(frozen=True)
 class HubEnvironment:
-    """The Hugging Face variables that were set where the function was made."""
+    """The Hugging Face variables that were set where the function was created."""
 
     variables: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
@@ -31,8 +30,8 @@ class HubEnvironment:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Set those variables that this process lacks, and take them away again."""
-        # It reads the variables when it is first imported, and must keep this process's own.
+        """Set the variables that this process lacks, and unset them when the block ends."""
+        # Its import reads the variables, and must see only this process's own.
         import huggingface_hub.constants  # noqa: F401
 
         with _applying:

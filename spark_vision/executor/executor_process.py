@@ -1,7 +1,7 @@
-"""Which process is this worker's executor: the nearest `java` among its ancestors.
+"""Finds this worker's executor: the nearest `java` process among its ancestors.
 
-Spark tells a Python worker no name of its executor, so the JVM stands for it: its process id, and
-the time of its start, without which a reused id would pass for it.
+Spark does not pass the executor's id to a Python worker, so the JVM identifies it: by its process
+id and its start time, because process ids are reused.
 """
 
 import os
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-# Places in /proc/<pid>/stat, counted after the command's name; see proc(5).
+# Indices of fields in /proc/<pid>/stat, counted after the command name; see proc(5).
 _PARENT_FIELD = 1
 _START_FIELD = 19
 
 
 @dataclass(frozen=True)
 class ExecutorProcess:
-    """A process, told apart from every other that ever ran on this host since its boot.
+    """A process, identified uniquely on this host since its boot.
 
     Attributes:
-        pid: Its id.
-        start_ticks: When it started, in clock ticks since the boot.
+        pid: Its process id.
+        start_ticks: Its start time, in clock ticks since boot.
     """
 
     pid: int
@@ -28,10 +28,10 @@ class ExecutorProcess:
 
     @classmethod
     def of(cls, pid: int) -> "ExecutorProcess":
-        """Name a running process.
+        """Identify a running process.
 
         Raises:
-            ProcessLookupError: There is none with this id.
+            ProcessLookupError: No process has this id.
         """
         return cls(pid, int(_stat(pid)[_START_FIELD]))
 
@@ -39,7 +39,7 @@ class ExecutorProcess:
         return f"{self.pid}-{self.start_ticks}"
 
     def is_alive(self) -> bool:
-        """Whether it still runs; a zombie does not."""
+        """Return whether it still runs; a zombie does not."""
         try:
             stat = _stat(self.pid)
         except ProcessLookupError:
@@ -50,7 +50,7 @@ class ExecutorProcess:
         """Open a descriptor that becomes readable when the process ends.
 
         Raises:
-            ProcessLookupError: It has ended already.
+            ProcessLookupError: It has already ended.
         """
         descriptor = os.pidfd_open(self.pid)
         if not self.is_alive():
@@ -61,10 +61,12 @@ class ExecutorProcess:
 
 @cache
 def find_executor_process() -> ExecutorProcess | None:
-    """Find the JVM that this worker belongs to, once: it loses its ancestors if their chain breaks.
+    """Find the JVM that this worker belongs to.
+
+    The result is cached: a worker whose parent ends is no longer a descendant of the JVM.
 
     Returns:
-        None outside of Spark, or where there is no /proc.
+        None outside Spark, or on a system without /proc.
     """
     try:
         pid = os.getpid()
@@ -79,7 +81,7 @@ def find_executor_process() -> ExecutorProcess | None:
 
 def _stat(pid: int) -> list[str]:
     try:
-        # The command's name is in parentheses, and may hold spaces and parentheses.
+        # The command name is in parentheses and may itself contain spaces and parentheses.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise ProcessLookupError(f"no process {pid}") from error

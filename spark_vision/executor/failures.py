@@ -1,7 +1,7 @@
-"""What failed rows mean for their task: nothing, the end at the first, or the end at too many.
+"""Decides whether failed rows fail their task: never, at the first one, or above a rate.
 
-Rows are named only where an error needs their names: by the key that a table's write passes along,
-else by their place in the task, and by their address where they have one.
+An error identifies a row by the key columns of a table write, or else by its position in the task
+and its URL if it has one.
 """
 
 import re
@@ -17,22 +17,22 @@ from spark_vision.executor.texts import read_texts
 from spark_vision.images.urls import redact
 from spark_vision.operators import Operator
 
-# Of fewer rows no share is judged: the first one may fail in any source.
-LEAST_JUDGED_ROWS = 100
+# The failure rate of fewer rows means little: the first row may fail in any source.
+MIN_JUDGED_ROWS = 100
 _SHOWN_STATUSES = 5
-# A number, a word, a date and a time of day: none of the marks that stand around a password.
+# Numbers, words, dates and times, without the characters that delimit a password in a URL.
 _PLAIN_KEY = re.compile(r"(?:[^:/\\@?#&;=%]|(?<=\d):(?=\d))*+")
 
 Columns: TypeAlias = pa.Array | tuple[pa.Array, ...]
 
 
 class RowNames:
-    """What the rows between their reading and their end are called.
+    """Remembers how to identify the rows that are in flight.
 
     Args:
-        operators: What is computed of them.
-        keys: What the values are called that the last array of each batch lists for each row; with
-            none, batches have no such array.
+        operators: What is computed.
+        keys: Names of the key values. With keys, the last array of each batch lists their values
+            for each row; without, batches have no such array.
     """
 
     def __init__(self, operators: Sequence[Operator], keys: Sequence[str] = ()) -> None:
@@ -40,12 +40,12 @@ class RowNames:
         self._are_asked_for = any(each.on_error == "raise" for each in operators)
         first = operators[0]
         self._are_addresses = first.reads_urls
-        # The first row of each batch, its length, and what names its rows.
+        # The first row of each batch, its length, and the array that identifies its rows.
         self._held: deque[tuple[int, int, pa.Array | None]] = deque()
         self._read_count = 0
 
     def watch(self, batches: Iterable[Columns]) -> Iterator[Columns]:
-        """Give batches on, without their keys."""
+        """Pass batches through without their keys."""
         for batch in batches:
             arrays = batch if isinstance(batch, tuple) else (batch,)
             named = arrays[-1] if self._keys else self._addresses(arrays[0])
@@ -56,12 +56,12 @@ class RowNames:
             yield read if len(read) > 1 else read[0]
 
     def forget(self, end: int) -> None:
-        """Forget the rows before one."""
+        """Forget the rows before `end`."""
         while self._held and sum(self._held[0][:2]) <= end:
             self._held.popleft()
 
     def name(self, row: int) -> str:
-        """Name a row that is not forgotten, in one printable line without secrets."""
+        """Describe a row that is not forgotten, in one printable line without secrets."""
         place = f"row {row + 1:,} of its task"
         start, _, named = next(each for each in self._held if row < each[0] + each[1])
         if named is None:
@@ -85,11 +85,11 @@ def _show_key(key: str | None) -> str:
 
 
 class FailurePolicy:
-    """Watches the outcomes of one operator in one task, in the order of the rows.
+    """Checks the outcomes of one operator in one task, in the order of the rows.
 
     Args:
-        operator: Its `on_error` and `max_failure_rate` count.
-        names: Of the task's rows.
+        operator: Defines `on_error` and `max_failure_rate`.
+        names: Identifies the task's rows.
     """
 
     def __init__(self, operator: Operator, names: RowNames) -> None:
@@ -101,10 +101,10 @@ class FailurePolicy:
         self._examples: dict[str, str] = {}
 
     def check(self, outcomes: Sequence[Any]) -> None:
-        """Look at the next rows.
+        """Check the next rows.
 
         Raises:
-            RowFailure: With `on_error="raise"`, the first failure, with its row's name.
+            RowFailure: The first failure with `on_error="raise"`; identifies its row.
             FailureRateError: Too many rows of the task have failed.
         """
         if not self._raises and self._max_rate is None:
@@ -125,24 +125,24 @@ class FailurePolicy:
 
 
 def is_rate_exceeded(counts: Mapping[str, int], max_rate: float | None) -> bool:
-    """Whether more rows failed than may; null ones count neither as failed nor as computed."""
+    """Return whether the failure rate is too high; null rows are ignored."""
     ok = counts.get(Status.OK.value, 0)
     judged = sum(counts.values()) - counts.get(Status.NULL_INPUT.value, 0)
-    return max_rate is not None and judged >= LEAST_JUDGED_ROWS and judged - ok > max_rate * judged
+    return max_rate is not None and judged >= MIN_JUDGED_ROWS and judged - ok > max_rate * judged
 
 
 def check_failure_rate(
     counts: Mapping[str, int], max_rate: float | None, examples: Mapping[str, str]
 ) -> None:
-    """Raise where more rows failed than may.
+    """Raise an error if the failure rate is too high.
 
     Args:
-        counts: Rows by status.
-        max_rate: Of the operator; None allows all.
-        examples: An error of a row by its status.
+        counts: Number of rows by status.
+        max_rate: The operator's maximum; None allows any rate.
+        examples: An example error by status.
 
     Raises:
-        FailureRateError: With the commonest statuses, their counts and an example of each.
+        FailureRateError: Lists the most common statuses, their counts and an example of each.
     """
     if not is_rate_exceeded(counts, max_rate):
         return
@@ -154,11 +154,11 @@ def check_failure_rate(
         }
     )
     judged = sum(failed.values()) + counts.get(Status.OK.value, 0)
-    said = [
+    summaries = [
         f"{status} {count:,} ({examples.get(status, 'no example')})"
         for status, count in failed.most_common(_SHOWN_STATUSES)
     ]
     raise FailureRateError(
         f"{sum(failed.values()):,} of {judged:,} rows failed, more than max_failure_rate="
-        f"{max_rate:g} allows: {'; '.join(said)}"
+        f"{max_rate:g} allows: {'; '.join(summaries)}"
     )

@@ -1,4 +1,4 @@
-"""The body of every function over images: each is fetched and decoded once for all operators."""
+"""Computes operators over image columns: each image is fetched and decoded once for all of them."""
 
 import itertools
 from collections import deque
@@ -28,26 +28,26 @@ def compute_images(
     counts: Sequence[CountStatuses] = (),
     look: Callable[[ImageWork], ImageWork] = lambda work: work,
 ) -> Iterator[list[pa.Array]]:
-    """Compute what each operator makes of each image.
+    """Compute each operator for each image.
 
     Args:
-        batches: Images as `images.sources.open_column` reads them, of any lengths; or pairs of
+        batches: Images as `images.sources.open_column` reads them, of any length; or pairs of
             images and prompts (strings).
-        operators: What to compute; they read an image alike.
-        task: What they may use.
-        with_status: Give structs of the value, status and error instead of bare values.
-        keys: By which an error names a row: what the values are called that one more array of each
-            batch, of lists of strings, has for it.
-        counts: One for each operator, called with the number of rows by status.
-        look: Changes what is made of an operator's outcomes.
+        operators: What to compute; all of them read images with the same options.
+        task: Its resources.
+        with_status: Yield structs of value, status and error instead of values.
+        keys: Names of key values by which an error identifies a row. With keys, each batch has one
+            more array, of lists of strings, with their values.
+        counts: One callback per operator, called with the number of rows by status.
+        look: Wraps the work of an operator.
 
     Yields:
-        An array for each operator. Their lengths differ from those taken; their elements are in
-        the order of the input.
+        One array per operator. Lengths differ from the input's; elements are in the order of the
+        input.
 
     Raises:
-        SparkVisionError: An operator cannot run here; with `on_error="raise"`, a row failed; more
-            failed than `max_failure_rate` allows.
+        SparkVisionError: An operator cannot run here; a row failed with `on_error="raise"`; more
+            rows failed than `max_failure_rate` allows.
     """
     names = RowNames(operators, keys)
     policies = [FailurePolicy(operator, names) for operator in operators]
@@ -85,7 +85,7 @@ def _with_prompts(batch: pa.Array | tuple[pa.Array, ...]) -> tuple[pa.Array, pa.
 
 
 def _align(streams: Sequence[Iterator[list[Any]]]) -> Iterator[list[tuple[Any, ...]]]:
-    """Join streams of as many rows each: at a time, the rows that all of them have given."""
+    """Zip streams of lists row by row, whatever the lengths of their lists."""
     held: list[deque[Any]] = [deque() for _ in streams]
     while True:
         for rows, stream in zip(held, streams, strict=True):

@@ -1,9 +1,8 @@
-"""From Arrow arrays of images to what the models take, by threads ahead of them.
+"""Prepares Arrow arrays of images for the models, in threads that work ahead of them.
 
-What is in flight is bounded twice: by rows, those that a model batch and the threads need, or more
-where they are fetched; and by bytes. Decoded images live only until they are resized, one per
-thread; large ones wait for each other, so that all of them together take no more memory than one
-may.
+Rows in flight are bounded by number (enough for a model batch and the threads, more for fetched
+images) and by bytes. Decoded images live only until they are resized, one per thread. Large ones
+wait for each other, so that together they need no more memory than the largest allowed image.
 """
 
 import itertools
@@ -17,11 +16,11 @@ import pyarrow as pa
 import torch
 
 from spark_vision.errors import RowFailure, Status
-from spark_vision.executor.batching import map_ahead, working_threads
+from spark_vision.executor.batching import map_ahead, thread_pool
 from spark_vision.executor.byte_budget import ByteBudget
-from spark_vision.executor.decode_watch import DecodeWatch
+from spark_vision.executor.decode_watchdog import DecodeWatchdog
 from spark_vision.executor.decoding_budget import DecodingBudget
-from spark_vision.executor.fetched_once import FetchedOnce, KeptBytes
+from spark_vision.executor.fetch_deduplication import CacheBudget, DeduplicatedFetches
 from spark_vision.executor.inference import is_out_of_memory
 from spark_vision.executor.texts import check_texts, read_texts
 from spark_vision.images.cost import most_bytes
@@ -31,12 +30,12 @@ from spark_vision.images.sources import ImageColumn, open_column
 from spark_vision.operators import ImageOperator
 
 IN_FLIGHT_BYTES = 256 * 2**20
-# A row that is late holds back only what is so far behind it.
+# A slow fetch does not delay the fetches of this many rows after it.
 FETCHED_AHEAD_COUNT = 1024
-# Beside them: what was fetched for rows to come that have the same address.
+# In addition: images cached for later rows with the same URL.
 KEPT_BYTES = 64 * 2**20
 
-# What each operator takes of one row, or why it takes nothing.
+# For one row: the model input of each operator, or its failure.
 Prepared = tuple[Any, ...]
 Prepare = Callable[[torch.Tensor, str | None], Any]
 
@@ -47,7 +46,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class _Portion:
-    """A few neighbouring rows of one Arrow array: what one thread prepares at a time."""
+    """Consecutive rows of one Arrow array that one thread prepares at a time."""
 
     column: ImageColumn
     prompts: list[str | None] | None
@@ -59,14 +58,15 @@ class ImageRows:
     """Prepares the rows of one task for the models.
 
     Args:
-        operator: Says how to read a row, and what it may cost.
-        prepares: Bring a decoded image (uint8 `[3, height, width]` RGB) and its prompt to what each
-            model takes: something with a number of bytes, `nbytes`.
-        cpu_count: How many images are decoded at a time.
-        ahead_count: Rows that shall be ready when a model asks for them.
-        portion_row_count: Rows that one thread prepares at a time.
-        attempt_number: How often Spark has tried the task before; None outside of Spark. If an
-            image ended the worker, it is found by decoding each in a process of its own.
+        operator: Defines how to read a row, and its limits.
+        prepares: For each operator, turns a decoded image (uint8 `[3, height, width]` RGB) and its
+            prompt into the model input, which has its size in bytes as `nbytes`.
+        cpu_count: Number of images decoded at a time.
+        ahead_count: Number of rows to keep ready for the models.
+        portion_row_count: Number of rows that one thread prepares at a time.
+        attempt_number: Spark's attempt number of the task, from 0; None outside Spark. After a
+            failed attempt, which an image may have crashed, each image is decoded in a separate
+            process.
     """
 
     def __init__(
@@ -87,23 +87,23 @@ class ImageRows:
         self._decoding = threading.Semaphore(self._cpu_count)
         self._isolate = bool(attempt_number)
         in_spark = attempt_number is not None
-        self._watch = DecodeWatch(operator.limits.decode_seconds if in_spark else None)
+        self._watch = DecodeWatchdog(operator.limits.decode_seconds if in_spark else None)
         self._pixels = DecodingBudget(most_bytes(operator.limits))
         self._fetched = ByteBudget(IN_FLIGHT_BYTES)
-        self._kept = KeptBytes(KEPT_BYTES)
+        self._kept = CacheBudget(KEPT_BYTES)
         self._fetcher = Fetcher(operator)
         self._largest_portion_bytes = 0
 
     def prepare(
         self, batches: Iterable[tuple[pa.Array, pa.Array | None]]
     ) -> Iterator[list[Prepared]]:
-        """Give portions of rows, in order: what each model takes, or why it takes nothing.
+        """Yield portions of prepared rows, in order.
 
         Args:
-            batches: Images, with a prompt each where there are prompts.
+            batches: Arrays of images, each with an array of prompts or None.
 
         Raises:
-            InputTypeError: The arrays have a type that the operator cannot read.
+            InputTypeError: The operator cannot read arrays of this type.
         """
         source = iter(batches)
         first = next(source, None)
@@ -111,7 +111,7 @@ class ImageRows:
             return
         columns = map(self._open, itertools.chain([first], source))
         head = next(columns)
-        # A fetch waits for a server, so each row has a thread; decoding keeps a core busy.
+        # Fetching is I/O-bound, so each row has its own thread; decoding is CPU-bound.
         fetches = head[0].needs_fetch
         thread_count = self._operator.limits.fetch_concurrency if fetches else self._cpu_count
         row_count = 1 if fetches else self._portion_row_count
@@ -123,7 +123,7 @@ class ImageRows:
             return waiting_count < in_flight_count and waiting_bytes < IN_FLIGHT_BYTES
 
         portions = _portions(itertools.chain([head], columns), row_count)
-        with self._watch, working_threads(thread_count, "spark-vision-images") as pool:
+        with self._watch, thread_pool(thread_count, "spark-vision-images") as pool:
             try:
                 yield from map_ahead(pool, self._prepare_portion, portions, may_add)
             finally:
@@ -134,7 +134,7 @@ class ImageRows:
         images, prompts = batch
         column = open_column(images, self._operator, self._fetcher)
         if column.needs_fetch:
-            column = FetchedOnce(column, images, self._kept)
+            column = DeduplicatedFetches(column, images, self._kept)
         if prompts is None:
             return column, None
         return column, read_texts(check_texts(prompts, "caption_image"))
@@ -185,7 +185,7 @@ def _or_failure(work: Callable[[], Result]) -> Result | RowFailure:
     except Exception as error:
         if is_out_of_memory(error):
             return RowFailure(Status.OUT_OF_MEMORY, "no memory to decode and resize this image")
-        # Whatever one image can provoke in a codec or a processor is that row's affair.
+        # Whatever error an image causes in a codec or a processor fails only its row.
         return RowFailure(Status.MODEL_ERROR, f"preparing: {type(error).__name__}: {error}")
 
 

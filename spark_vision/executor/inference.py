@@ -1,7 +1,7 @@
-"""Running the model on a batch so that a row at fault fails alone.
+"""Runs the model on a batch so that a bad row fails alone.
 
-A batch that raises or runs out of memory is halved until the row at fault is by itself; its
-neighbours get what they would have got without it.
+A batch that raises or runs out of memory is halved until the bad row is isolated. The other rows
+get the same results as without it.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -20,15 +20,15 @@ def compute_rows(
     compute: Callable[[list[Ready]], list[Result | RowFailure]],
     kind: Callable[[Ready], Hashable],
 ) -> list[Result | RowFailure]:
-    """Compute the rows that are ready, and give every row its outcome in its place.
+    """Compute the rows that are ready; return one outcome per row, in order.
 
     Args:
-        rows: What the model takes, or why a row has failed before it.
-        compute: From n ready rows of one kind to n outcomes.
-        kind: Rows of different kinds, such as shapes, never meet in a batch.
+        rows: Model inputs, or failures of earlier steps.
+        compute: Computes one outcome for each of several ready rows of one kind.
+        kind: Rows of different kinds, such as shapes, are never in one batch.
 
     Raises:
-        torch.AcceleratorError: The device itself is broken: no row can be computed on it.
+        torch.AcceleratorError: The device is broken: no row can be computed on it.
     """
     outcomes: list[Any] = list(rows)
     places: dict[Hashable, list[int]] = {}
@@ -52,7 +52,7 @@ def _compute(
     except (RuntimeError, ValueError, IndexError, MemoryError) as error:
         if len(ready) == 1:
             return [_failure(error)]
-    # Out of the handler, whose traceback would keep the failed batch's tensors alive.
+    # Outside the handler, whose traceback would keep the tensors of the failed batch alive.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = len(ready) // 2
@@ -60,7 +60,7 @@ def _compute(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory is short: torch has no class for a CPU's."""
+    """Return whether an error means out of memory; torch has no class for that on CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
@@ -68,5 +68,5 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def _failure(error: Exception) -> RowFailure:
     if is_out_of_memory(error):
-        return RowFailure(Status.OUT_OF_MEMORY, "the model has no memory for this row alone")
+        return RowFailure(Status.OUT_OF_MEMORY, "the model ran out of memory on this row alone")
     return RowFailure(Status.MODEL_ERROR, f"{type(error).__name__}: {error}")

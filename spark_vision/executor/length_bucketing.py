@@ -1,7 +1,7 @@
-"""Batches of rows that are alike in length, although the order that rows leave in is theirs.
+"""Batches rows of similar length, and yields their outcomes in the original order.
 
-A batch is padded to its longest row. So the oldest row that waits goes next, together with those of
-a bounded window that are nearest to it; no row waits for longer than the window lasts.
+A batch is padded to its longest row. Each batch takes the oldest waiting row and the rows of a
+bounded window that are closest to it in length, so no row waits longer than the window.
 """
 
 import itertools
@@ -15,33 +15,33 @@ WINDOW_BYTES = 256 * 2**20
 
 
 class Sized(Protocol):
-    """A row that knows what it takes in memory."""
+    """A row with a known size in memory."""
 
     @property
     def nbytes(self) -> int:
-        """In bytes."""
+        """Its size in bytes."""
         ...
 
 
 Ready = TypeVar("Ready", bound=Sized)
 
 
-def compute_alike(
+def compute_in_length_buckets(
     portions: Iterable[list[Ready | RowFailure]],
     compute: Callable[[list[Ready]], list[Any]],
     length: Callable[[Ready], int],
     batch_size: int,
 ) -> Iterator[list[Any]]:
-    """Compute rows in batches of similar length, and give their outcomes in the rows' order.
+    """Compute rows in batches of similar length, and yield their outcomes in order.
 
     Args:
         portions: Rows in order, each ready for the model or failed.
-        compute: From a batch of ready rows to one outcome each.
-        length: What a batch is padded to the greatest of.
-        batch_size: Most rows of one batch.
+        compute: Computes one outcome for each row of a batch.
+        length: Returns the length of a row; a batch is padded to the maximum.
+        batch_size: Maximum number of rows in a batch.
 
     Yields:
-        Outcomes of neighbouring rows as soon as they are there; a failed row is its own outcome.
+        Outcomes of consecutive rows as soon as they are available. A failed row is its own outcome.
     """
     rows = itertools.chain.from_iterable(portions)
     window_rows = WINDOW_BATCH_COUNT * batch_size
@@ -54,7 +54,7 @@ def compute_alike(
             not is_exhausted
             and len(waiting) < window_rows
             and held_bytes < WINDOW_BYTES
-            # Failed rows are held back by an older one that waits, and must not become too many.
+            # Failed rows wait for older rows, and their number must be bounded too.
             and taken_count - given_count < WINDOW_BATCH_COUNT * window_rows
         ):
             row = next(rows, None)

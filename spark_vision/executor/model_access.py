@@ -1,7 +1,7 @@
-"""The way of a task to its checkpoint, its device, the weight-free halves and the model.
+"""Gives a task its checkpoint, its device, its preprocessors and its model.
 
-The model is in the executor's model server, or in the Python worker; what `reach_model` returns is
-known only by the protocols of models.
+The model lives in the executor's model server or in this Python worker. Either way, `reach_model`
+returns an object with the methods of `models.protocols`.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import torch
 from spark_vision.errors import InvalidOptionError, SparkVisionError
 from spark_vision.executor.allocator import keep_freed_memory
 from spark_vision.executor.devices import choose_device
-from spark_vision.executor.placement import PlacedModel, Placement
+from spark_vision.executor.loaded_model import LoadedModel, Placement
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import Checkpoint, resolve_checkpoint
 from spark_vision.models.families import (
@@ -42,15 +42,15 @@ Key = TypeVar("Key")
 Model = TypeVar("Model")
 Stamp = tuple[tuple[str, int, int], ...]
 
-# A worker serves one function at a time, and a second checkpoint now and then; a notebook that
-# tries many must not fill the worker's memory with them.
+# A worker runs one function at a time, sometimes two. A notebook that tries many checkpoints must
+# not fill the worker's memory.
 KEPT_MODEL_COUNT = 2
 KEPT_CONNECTION_COUNT = 8
 
 
 @dataclass(frozen=True)
 class ModelKey:
-    """What makes two operators share a model: pooling, normalisation and limits do not."""
+    """What operators must agree on to share a model; pooling and limits may differ."""
 
     checkpoint: Checkpoint
     stamp: Stamp
@@ -64,8 +64,8 @@ class ReachedModel:
     """A loaded model.
 
     Attributes:
-        model: With the methods of the protocols that its checkpoint has.
-        placement: Asks the process that holds the model what it says of itself.
+        model: Implements the protocols that its checkpoint supports.
+        placement: Returns the placement of the model.
     """
 
     model: Any
@@ -73,25 +73,25 @@ class ReachedModel:
 
 
 def digest_of(stamp: Stamp) -> str:
-    """Write a stamp in few characters."""
+    """Return a short digest of a stamp."""
     return hashlib.sha256(json.dumps(stamp).encode()).hexdigest()
 
 
 def stamp_of(checkpoint: Checkpoint) -> Stamp:
-    """Take the names, sizes and times of a checkpoint's files: another stamp, another content."""
+    """Return names, sizes and modification times of a checkpoint's files, to detect changes."""
     stats = [(path.name, path.stat()) for path in sorted(checkpoint.folder.iterdir())]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 def open_checkpoint(operator: Operator, task: Task) -> tuple[Checkpoint, ModelDescription]:
-    """Find an operator's checkpoint, or download it, and check that it does what is asked.
+    """Find or download an operator's checkpoint, and check that it fits the operator.
 
     Args:
-        operator: Names it.
-        task: Its job's settings of the hub hold meanwhile.
+        operator: Names the checkpoint.
+        task: Has the Hugging Face variables to use.
 
     Raises:
-        SparkVisionError: It is nowhere, or is not what the operator needs.
+        SparkVisionError: The checkpoint is missing, or does not fit the operator.
     """
     with task.hub.applied():
         checkpoint = resolve_checkpoint(operator)
@@ -99,14 +99,14 @@ def open_checkpoint(operator: Operator, task: Task) -> tuple[Checkpoint, ModelDe
 
 
 def prepare_device(operator: Operator, task: Task) -> torch.device:
-    """Choose the device of a task, and set this process up to compute for it.
+    """Choose the device of a task, and configure this process for it.
 
     Raises:
-        DeviceError: A GPU is asked for that is not there.
+        DeviceError: The requested GPU is not available.
     """
     device = choose_device(operator, task)
     keep_freed_memory()
-    # Spark fixes OMP_NUM_THREADS when a worker starts; a later task of it may own other cores.
+    # Spark sets OMP_NUM_THREADS when a worker starts; a later task may have more or fewer cores.
     torch.set_num_threads(task.cpus)
     return device
 
@@ -115,11 +115,11 @@ def prepare_device(operator: Operator, task: Task) -> torch.device:
 def open_preprocessor(
     checkpoint: Checkpoint, stamp: Stamp, kwargs: Mapping[str, Any] | None
 ) -> ImagePreprocessor:
-    """Load an image processor once per worker, as long as the checkpoint's files stay the same.
+    """Load an image processor once per worker, while the checkpoint's files do not change.
 
     Raises:
-        InvalidOptionError: The processor does not take the settings.
-        UnsupportedCheckpointError: It cannot be used.
+        InvalidOptionError: The processor does not accept the settings.
+        UnsupportedCheckpointError: The processor cannot be used.
     """
     try:
         return load_preprocessor(checkpoint, kwargs)
@@ -130,13 +130,13 @@ def open_preprocessor(
             raise
         raise InvalidOptionError(
             f"image_processor_kwargs got {kwargs}, which the image processor of "
-            f"{checkpoint.folder} does not take ({error}); change or leave out the settings"
+            f"{checkpoint.folder} does not accept ({error}); change or remove the settings"
         ) from error
 
 
 @lru_cache(maxsize=8)
 def open_tokenizer(checkpoint: Checkpoint, stamp: Stamp) -> TextTokenizer:
-    """Load a tokenizer once per worker, as long as the checkpoint's files stay the same.
+    """Load a tokenizer once per worker, while the checkpoint's files do not change.
 
     Raises:
         UnsupportedCheckpointError: It cannot be loaded.
@@ -148,16 +148,16 @@ def open_tokenizer(checkpoint: Checkpoint, stamp: Stamp) -> TextTokenizer:
 def open_caption_preprocessor(
     checkpoint: Checkpoint, stamp: Stamp, operator: QwenVLImageUnderstanding
 ) -> CaptionPreprocessor:
-    """Load what prepares captions once per worker, as long as the files stay the same.
+    """Load a caption preprocessor once per worker, while the checkpoint's files do not change.
 
     Raises:
-        InvalidOptionError: The operator's sizes contradict the checkpoint's.
+        InvalidOptionError: The operator's image sizes do not fit the checkpoint.
         UnsupportedCheckpointError: The processor cannot be used.
     """
     return load_caption_preprocessor(checkpoint, operator)
 
 
-_loaded: OrderedDict[ModelKey, PlacedModel] = OrderedDict()
+_loaded: OrderedDict[ModelKey, LoadedModel] = OrderedDict()
 _served: "OrderedDict[tuple[str, float], ModelProxy]" = OrderedDict()
 _loading = threading.Lock()
 
@@ -170,18 +170,18 @@ def reach_model(
     *,
     flash_attention: bool = False,
 ) -> ReachedModel:
-    """Return the loaded model, loading it first where nobody has yet.
+    """Return the model, loading it if necessary.
 
     Args:
         checkpoint: What to load.
-        operator: Its `dtype` and `model_sharing` count.
-        device: Where.
-        task: Whose executor shares the model.
-        flash_attention: Use the package flash-attn where it, the device and the family allow it.
+        operator: Defines `dtype` and `model_sharing`.
+        device: The device to load it on.
+        task: Its executor shares the model.
+        flash_attention: Use the flash-attn package if installed and supported.
 
     Raises:
         UnsupportedCheckpointError: Its weights cannot be used.
-        ModelServerError: The model's process could not load it.
+        ModelServerError: The model server could not load it.
     """
     key = ModelKey(checkpoint, stamp_of(checkpoint), operator.dtype, device, flash_attention)
     with _loading:
@@ -193,9 +193,9 @@ def reach_model(
         return ReachedModel(placed.model, lambda: placed.placement)
 
 
-def _load(key: ModelKey, task: Task) -> PlacedModel:
+def _load(key: ModelKey, task: Task) -> LoadedModel:
     executor = str(task.executor) if task.executor else None
-    return PlacedModel(key.checkpoint, key.dtype, key.device, executor, key.flash_attention)
+    return LoadedModel(key.checkpoint, key.dtype, key.device, executor, key.flash_attention)
 
 
 def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
@@ -203,26 +203,26 @@ def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
         return _decline("a model server needs Linux")
     if task.executor is None:
         return _decline("no executor's JVM is among this process's ancestors")
-    # Other systems lack what this needs as soon as it is imported.
+    # Importing this fails on other systems.
     from spark_vision.model_server.client import (
         ModelProxy,
         SharingUnavailableError,
         why_not_shared,
     )
-    from spark_vision.model_server.start import ServerOrder
+    from spark_vision.model_server.start import ServerConfig
 
     reason = why_not_shared()
     if reason is not None:
         return _decline(reason)
-    order = ServerOrder(
+    config = ServerConfig(
         executor=task.executor,
         folder=str(key.checkpoint.folder.absolute()),
         stamp=digest_of(key.stamp),
         dtype=key.dtype,
         device=str(key.device),
         flash_attention=key.flash_attention,
-        # A GPU does one thing at a time. Cores do best as they would without a server: each task's
-        # cores compute that task's batch, and wait for nobody.
+        # A GPU computes one batch at a time. On CPU each task's batch uses that task's cores, as
+        # it would without a server.
         call_count=1 if key.device.type != "cpu" else max(1, task.executor_cores // task.cpus),
         thread_count=task.cpus,
         load_seconds=task.load_seconds,
@@ -233,8 +233,8 @@ def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
         return _keep(
             _served,
             KEPT_CONNECTION_COUNT,
-            (order.name, task.batch_seconds),
-            lambda: ModelProxy(order),
+            (config.name, task.batch_seconds),
+            lambda: ModelProxy(config),
         )
     except SharingUnavailableError as error:
         return _decline(str(error))

@@ -1,4 +1,4 @@
-"""What became of the rows: counted by status, and named beside their values."""
+"""Outcomes of rows: counts by status, and structs of value, status and error."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from spark_vision.errors import RowFailure, Status
 
 
 def count_statuses(outcomes: Sequence[Any]) -> dict[str, int]:
-    """Count rows by status, as a progress report adds them up."""
+    """Count rows by status."""
     return dict(
         Counter(
             row.status.value if isinstance(row, RowFailure) else Status.OK.value for row in outcomes
@@ -21,13 +21,13 @@ def count_statuses(outcomes: Sequence[Any]) -> dict[str, int]:
 def add_statuses(
     name: str, values: pa.Array, outcomes: Sequence[Any], more: Mapping[str, pa.Array] | None = None
 ) -> pa.Array:
-    """Join values with their statuses: struct of the value, status, error and what more there is.
+    """Build structs of value, status, error and additional fields.
 
     Args:
-        name: Of the value's field.
-        values: One per row.
-        outcomes: A RowFailure where the row failed.
-        more: Further fields, by name.
+        name: Name of the value field.
+        values: One value per row.
+        outcomes: One outcome per row; a RowFailure if the row failed.
+        more: Additional fields, by name.
     """
     failures = [row if isinstance(row, RowFailure) else None for row in outcomes]
     statuses = pa.array([Status.OK if each is None else each.status for each in failures])

@@ -1,4 +1,4 @@
-"""The body of `model_placement`: rows are computed, and what computed them says where it is."""
+"""Implements `model_placement`: computes rows and returns the placement of the model."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +9,7 @@ import torch
 
 from spark_vision.errors import RowFailure
 from spark_vision.executor.image_columns import compute_images
-from spark_vision.executor.placement import Placement
+from spark_vision.executor.loaded_model import Placement
 from spark_vision.executor.task import Task
 from spark_vision.executor.work import ImageWork, load_work
 from spark_vision.operators import Operator, reads_images
@@ -33,20 +33,20 @@ Row = Placement | RowFailure
 def place_rows(
     batches: Iterable[pa.Array | tuple[pa.Array, ...]], operator: Operator, task: Task
 ) -> Iterator[pa.Array]:
-    """Compute every row, and give back the placement of the model that computed it.
+    """Compute every row, and yield the placement of the model that computed it.
 
     Args:
-        batches: What the operator reads.
+        batches: The operator's input.
         operator: What to compute.
-        task: What it may use.
+        task: Its resources.
 
     Yields:
-        Structs of `PLACEMENT_TYPE`, null for rows that reached no model, in the input's order.
+        Structs of `PLACEMENT_TYPE` in the order of the input, null for failed rows.
 
     Raises:
         SparkVisionError: The operator cannot run here.
     """
-    # Whatever the operator makes of failed rows: here they have no model, and so no placement.
+    # A failed row has no placement, whatever the operator's failure options are.
     operator = dataclasses.replace(operator, on_error="null", max_failure_rate=None)
     if reads_images(operator):
         for (array,) in compute_images(batches, [operator], task, look=PlacedWork):
@@ -58,7 +58,7 @@ def place_rows(
 
 
 class PlacedWork:
-    """An operator's work on images, of whose outcomes only the placement is kept."""
+    """Wraps an operator's work on images to return placements instead of its outcomes."""
 
     def __init__(self, work: ImageWork) -> None:
         self._work = work
@@ -75,7 +75,7 @@ class PlacedWork:
             yield _place(outcomes, self.placement)
 
     def build(self, outcomes: Sequence[Row], with_status: bool) -> pa.Array:
-        """Make structs of placements, whatever `with_status` says."""
+        """Build structs of placements; `with_status` has no effect."""
         return _to_array(outcomes)
 
 

@@ -1,7 +1,7 @@
-"""What Spark gave the running task: its GPU addresses, its share of the cores, its executor.
+"""The resources of the running task: its GPU addresses, its cores, its executor.
 
-This is the only file of this folder that knows Spark. A Python worker can be given another GPU with
-its next task, so nothing here is remembered from one task to the next.
+This is the only file of this folder that imports Spark. The next task of a Python worker may get
+another GPU, so nothing here is cached between tasks.
 """
 
 import math
@@ -17,25 +17,25 @@ from spark_vision.executor.executor_process import ExecutorProcess, find_executo
 LOAD_SECONDS = "spark.vision.model.loadSeconds"
 BATCH_SECONDS = "spark.vision.model.batchSeconds"
 IDLE_SECONDS = "spark.vision.model.idleSeconds"
-# Eleven days. The system waits for at most 2³¹ milliseconds at a time.
-MOST_SECONDS = 1_000_000
+# Eleven days: poll() accepts at most 2³¹ milliseconds.
+MAX_SECONDS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one task may use.
+    """The resources and settings of one task.
 
     Attributes:
-        gpu_addresses: The addresses of its `gpu` resource, in Spark's order; empty without one.
+        gpu_addresses: The addresses of its `gpu` resource, in Spark's order; may be empty.
         cpus: Its `spark.task.cpus`.
-        is_local: Whether Spark runs in local mode, which schedules no GPUs.
-        executor: The executor's process; None outside of Spark.
-        executor_cores: The cores of all tasks of the executor together.
-        load_seconds: A model server that has not loaded its model by then is ended.
-        batch_seconds: A model server whose batch takes longer, or that is silent for so long, ends.
-        idle_seconds: A model server that nobody called for so long ends; 0 keeps it.
-        hub: The job's settings of the Hugging Face hub, for while a checkpoint is looked for.
-        attempt_number: How often Spark has tried it before; None outside of Spark.
+        is_local: Whether Spark runs in local mode, which does not schedule GPUs.
+        executor: The executor's process; None outside Spark.
+        executor_cores: The total number of cores of the executor.
+        load_seconds: Time limit of a model server to load its model.
+        batch_seconds: Time limit of a model server to compute a batch, and of its silence.
+        idle_seconds: A model server without calls for this long ends; 0 means never.
+        hub: The Hugging Face variables of the job.
+        attempt_number: Spark's attempt number of the task, from 0; None outside Spark.
     """
 
     gpu_addresses: tuple[str, ...]
@@ -51,13 +51,13 @@ class Task:
 
 
 def current_task(hub: HubEnvironment | None = None) -> Task:
-    """Read the running task's resources; outside of a task, the process's own cores.
+    """Read the resources of the running task; outside a task, the cores of the process.
 
     Args:
-        hub: The job's settings of the Hugging Face hub.
+        hub: The Hugging Face variables of the job.
 
     Raises:
-        InvalidOptionError: One of the three settings of the model server is no number of seconds.
+        InvalidOptionError: A setting of the model server is not a valid number of seconds.
     """
     from pyspark import TaskContext
 
@@ -66,7 +66,7 @@ def current_task(hub: HubEnvironment | None = None) -> Task:
     if context is None:
         return Task(gpu_addresses=(), cpus=_core_count(), hub=hub)
     gpu = context.resources().get("gpu")
-    # Spark hands a query's settings to its tasks as properties.
+    # Spark passes the settings of a query to its tasks as local properties.
     properties: Mapping[str, str] = context._localProperties or {}
     return Task(
         gpu_addresses=tuple(gpu.addresses) if gpu else (),
@@ -83,17 +83,17 @@ def current_task(hub: HubEnvironment | None = None) -> Task:
 
 
 def is_local_master(master: str) -> bool:
-    """Whether a master is Spark's local mode, which runs tasks in the driver's own JVM."""
+    """Return whether a master URL means local mode, which runs tasks in the driver's JVM."""
     return re.fullmatch(r"local(\[.*\])?", master) is not None
 
 
 def _executor_cores(properties: Mapping[str, str]) -> int:
-    """An executor of a standalone cluster has all cores of its host where nothing says a number."""
-    said = properties.get("spark.executor.cores", "")
+    """Without a setting, an executor of a standalone cluster has all cores of its host."""
+    cores = properties.get("spark.executor.cores", "")
     master = properties.get("spark.master", "")
     if is_local_master(master):
-        said = re.sub(r"local\[?|[,\]].*", "", master) or "1"
-    return int(said) if said.isdecimal() else _core_count()
+        cores = re.sub(r"local\[?|[,\]].*", "", master) or "1"
+    return int(cores) if cores.isdecimal() else _core_count()
 
 
 def _core_count() -> int:
@@ -101,14 +101,14 @@ def _core_count() -> int:
 
 
 def _seconds(properties: Mapping[str, str], name: str, *, zero: bool = False) -> float:
-    said = properties.get(name, "600")
+    text = properties.get(name, "600")
     try:
-        seconds = float(said)
+        seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not (0 < seconds <= MOST_SECONDS or (zero and seconds == 0)):
+    if not (0 < seconds <= MAX_SECONDS or (zero and seconds == 0)):
         raise InvalidOptionError(
-            f"{name} got {said!r}; allowed: a number of seconds above 0, at most {MOST_SECONDS:,}"
-            f"{', or 0 for ever' if zero else ''}"
+            f"{name} got {text!r}; allowed: a number of seconds above 0, at most {MAX_SECONDS:,}"
+            f"{', or 0 for no limit' if zero else ''}"
         )
     return seconds

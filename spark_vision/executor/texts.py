@@ -1,4 +1,4 @@
-"""Strings of an Arrow array as Python's, whatever Spark has put into them."""
+"""Reads strings of Arrow arrays, valid UTF-8 or not."""
 
 import pyarrow as pa
 
@@ -6,25 +6,25 @@ from spark_vision.errors import InputTypeError
 
 
 def check_texts(array: pa.Array, function: str) -> pa.Array:
-    """Make sure that an array holds strings.
+    """Check that an array contains strings.
 
     Args:
-        array: Of a column that `function` reads.
-        function: Its name in the message.
+        array: The input of a function.
+        function: The function's name, for the error.
 
     Raises:
-        InputTypeError: It holds something else.
+        InputTypeError: The array has another type.
     """
-    if pa.types.is_null(array.type):  # a pandas batch of nulls alone
+    if pa.types.is_null(array.type):  # a pandas batch with only nulls
         array = array.cast(pa.string())
     if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
         raise InputTypeError(
-            f"{function} got a column of {array.type}; allowed: string. Cast it, or choose another"
+            f"{function} got a column of {array.type}; allowed: string; cast it or choose another"
         )
     return array
 
 
 def read_texts(array: pa.Array) -> list[str | None]:
-    """Read strings; Spark does not check that they are UTF-8, and one that is not ends no task."""
+    """Read strings. Spark does not validate UTF-8: invalid bytes are replaced, not an error."""
     stored = array.cast(pa.large_binary()).to_pylist()
     return [None if text is None else text.decode("utf-8", "replace") for text in stored]

@@ -1,4 +1,4 @@
-"""A trial of overridden processor settings, so that a wrong one fails the job and not every row."""
+"""Tries overridden processor settings once, so that wrong ones fail the job and not every row."""
 
 import torch
 
@@ -15,10 +15,10 @@ def try_settings(
     preprocessor: ImagePreprocessor,
     operator: ImageEmbeddingOperator,
 ) -> None:
-    """Compute one gray image of a photograph's size.
+    """Embed one gray image of typical size.
 
     Raises:
-        InvalidOptionError: The settings give an image that the model cannot compute.
+        InvalidOptionError: With these settings the model cannot compute an image.
     """
     gray = torch.full((TRIAL_HEIGHT, TRIAL_WIDTH, 3), 128, dtype=torch.uint8).permute(2, 0, 1)
     try:
@@ -36,5 +36,5 @@ def _refusal(operator: ImageEmbeddingOperator, reason: str) -> InvalidOptionErro
     return InvalidOptionError(
         f"{type(operator).__name__}.image_processor_kwargs got {operator.image_processor_kwargs}, "
         f"with which the checkpoint {operator.checkpoint_name} cannot compute an image "
-        f"({reason}); change or leave out the settings"
+        f"({reason}); change or remove the settings"
     )

@@ -1,4 +1,4 @@
-"""From outcomes to an Arrow array: vectors go into one buffer, never through Python lists."""
+"""Builds Arrow arrays from vectors: they are copied into one buffer, without Python lists."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from spark_vision.executor.outcomes import add_statuses
 
 Outcome = np.ndarray | RowFailure
 
-# Spark names the field of an array `element`; any other name would cost it a cast per batch.
+# Spark names the field of an array `element`; another name would cost a cast per batch.
 VECTOR_TYPE = pa.list_(pa.field("element", pa.float32()))
 TOKENS_TYPE = pa.list_(pa.field("element", VECTOR_TYPE))
 
@@ -19,18 +19,18 @@ TOKENS_TYPE = pa.list_(pa.field("element", VECTOR_TYPE))
 def build_array(
     outcomes: Sequence[Outcome], dimension: int, on_error: str, *, tokens: bool, with_status: bool
 ) -> pa.Array:
-    """Build the value that goes back to Spark for some rows.
+    """Build the Arrow array that is returned to Spark for some rows.
 
     Args:
-        outcomes: A float32 `[dimension]` vector per row (`[tokens, dimension]` with `tokens`), or
-            why the row failed.
+        outcomes: Per row, a float32 `[dimension]` vector (`[tokens, dimension]` with `tokens`) or
+            its failure.
         dimension: The length of every vector.
-        on_error: `zero` puts zeros in the place of a failed row, else there is null.
-        tokens: Whether rows hold token vectors, given as arrays of arrays.
-        with_status: Whether to give structs of embedding, status and error.
+        on_error: With `zero` the value of a failed row is zeros, otherwise null.
+        tokens: Whether rows have a vector per token, returned as arrays of arrays.
+        with_status: Whether to return structs of embedding, status and error.
 
     Returns:
-        As many elements as outcomes: list<float>, list<list<float>> or struct.
+        One element per outcome: list<float>, list<list<float>> or struct.
     """
     zero = np.zeros(dimension, np.float32) if on_error == "zero" else None
     values = [zero if isinstance(row, RowFailure) else row for row in outcomes]
@@ -41,7 +41,7 @@ def build_array(
 
 
 def finite_rows(vectors: torch.Tensor) -> list[Outcome]:
-    """Take a batch of results apart; a row with NaN or infinity has failed.
+    """Split a batch of results into rows; a row with NaN or infinity has failed.
 
     Args:
         vectors: float32 `[rows, ...]` on the CPU.
@@ -49,7 +49,7 @@ def finite_rows(vectors: torch.Tensor) -> list[Outcome]:
     rows = vectors.numpy()
     finite = np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
     return [
-        row if is_finite else RowFailure(Status.NONFINITE, "the model gave NaN or infinity")
+        row if is_finite else RowFailure(Status.NONFINITE, "the model returned NaN or infinity")
         for row, is_finite in zip(rows, finite, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""The model server's process: `python -m spark_vision.model_server`, started by `start.py`."""
+"""The process of a model server: `python -m spark_vision.model_server`, started by `start.py`."""
 
 import errno
 import json
@@ -18,25 +18,25 @@ from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.images.child_process import module_command
 from spark_vision.model_server.channel import Channel
 from spark_vision.model_server.server import Failure, ModelServer
-from spark_vision.model_server.start import NAME_TAKEN, ServerOrder, listen
+from spark_vision.model_server.start import NAME_TAKEN, ServerConfig, listen
 
 if TYPE_CHECKING:
     from spark_vision.model_server.methods import ModelCalls
 
 logger = logging.getLogger("spark_vision.model_server")
 
-# Spark tries a task four times at once: a load that fails is not tried as often.
-FAILURE_STANDS_SECONDS = 30.0
+# Spark retries a failed task at once, but the model is not loaded again for this long.
+FAILURE_CACHE_SECONDS = 30.0
 
 
-def main(order_text: str, name: str, log: str) -> NoReturn:
+def main(config_text: str, name: str, log: str) -> NoReturn:
     """Load a model and serve it; the arguments are those of `start_server`."""
-    # The worker's mask is inherited, and may block what shall end this process.
+    # The signal mask is inherited from the worker, and may block the signals that end this process.
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    order = ServerOrder.from_json(order_text)
+    config = ServerConfig.from_json(config_text)
     try:
         listener = listen(name)
     except OSError as error:
@@ -45,42 +45,42 @@ def main(order_text: str, name: str, log: str) -> NoReturn:
         os._exit(NAME_TAKEN if error.errno == errno.EADDRINUSE else 1)
     code = 1
     try:
-        ending = ModelServer(order, listener, _load, log).run()
+        ending = ModelServer(config, listener, _load, log).run()
         logger.info("ends: %s", ending.reason)
         code = ending.code
         if ending.failure is not None:
-            _become_refusal(order.executor, listener, ending.failure)
+            _become_refusal(config.executor, listener, ending.failure)
         _remove_log(Path(log))
     except BaseException:
         logger.exception("the model server failed")
     finally:
-        # Now, since it takes longer until this process's memory is free. The log goes first: from
-        # here on it may be the next server's.
+        # Free the name now, since freeing this process's memory takes longer. The log was removed
+        # before: from here on it may belong to the next server.
         listener.close()
         os._exit(code)
 
 
-def _load(order: ServerOrder) -> "ModelCalls":
-    # Torch takes seconds to import, in which clients wait already.
+def _load(config: ServerConfig) -> "ModelCalls":
+    # Importing torch takes seconds, during which clients can already connect.
     from spark_vision.model_server.methods import ModelCalls
 
-    return ModelCalls.load(order)
+    return ModelCalls.load(config)
 
 
 def _become_refusal(
     executor: ExecutorProcess, listener: socket.socket, failure: Failure
 ) -> NoReturn:
-    """Give back all memory and every thread, and keep the name."""
+    """Replace this process by one that keeps the name, to free all memory and threads."""
     listener.set_inheritable(True)
-    words = {"refused": asdict(executor), "listener": listener.fileno(), "failure": failure}
-    command = [*module_command("spark_vision.model_server"), json.dumps(words)]
+    state = {"refused": asdict(executor), "listener": listener.fileno(), "failure": failure}
+    command = [*module_command("spark_vision.model_server"), json.dumps(state)]
     os.execv(command[0], command)
 
 
-def refuse(words: str) -> None:
-    """Send the cause of a failed load to all who come for a while."""
-    given = json.loads(words)
-    deadline = time.monotonic() + FAILURE_STANDS_SECONDS
+def refuse(state: str) -> None:
+    """Send the error of a failed load to all new clients for a while."""
+    given = json.loads(state)
+    deadline = time.monotonic() + FAILURE_CACHE_SECONDS
     with suppress(ProcessLookupError), socket.socket(fileno=given["listener"]) as listener:
         executor = ExecutorProcess(**given["refused"]).open_descriptor()
         watched: list[Any] = [listener, executor]
@@ -93,7 +93,7 @@ def refuse(words: str) -> None:
 
 
 def _send_failure(listener: socket.socket, failure: Failure) -> None:
-    # A client may have left, or be another user's.
+    # The client may have disconnected, or belong to another user.
     with suppress(OSError):
         channel = Channel(listener.accept()[0])
         channel.send({"error": failure})

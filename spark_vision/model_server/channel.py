@@ -1,9 +1,9 @@
-"""One end of a connection between a worker and a model server: JSON headers, tensors beside them.
+"""One end of a connection between a worker and a model server: JSON headers and shared tensors.
 
-A message is one packet of a Unix socket (SEQPACKET keeps their borders) and holds a JSON object;
-`tensors` in it is the layout of the message's tensors in the sender's shared memory, whose
-descriptor comes with the first message and with each that needs a larger piece. Nothing is ever
-unpickled. Torch is imported with the first tensor: a server answers before it has loaded torch.
+A message is one packet of a Unix socket (SEQPACKET keeps their boundaries) with a JSON object. Its
+`tensors` is the layout of the tensors in the sender's shared memory. The memory's descriptor comes
+with the first message and with each one that needs more memory. Nothing is unpickled. Torch is
+imported with the first tensor, so that a server can answer before torch is loaded.
 """
 
 import json
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from spark_vision.model_server.shared_tensors import TensorReader, TensorWriter
 
-# The kernel refuses a packet larger than the send buffer, 208 KiB where nobody has changed it.
-# Prompts and tokens travel as tensors, so that no header comes near.
+# The kernel rejects packets larger than the send buffer, 208 KiB by default. Prompts and tokens are
+# sent as tensors, so headers are much smaller.
 MAX_HEADER_BYTES = 64 * 2**10
-# In JSON a character takes up to 12 bytes.
+# A character takes up to 12 bytes in JSON.
 MAX_ERROR_CHARACTERS = 4000
 _CREDENTIALS = struct.Struct("3i")
 
@@ -33,19 +33,19 @@ Message = tuple[dict[str, Any], "dict[str, torch.Tensor]"]
 
 
 class Channel:
-    """Sends and receives messages over a connected socket of this user's.
+    """Sends and receives messages over a connected socket, within one user.
 
     Attributes:
         peer_pid: The process at the other end; for a client, the one that listens.
 
     Raises:
-        PermissionError: The process at the other end is another user's, or has no id here, as one
-            of another container that shares this one's network.
+        PermissionError: The process at the other end belongs to another user, or to another
+            container that shares this one's network and so has no pid here.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        # A worker that has too many drops one, which may be in use for a last batch.
+        # A worker with too many connections drops one that may still be in use for a last batch.
         weakref.finalize(self, connection.close)
         credentials = connection.getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
@@ -69,13 +69,13 @@ class Channel:
         return TensorReader()
 
     def fileno(self) -> int:
-        """Return the socket's descriptor, for a selector."""
+        """Return the socket's file descriptor, for a selector."""
         return self._connection.fileno()
 
     def send(
         self, header: Mapping[str, Any], tensors: "Mapping[str, torch.Tensor] | None" = None
     ) -> None:
-        """Send a message, without waiting: an end that reads its messages always has room for one.
+        """Send a message without blocking; a peer that reads its messages always has room for one.
 
         Raises:
             OSError: The other end is gone, or does not read.
@@ -83,7 +83,9 @@ class Channel:
         layout, descriptor = self._writer.write(tensors) if tensors else ({}, None)
         packet = json.dumps({**header, "tensors": layout}).encode()
         if len(packet) > MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {len(packet)} bytes; allowed: {MAX_HEADER_BYTES}")
+            raise ValueError(
+                f"the header has {len(packet)} bytes; allowed: at most {MAX_HEADER_BYTES}"
+            )
         if descriptor is None:
             self._connection.send(packet, socket.MSG_DONTWAIT)
             return
@@ -93,20 +95,21 @@ class Channel:
             os.close(descriptor)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a message, or for the end; False when neither came in time."""
+        """Wait for a message or the end of the connection; return False on timeout."""
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
         return bool(poll.poll(max(0.0, seconds * 1000)))
 
     def receive(self) -> Message | None:
-        """Receive a message, waiting for it.
+        """Wait for a message and receive it.
 
         Returns:
-            Its header and its tensors, which hold until the other end sends again; None at the end.
+            Its header and its tensors, which are valid until the other end sends again; None at
+            the end of the connection.
 
         Raises:
-            OSError: The other end is gone, or its descriptor is of no memory.
-            ValueError: What came is no message.
+            OSError: The other end is gone, or its descriptor is not shared memory.
+            ValueError: The message is invalid.
         """
         packet, descriptors, flags, _ = socket.recv_fds(
             self._connection, MAX_HEADER_BYTES, 1, socket.MSG_CMSG_CLOEXEC
@@ -114,28 +117,28 @@ class Channel:
         for descriptor in descriptors:
             self._reader.replace(descriptor)
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise ValueError(f"a packet over {MAX_HEADER_BYTES} bytes, or with descriptors over 1")
+            raise ValueError(f"a packet over {MAX_HEADER_BYTES} bytes, or with several descriptors")
         return self.parse(packet) if packet else None
 
     def parse(self, packet: bytes) -> Message:
-        """Read a packet, whatever it holds.
+        """Parse a packet from an untrusted peer.
 
         Raises:
-            ValueError: It is no message.
+            ValueError: It is not a valid message.
         """
         try:
             header = json.loads(packet)
         except RecursionError:
-            raise ValueError("a header that is nested too deep") from None
+            raise ValueError("a header that is nested too deeply") from None
         if not isinstance(header, dict):
             raise ValueError("a packet without a header")
         return header, self._reader.read(header.pop("tensors", None))
 
     def disconnect(self) -> None:
-        """End the connection, which whoever reads from it sees, in this process too."""
+        """Shut the connection down; readers in both processes see its end."""
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the socket; memory goes with the last tensor that lies in it."""
+        """Close the socket; shared memory is freed with the last tensor that uses it."""
         self._connection.close()

@@ -1,6 +1,6 @@
-"""The model of an executor's model server, as a worker calls it; it outlives the server's death.
+"""A worker's proxy for the model in the executor's model server.
 
-A server that is seen to end in any way is found or started again, and gets the same call.
+If the server ends, the proxy connects to a new one, starting it if necessary, and repeats the call.
 """
 
 import logging
@@ -21,12 +21,12 @@ import torch
 
 from spark_vision import errors
 from spark_vision.errors import ModelServerError, SparkVisionError
-from spark_vision.executor.placement import Placement
+from spark_vision.executor.loaded_model import Placement
 from spark_vision.model_server.channel import Channel, Message
 from spark_vision.model_server.methods import RemoteModel, Tensors, make_error
 from spark_vision.model_server.start import (
     NAME_TAKEN,
-    ServerOrder,
+    ServerConfig,
     address_of,
     log_of,
     start_server,
@@ -34,22 +34,22 @@ from spark_vision.model_server.start import (
 
 logger = logging.getLogger(__name__)
 
-# A batch that ends the server each time is at fault itself.
+# A batch that crashes the server each time is the cause of the crash.
 MAX_SENDS = 3
-# A server that was killed in its load (by the kernel, short of memory) may have had bad luck.
+# A server that was killed while loading (such as by the kernel, out of memory) is started again.
 MAX_STARTS = 3
-LOOK_AGAIN_SECONDS = 0.02
-# Beyond the load's own deadline, which a stopped process cannot keep.
+RETRY_SECONDS = 0.02
+# In addition to the server's own deadline of a load, which a stopped process cannot keep.
 GRACE_SECONDS = 5.0
 
 
 class SharingUnavailableError(Exception):
-    """This place allows no model server; the worker can still hold the model itself."""
+    """A model server cannot run here; the worker can load the model itself."""
 
 
 @cache
 def why_not_shared() -> str | None:
-    """Return what this process lacks for a model server; None where nothing is missing."""
+    """Return why this process cannot use a model server; None if it can."""
     try:
         os.close(os.pidfd_open(os.getpid()))
         os.close(os.memfd_create("spark-vision", os.MFD_ALLOW_SEALING))
@@ -65,23 +65,23 @@ def why_not_shared() -> str | None:
 
 
 class ModelProxy(RemoteModel):
-    """A model in a model server, kept by a worker from task to task.
+    """A model in a model server; a worker keeps it between tasks.
 
     Args:
-        order: What the server is started with where none runs.
+        config: The server to connect to, or to start.
 
     Raises:
         SharingUnavailableError: A server cannot be started here.
-        SparkVisionError: The load failed, here or a moment ago.
+        SparkVisionError: The load failed now or recently.
     """
 
-    def __init__(self, order: ServerOrder) -> None:
+    def __init__(self, config: ServerConfig) -> None:
         super().__init__(self._compute)
-        self._order = order
-        self._channel: Channel | None = connect(order)
+        self._config = config
+        self._channel: Channel | None = connect(config)
 
     def placement(self) -> Placement:
-        """Ask the server what it reports of itself."""
+        """Request the placement of the model."""
         answer, _ = self._exchange({"method": "placement"}, {})
         return Placement(**answer["placement"])
 
@@ -89,16 +89,16 @@ class ModelProxy(RemoteModel):
         self, method: str, arguments: Mapping[str, Any], tensors: Tensors
     ) -> dict[str, torch.Tensor]:
         _, result = self._exchange({"method": method, "arguments": arguments}, tensors)
-        # The server writes its next result over this one.
+        # The server overwrites this result with the next one.
         return {name: tensor.clone() for name, tensor in result.items()}
 
     def _exchange(self, header: Mapping[str, Any], tensors: Tensors) -> Message:
         for _ in range(MAX_SENDS):
             channel = self._channel or self._reconnect()
-            self._channel = None  # until its answer has come: this call may be broken off
+            self._channel = None  # until the answer has arrived: this call may be interrupted
             try:
                 channel.send(header, tensors)
-                answer = _receive(channel, self._order.batch_seconds)
+                answer = _receive(channel, self._config.batch_seconds)
             except OSError as error:
                 logger.info("the model server is gone: %s", error)
                 answer = None
@@ -109,36 +109,36 @@ class ModelProxy(RemoteModel):
                 return answer
             channel.close()
         raise ModelServerError(
-            f"the model server for {self._order.folder} on {self._order.device} ended "
-            f"{MAX_SENDS} times in the same batch; its log: {log_of(self._order.name)}"
+            f"the model server for {self._config.folder} on {self._config.device} ended "
+            f"{MAX_SENDS} times in the same batch; its log: {log_of(self._config.name)}"
         )
 
     def _reconnect(self) -> Channel:
         try:
-            return connect(self._order)
+            return connect(self._config)
         except (SparkVisionError, SharingUnavailableError) as error:
-            # Whatever its kind: rows that were on their way are not at fault.
+            # Whatever the kind of the error: the rows of this call did not cause it.
             raise ModelServerError(f"the model server did not come back: {error}") from error
 
 
-def connect(order: ServerOrder) -> Channel:
-    """Connect to the server of an order, starting it first where there is none.
+def connect(config: ServerConfig) -> Channel:
+    """Connect to a server, starting it if necessary, and wait until its model is loaded.
 
     Raises:
-        SharingUnavailableError: A server cannot be started here, or another user has its name.
-        SparkVisionError: The load failed, here or a moment ago.
+        SharingUnavailableError: A server cannot be started here, or another user holds its name.
+        SparkVisionError: The load failed now or recently.
     """
-    # One more, for a server that is seen while it ends.
+    # One more attempt, for a server that is already ending.
     for _ in range(MAX_STARTS + 1):
-        channel = _find(order)
-        seconds = order.load_seconds + GRACE_SECONDS
+        channel = _find(config)
+        seconds = config.load_seconds + GRACE_SECONDS
         try:
             greeting = _receive(channel, seconds, time.monotonic() + seconds)
         except TimeoutError:
             channel.close()
             raise ModelServerError(
-                f"the model server for {order.folder} did not answer within "
-                f"{order.load_seconds:g} s; its log: {log_of(order.name)}"
+                f"the model server for {config.folder} did not answer within "
+                f"{config.load_seconds:g} s; its log: {log_of(config.name)}"
             ) from None
         except ConnectionError as error:
             logger.info("the model server ended before its hello: %s", error)
@@ -149,39 +149,39 @@ def connect(order: ServerOrder) -> Channel:
         if greeting is not None:
             failure = greeting[0]["error"]
             raise getattr(errors, failure["kind"])(failure["message"])
-    raise _ended_early(order)
+    raise _ended_early(config)
 
 
-def _find(order: ServerOrder) -> Channel:
-    """Connect to a server that may be loading yet, starting it where nobody listens."""
-    deadline = time.monotonic() + order.load_seconds + GRACE_SECONDS
+def _find(config: ServerConfig) -> Channel:
+    """Connect to a server that may still be loading, starting it if none listens."""
+    deadline = time.monotonic() + config.load_seconds + GRACE_SECONDS
     starts: list[subprocess.Popen[bytes]] = []
     while time.monotonic() < deadline:
         try:
-            channel = _dial(order.name)
-        except BlockingIOError:  # too many wait for it already
+            channel = _dial(config.name)
+        except BlockingIOError:  # its queue of connections is full
             pass
         except ConnectionRefusedError:
             if not starts or starts[-1].poll() is not None:
-                _start(order, starts)
+                _start(config, starts)
         except OSError as error:
             raise SharingUnavailableError(f"its socket cannot be used: {error}") from error
         else:
             if starts and channel.peer_pid == starts[-1].pid:
-                _announce(order, channel.peer_pid)
+                _announce(config, channel.peer_pid)
             return channel
-        time.sleep(LOOK_AGAIN_SECONDS)
+        time.sleep(RETRY_SECONDS)
     for process in starts:
         process.kill()
     raise ModelServerError(
-        f"no model server for {order.folder} listens; its log: {log_of(order.name)}"
+        f"no model server for {config.folder} listens; its log: {log_of(config.name)}"
     )
 
 
 def _dial(name: str) -> Channel:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        # A stopped server takes nobody from its full queue: a blocking call would wait for it.
+        # A blocking call would wait forever for a stopped server with a full queue.
         connection.setblocking(False)
         connection.connect(address_of(name))
         connection.setblocking(True)
@@ -191,60 +191,60 @@ def _dial(name: str) -> Channel:
     return Channel(connection)
 
 
-def _start(order: ServerOrder, starts: list[subprocess.Popen[bytes]]) -> None:
+def _start(config: ServerConfig, starts: list[subprocess.Popen[bytes]]) -> None:
     if len(starts) == MAX_STARTS:
         if starts[-1].returncode == NAME_TAKEN:
             raise SharingUnavailableError("its name is held by a process that does not listen")
-        raise _ended_early(order)
+        raise _ended_early(config)
     try:
-        starts.append(start_server(order))
+        starts.append(start_server(config))
     except OSError as error:
         raise SharingUnavailableError(f"it cannot be started: {error}") from error
 
 
 def _receive(channel: Channel, seconds: float, deadline: float = math.inf) -> Message | None:
-    """Wait for a message that is no keep-alive; None at the end of the connection.
+    """Wait for a message other than a keep-alive; None at the end of the connection.
 
     Raises:
-        TimeoutError: None has come by the deadline, or nothing at all for so many seconds: then
-            the process at the other end hangs, and is killed.
+        TimeoutError: No message came before the deadline, or not even a keep-alive for `seconds`;
+            in the second case the process at the other end hangs and is killed.
         OSError: The other end is gone.
     """
-    heard = time.monotonic()
-    while channel.wait(min(heard + seconds, deadline) - time.monotonic()):
+    last_received = time.monotonic()
+    while channel.wait(min(last_received + seconds, deadline) - time.monotonic()):
         message = channel.receive()
         if message is None or "alive" not in message[0]:
             return message
-        heard = time.monotonic()
-    if time.monotonic() - heard >= seconds:
-        logger.warning("the model server is silent for %g s and is killed", seconds)
+        last_received = time.monotonic()
+    if time.monotonic() - last_received >= seconds:
+        logger.warning("the model server sent nothing for %g s and is killed", seconds)
         _kill(channel)
     raise TimeoutError("no answer")
 
 
 def _kill(channel: Channel) -> None:
-    # It may end at any moment.
+    # The process may end at any time.
     with suppress(OSError):
         process = os.pidfd_open(channel.peer_pid)
-        # While the connection is open, the id is still that of the process that listens.
+        # While the connection is open, the pid still belongs to the process that listens.
         if not channel.wait(0):
             signal.pidfd_send_signal(process, signal.SIGKILL)
         os.close(process)
 
 
-def _announce(order: ServerOrder, pid: int) -> None:
-    # The server runs, and whoever reads this worker's output may have gone.
+def _announce(config: ServerConfig, pid: int) -> None:
+    # The server runs even if this worker's stderr is closed.
     with suppress(OSError, ValueError):
         print(
-            f"spark_vision: model server {pid} for {order.folder} ({order.dtype}) on "
-            f"{order.device}; its log: {log_of(order.name)}",
+            f"spark_vision: model server {pid} for {config.folder} ({config.dtype}) on "
+            f"{config.device}; its log: {log_of(config.name)}",
             file=sys.stderr,
             flush=True,
         )
 
 
-def _ended_early(order: ServerOrder) -> ModelServerError:
+def _ended_early(config: ServerConfig) -> ModelServerError:
     return ModelServerError(
-        f"the model server for {order.folder} on {order.device} ended {MAX_STARTS} times while it "
-        f"loaded; its log: {log_of(order.name)}"
+        f"the model server for {config.folder} on {config.device} ended {MAX_STARTS} times while "
+        f"loading; its log: {log_of(config.name)}"
     )

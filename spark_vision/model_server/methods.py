@@ -1,7 +1,7 @@
-"""The methods of a model that can be called from another process: both sides of each, together.
+"""The model methods that can be called remotely: client stubs and server implementations.
 
-A call is a method's name, JSON arguments and named tensors; a result is named tensors. A new method
-of the models' protocols is one method of `RemoteModel` and one entry of `_SERVED`.
+A call is a method name, JSON arguments and named tensors; a result is named tensors. A new method
+of the model protocols needs one method of `RemoteModel` and one entry of `_METHODS`.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ import torch
 
 from spark_vision.errors import UnsupportedCheckpointError
 from spark_vision.executor.allocator import keep_freed_memory
+from spark_vision.executor.loaded_model import LoadedModel
 from spark_vision.executor.model_access import digest_of, stamp_of
-from spark_vision.executor.placement import PlacedModel
 from spark_vision.model_server.channel import MAX_ERROR_CHARACTERS, Message
-from spark_vision.model_server.start import ServerOrder
+from spark_vision.model_server.start import ServerConfig
 from spark_vision.models.checkpoint_files import Checkpoint, open_folder
 from spark_vision.models.protocols import (
     CaptionBatch,
@@ -31,7 +31,7 @@ logger = logging.getLogger("spark_vision.model_server")
 Tensors = Mapping[str, torch.Tensor]
 Call = Callable[[str, Mapping[str, Any], Tensors], dict[str, torch.Tensor]]
 
-# What a caller can tell apart; any other error of a model comes back as a RuntimeError.
+# Errors that are sent with their type; any other error of a model arrives as a RuntimeError.
 _ERRORS: Mapping[str, type[Exception]] = {
     error.__name__: error
     for error in (
@@ -47,10 +47,10 @@ _ERRORS: Mapping[str, type[Exception]] = {
 
 
 class RemoteModel:
-    """A model in another process, with the methods of the models' protocols.
+    """A model in another process, with the methods of the model protocols.
 
     Args:
-        call: Carries a call there and its result back.
+        call: Sends a call and returns its result.
     """
 
     def __init__(self, call: Call) -> None:
@@ -100,7 +100,7 @@ def _scaling(arguments: Mapping[str, Any]) -> PixelScaling:
     return PixelScaling(given["rescale_factor"], tuple(given["mean"]), tuple(given["std"]))
 
 
-_SERVED: Mapping[str, Callable[[Any, Mapping[str, Any], Tensors], Tensors]] = {
+_METHODS: Mapping[str, Callable[[Any, Mapping[str, Any], Tensors], Tensors]] = {
     "embed_images": _embed_images,
     "embed_texts": _embed_texts,
     "generate": _generate,
@@ -108,81 +108,82 @@ _SERVED: Mapping[str, Callable[[Any, Mapping[str, Any], Tensors], Tensors]] = {
 
 
 def serve(model: Any, method: str, arguments: Mapping[str, Any], tensors: Tensors) -> Tensors:
-    """Call a method of the model, where its name is one that may be called.
+    """Call a method of the model.
 
     Raises:
-        ValueError: It is not.
+        ValueError: The method does not exist or may not be called.
     """
-    if method not in _SERVED:
-        raise ValueError(f"no method {method!r}; allowed: {', '.join(_SERVED)}")
-    return _SERVED[method](model, arguments, tensors)
+    if method not in _METHODS:
+        raise ValueError(f"no method {method!r}; allowed: {', '.join(_METHODS)}")
+    return _METHODS[method](model, arguments, tensors)
 
 
 def describe_error(error: Exception) -> dict[str, str]:
-    """Say an error of a call as JSON."""
+    """Serialize an error of a call as JSON."""
     kind = next((each.__name__ for each in type(error).__mro__ if each.__name__ in _ERRORS), None)
-    said = str(error) if kind else f"{type(error).__name__}: {error}"
-    return {"kind": kind or "RuntimeError", "message": said[:MAX_ERROR_CHARACTERS]}
+    message = str(error) if kind else f"{type(error).__name__}: {error}"
+    return {"kind": kind or "RuntimeError", "message": message[:MAX_ERROR_CHARACTERS]}
 
 
 def make_error(described: Mapping[str, str]) -> Exception:
-    """Make the error again that `describe_error` said."""
+    """Recreate the error that `describe_error` serialized."""
     return _ERRORS[described["kind"]](described["message"])
 
 
 class ModelCalls:
-    """A model in its server, as calls reach it.
+    """Answers calls with a loaded model.
 
     Args:
-        placed: The loaded model.
+        loaded: The model.
     """
 
-    def __init__(self, placed: PlacedModel) -> None:
-        self._placed = placed
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
         self.is_device_broken = False
 
     @classmethod
-    def load(cls, order: ServerOrder) -> "ModelCalls":
-        """Load what a server is started for.
+    def load(cls, config: ServerConfig) -> "ModelCalls":
+        """Load the model of a server.
 
         Raises:
-            UnsupportedCheckpointError: Its weights cannot be used, or are others than the query's.
+            UnsupportedCheckpointError: Its weights cannot be used, or changed since the query
+                began.
         """
         keep_freed_memory()
-        torch.set_num_threads(order.thread_count)
-        checkpoint = open_folder(Path(order.folder))
-        device, executor = torch.device(order.device), str(order.executor)
-        _require_stamp(checkpoint, order)
-        placed = PlacedModel(checkpoint, order.dtype, device, executor, order.flash_attention)
-        _require_stamp(checkpoint, order)
-        return cls(placed)
+        torch.set_num_threads(config.thread_count)
+        checkpoint = open_folder(Path(config.folder))
+        device, executor = torch.device(config.device), str(config.executor)
+        _require_stamp(checkpoint, config)
+        loaded = LoadedModel(checkpoint, config.dtype, device, executor, config.flash_attention)
+        _require_stamp(checkpoint, config)
+        return cls(loaded)
 
     def prepare_thread(self, core_count: int) -> None:
-        """Give a thread that computes its cores."""
+        """Set the number of cores of the calling thread."""
         torch.set_num_threads(core_count)
 
     def answer(self, header: Mapping[str, Any], tensors: Tensors) -> Message:
-        """Compute the answer to a call; an error is one."""
+        """Compute the answer to a call, which may be an error."""
         try:
             if header["method"] == "placement":
-                return {"placement": dataclasses.asdict(self._placed.placement)}, {}
-            result = serve(self._placed.model, header["method"], header["arguments"], tensors)
+                return {"placement": dataclasses.asdict(self._loaded.placement)}, {}
+            result = serve(self._loaded.model, header["method"], header["arguments"], tensors)
             return {}, dict(result)
         except Exception as error:
             described = {"error": describe_error(error)}
             self.is_device_broken = isinstance(error, torch.AcceleratorError)
             if not isinstance(error, torch.OutOfMemoryError | ValueError | IndexError):
                 logger.exception("a call of %s failed", header.get("method"))
-        # Out of the handler, whose traceback would keep the failed batch's tensors alive.
+        # Outside the handler, whose traceback would keep the tensors of the failed batch alive.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return described, {}
 
 
-def _require_stamp(checkpoint: Checkpoint, order: ServerOrder) -> None:
-    """The rows before and after the restart of a server are of one model."""
-    if digest_of(stamp_of(checkpoint)) != order.stamp:
+def _require_stamp(checkpoint: Checkpoint, config: ServerConfig) -> None:
+    """Ensure that all rows of a query use one model, even if its server restarts."""
+    if digest_of(stamp_of(checkpoint)) != config.stamp:
         raise UnsupportedCheckpointError(
             f"the files in {checkpoint.folder} have changed since the query began: run it again, "
-            "and put another checkpoint into another folder"
+            "and use a new folder for each checkpoint"
         )

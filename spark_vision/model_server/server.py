@@ -1,7 +1,7 @@
-"""A model server at work: one thread takes calls and watches the time, others load and compute.
+"""The model server: one thread receives calls and checks deadlines, others load and compute.
 
-The receiving thread never computes, so that its keep-alives are the sign of a process that runs.
-Nothing here imports torch before the load does: the server answers from its first moment.
+The receiving thread never computes, so its keep-alives show that the process works. Torch is not
+imported before the load, so that the server can answer at once.
 """
 
 import logging
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spark_vision.errors import ModelServerError, SparkVisionError
 from spark_vision.model_server.channel import MAX_ERROR_CHARACTERS, Channel, Message
-from spark_vision.model_server.start import ServerOrder
+from spark_vision.model_server.start import ServerConfig
 
 if TYPE_CHECKING:
     from spark_vision.model_server.methods import ModelCalls
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("spark_vision.model_server")
 
 BEAT_SECONDS = 1.0
-# Without a descriptor left nobody can be accepted until a client leaves.
+# Without a free file descriptor no client can be accepted until another disconnects.
 ACCEPT_AGAIN_SECONDS = 0.2
 
 Failure = dict[str, str]
 
 
 class Ending(NamedTuple):
-    """Why a server ends, its exit status, and the kind and message of a load that failed."""
+    """Why a server ends, its exit code, and the kind and message of a failed load."""
 
     reason: str
     code: int = 0
@@ -39,19 +39,19 @@ class Ending(NamedTuple):
 
 
 class ClientConnection:
-    """A client, from its connection to its end.
+    """The connection of one client.
 
-    One thread receives what clients send, others compute and answer. Nobody closes the socket: a
-    descriptor that is closed under a thread that sends on it may by then be another file's. It
-    closes itself when the last of them forgets the client.
+    One thread receives from clients, others compute and answer. The socket is not closed
+    explicitly: its descriptor might be reused by another file while a thread sends on it. It is
+    closed when the last thread drops its reference to the client.
 
     Args:
-        channel: The connection to it.
+        channel: The connection.
 
     Attributes:
-        is_waiting: For its hello, or for the answer to its call.
-        computed_since: When the computing of its call began; None while it waits for its turn.
-        has_left: It will take no answer.
+        is_waiting: Whether the client waits for its hello or for the answer to its call.
+        computed_since: When the computation of its call began; None while the call is queued.
+        has_left: Whether the client has disconnected.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -61,13 +61,13 @@ class ClientConnection:
         self.has_left = False
 
     def fileno(self) -> int:
-        """Return the socket's descriptor, for a selector."""
+        """Return the socket's file descriptor, for a selector."""
         return self._channel.fileno()
 
     def receive(self) -> Message | None:
-        """Receive a call; None where the client has left, or what it sent is no call.
+        """Receive a call; None if the client has disconnected or sent an invalid message.
 
-        Whatever a client sends is an error of that client alone, which is sent to it.
+        An invalid message affects only its client, which gets the error.
         """
         try:
             call = self._channel.receive()
@@ -76,7 +76,7 @@ class ClientConnection:
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
             logger.warning("a client was disconnected: %s", message)
-            # The answer to a call that is under way is not this one.
+            # A client with a call in flight would take this error for the answer to that call.
             if not self.is_waiting:
                 self._send(
                     {"error": {"kind": "RuntimeError", "message": message[:MAX_ERROR_CHARACTERS]}}
@@ -90,14 +90,14 @@ class ClientConnection:
         return call
 
     def keep_alive(self) -> None:
-        """Show a client that waits that the server runs."""
+        """Send a keep-alive to a client that waits."""
         if self.is_waiting:
             self._send({"alive": 1})
 
     def answer(self, header: Mapping[str, Any], tensors: Mapping[str, Any] | None = None) -> None:
-        """Send what the client waits for."""
+        """Send the message that the client waits for."""
         self.computed_since = None
-        # First: the client may call again as soon as it has the answer.
+        # Before sending: the client may call again as soon as it has the answer.
         self.is_waiting = False
         self._send(header, tensors)
 
@@ -105,56 +105,56 @@ class ClientConnection:
         try:
             self._channel.send(header, tensors)
         except OSError as error:
-            logger.info("a client does not take what it is sent: %s", error)
-            # The receiving thread sees it as an end.
+            logger.info("a client cannot be sent a message: %s", error)
+            # The receiving thread then sees the end of the connection.
             self._channel.disconnect()
 
 
 class ModelServer:
-    """Loads a model and serves it, until there is a reason to end.
+    """Loads a model and serves it until there is a reason to end.
 
     Args:
-        order: What is served.
-        listener: Where clients connect.
+        config: The settings of the server.
+        listener: The socket that clients connect to.
         load: Loads the model.
-        log: Where messages go; a failed load names it.
+        log: The path of the log, for the error of a failed load.
     """
 
     def __init__(
         self,
-        order: ServerOrder,
+        config: ServerConfig,
         listener: socket.socket,
-        load: "Callable[[ServerOrder], ModelCalls]",
+        load: "Callable[[ServerConfig], ModelCalls]",
         log: str = "",
     ) -> None:
-        self._order = order
+        self._config = config
         self._listener = listener
         self._load = load
         self._log = log
         self._ending: Ending | None = None
         self._selector = selectors.DefaultSelector()
-        # Wakes the receiving thread when the load has ended.
+        # Wakes the receiving thread when the load is finished.
         self._load_end = os.eventfd(0)
         self._loaded: ModelCalls | Exception | None = None
-        self._load_deadline = time.monotonic() + order.load_seconds
+        self._load_deadline = time.monotonic() + config.load_seconds
         self._is_serving = False
         self._last_answer = 0.0
-        # Those that are connected, or whose last call is under way.
+        # Clients that are connected, or whose last call is still being computed.
         self._clients: list[ClientConnection] = []
         self._calls: queue.SimpleQueue[tuple[ClientConnection, Message]] = queue.SimpleQueue()
 
     def run(self) -> Ending:
         """Serve until there is a reason to end, and return it."""
         try:
-            executor = self._order.executor.open_descriptor()
+            executor = self._config.executor.open_descriptor()
         except ProcessLookupError:
             return Ending("the executor has ended")
         self._watch(executor, lambda: self._end("the executor has ended"))
         self._watch(self._load_end, self._begin_to_serve)
         self._watch(self._listener, self._accept)
         _start_thread(self._load_model)
-        # Also in time for a short deadline.
-        beat_seconds = min(BEAT_SECONDS, self._order.batch_seconds / 4)
+        # Often enough for a short deadline.
+        beat_seconds = min(BEAT_SECONDS, self._config.batch_seconds / 4)
         next_beat = time.monotonic()
         while self._ending is None:
             self._handle_events(max(0.0, next_beat - time.monotonic()))
@@ -180,25 +180,25 @@ class ModelServer:
         self._ending = self._ending or Ending(reason, code, failure)
 
     def _check_deadlines(self) -> None:
-        order, now = self._order, time.monotonic()
+        config, now = self._config, time.monotonic()
         if not self._is_serving:
             if now >= self._load_deadline:
-                self._fail(TimeoutError(f"not loaded within {order.load_seconds:g} s"))
+                self._fail(TimeoutError(f"not loaded within {config.load_seconds:g} s"))
             return
         starts = [client.computed_since for client in self._clients]
-        # Other calls go on while one hangs.
-        if any(start is not None and now - start > order.batch_seconds for start in starts):
-            self._end(f"a call took longer than {order.batch_seconds:g} s", 1)
-        elif any(client.is_waiting for client in self._clients) or not order.idle_seconds:
+        # Other calls may still be answered while one hangs.
+        if any(start is not None and now - start > config.batch_seconds for start in starts):
+            self._end(f"a call took longer than {config.batch_seconds:g} s", 1)
+        elif any(client.is_waiting for client in self._clients) or not config.idle_seconds:
             return
-        elif now - self._last_answer >= order.idle_seconds:
-            self._end(f"no call for {order.idle_seconds:g} s")
+        elif now - self._last_answer >= config.idle_seconds:
+            self._end(f"no call for {config.idle_seconds:g} s")
 
     def _load_model(self) -> None:
         try:
-            self._loaded = self._load(self._order)
+            self._loaded = self._load(self._config)
         except Exception as error:
-            logger.exception("the load failed")
+            logger.exception("loading failed")
             self._loaded = error
         finally:
             os.eventfd_write(self._load_end, 1)
@@ -207,11 +207,11 @@ class ModelServer:
         os.eventfd_read(self._load_end)
         loaded = self._loaded
         if loaded is None or isinstance(loaded, Exception):
-            self._fail(loaded or RuntimeError("the load ended early"))
+            self._fail(loaded or RuntimeError("loading ended early"))
             return
         self._last_answer = time.monotonic()
         self._is_serving = True
-        for _ in range(self._order.call_count):
+        for _ in range(self._config.call_count):
             _start_thread(self._compute, loaded)
         for client in self._clients:
             self._greet(client)
@@ -220,14 +220,14 @@ class ModelServer:
         kind, message = type(error).__name__, str(error)
         if not isinstance(error, SparkVisionError):
             message = (
-                f"cannot load {self._order.folder} as {self._order.dtype} on "
-                f"{self._order.device}: {kind}: {message}; log: {self._log}"
+                f"cannot load {self._config.folder} as {self._config.dtype} on "
+                f"{self._config.device}: {kind}: {message}; log: {self._log}"
             )
             kind = ModelServerError.__name__
         failure = {"kind": kind, "message": message[:MAX_ERROR_CHARACTERS]}
         for client in self._clients:
             client.answer({"error": failure})
-        self._end("the load failed", 1, failure)
+        self._end("loading failed", 1, failure)
 
     def _accept(self) -> None:
         try:
@@ -253,20 +253,20 @@ class ModelServer:
             self._calls.put((client, call))
 
     def _compute(self, model: "ModelCalls") -> None:
-        """Answer calls in the order in which they came, while the device works."""
+        """Answer calls in order of arrival, until the device is broken."""
         try:
-            model.prepare_thread(self._order.thread_count)
+            model.prepare_thread(self._config.thread_count)
             while not model.is_device_broken:
                 self._answer_next(model)
         except Exception:
-            logger.exception("a model's thread failed")
-        # Whoever waits sees the end of this process, and asks another.
-        self._end("a model's thread has ended", 1)
+            logger.exception("a compute thread failed")
+        # Waiting clients see the end of this process, and call another server.
+        self._end("a compute thread has ended", 1)
 
     def _answer_next(self, model: "ModelCalls") -> None:
         client, (header, tensors) = self._calls.get()
         answer: Message = ({}, {})
-        # What a cancelled job had waiting would hold up the next query.
+        # Skip the queued calls of a cancelled job: they would delay the next query.
         if not client.has_left:
             client.computed_since = time.monotonic()
             answer = model.answer(header, tensors)

@@ -1,1 +1,1 @@
-"""The driver's side: user-defined functions, checks before any task, sizes of executors."""
+"""The driver side: user-defined functions, checks before any task, GPU settings."""

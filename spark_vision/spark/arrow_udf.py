@@ -1,7 +1,7 @@
-"""Iterator UDFs over Arrow arrays: one body, in an Arrow shell where Spark has it, or in pandas.
+"""Iterator UDFs over Arrow arrays, as Arrow UDFs if Spark has them or else as pandas UDFs.
 
-Spark 4.1 brought UDFs over Arrow arrays, which spare each batch a way through pandas; 4.0 has the
-pandas kind alone. Both are asked for by type hints, which is why this file spells them out.
+Arrow UDFs are new in Spark 4.1 and avoid converting each batch to pandas and back; Spark 4.0 has
+only pandas UDFs. Spark infers the kind of a UDF from its type hints, so they are explicit here.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,17 +25,17 @@ _IMAGE_STRUCT_TYPES = {
 }
 
 
-def vectorized_udf(body: ArrowBody, return_type: DataType, name: str) -> Any:
-    """Make an iterator UDF.
+def make_arrow_udf(body: ArrowBody, return_type: DataType, name: str) -> Any:
+    """Create an iterator UDF.
 
     Args:
-        body: Arrow arrays, or tuples of them where the function has several columns, to arrays of
-            other lengths, whose elements are in the order of the input.
-        return_type: Of the function.
-        name: How Spark's plans show it.
+        body: Maps Arrow arrays (tuples of arrays for several columns) to arrays. Their lengths may
+            differ from the input's; elements are in the order of the input.
+        return_type: The return type of the UDF.
+        name: Its name in query plans.
     """
-    # The hints name the kind of function. One of a single column gets arrays, not tuples, and
-    # structs travel as frames in the pandas kind all the same.
+    # Spark reads only the kind of the UDF from these hints. A UDF of one column gets arrays, not
+    # tuples, and a pandas UDF gets structs as data frames.
     if hasattr(F, "arrow_udf"):
 
         def compute_arrow(batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.Array]:
@@ -48,7 +48,7 @@ def vectorized_udf(body: ArrowBody, return_type: DataType, name: str) -> Any:
         return map(_to_pandas, body(map(_to_arrow_batch, batches)))  # type: ignore[arg-type]
 
     compute_pandas.__name__ = name
-    make_udf: Any = pandas_udf  # its type hints know functions of one series only
+    make_udf: Any = pandas_udf  # its type hints cover only functions of one series
     return make_udf(compute_pandas, return_type)
 
 
@@ -57,9 +57,9 @@ def _to_arrow_batch(batch: Any) -> Batch:
 
 
 def _to_arrow(batch: "pd.Series[Any] | pd.DataFrame") -> pa.Array:
-    """Spark hands a struct column to a pandas UDF as a frame with a column per field."""
+    """Spark passes a struct column to a pandas UDF as a data frame with a column per field."""
     if isinstance(batch, pd.DataFrame):
-        # pandas turns whole numbers with nulls among them into floats.
+        # pandas converts integer columns with nulls to floats.
         columns = [
             pa.array(column, _IMAGE_STRUCT_TYPES.get(str(name)), from_pandas=True)
             for name, column in batch.items()
@@ -70,9 +70,9 @@ def _to_arrow(batch: "pd.Series[Any] | pd.DataFrame") -> pa.Array:
 
 
 def _to_pandas(array: pa.Array) -> "pd.Series[Any] | pd.DataFrame":
-    """Keep Arrow's buffer behind pandas' face; Spark takes a frame where it expects a struct.
+    """Wrap an Arrow array as a pandas series without a copy, or a struct array as a data frame.
 
-    Spark's converters know None, but not the NA that pandas puts for a null of an Arrow type.
+    Arrays with nulls are converted: Spark's converters accept None but not pandas' NA.
     """
     if isinstance(array, pa.StructArray):
         names = [field.name for field in array.type]

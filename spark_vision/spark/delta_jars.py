@@ -1,7 +1,7 @@
-"""Delta's JARs in the environment's own folder, so that no session resolves them when it starts.
+"""Keeps Delta's JARs in a folder of the Python environment, so that sessions do not resolve them.
 
-`python -m spark_vision.spark.delta_jars` fills the folder once; `configure` starts sessions with
-it. The folder's name has the version of the installed delta-spark: after an upgrade it is another.
+`python -m spark_vision.spark.delta_jars` fills the folder once, and `configure` uses it. The folder
+name includes the version of the installed delta-spark, so an upgrade uses a new folder.
 """
 
 import re
@@ -22,29 +22,29 @@ _RAISED = re.compile(r"^Exception in thread \S+ (.+)", re.MULTILINE)
 
 
 def delta_package() -> str | None:
-    """Name the Maven coordinate of Delta's JARs for the installed pyspark and delta-spark.
+    """Return the Maven coordinate of Delta's JARs for the installed pyspark and delta-spark.
 
     Returns:
-        Such as `io.delta:delta-spark_4.2_2.13:4.4.0`; None where delta-spark is not installed.
+        Such as `io.delta:delta-spark_4.2_2.13:4.4.0`; None if delta-spark is not installed.
     """
     if find_spec("delta") is None:
         return None
     from delta import configure_spark_with_delta_pip
     from pyspark.sql import SparkSession
 
-    # Delta has changed the scheme of its artifact names: its own code knows which one it follows.
+    # The naming scheme of Delta's artifacts has changed: its own code knows the current one.
     options: dict[str, Any] = configure_spark_with_delta_pip(SparkSession.Builder())._options
     return str(options[PACKAGES])
 
 
 def jars_folder(package: str) -> Path:
-    """Return where the JARs of a Maven coordinate are in this environment, once resolved."""
+    """Return the folder for the JARs of a Maven coordinate in this environment."""
     name = package.partition(":")[2].replace(":", "-")
     return Path(sys.prefix) / "share" / "spark-vision" / "jars" / name
 
 
 def find_delta_jars() -> list[str]:
-    """Return the paths of the JARs that fit the installed delta-spark; empty where none are."""
+    """Return the paths of the resolved JARs for the installed delta-spark; may be empty."""
     package = delta_package()
     return [] if package is None else sorted(map(str, jars_folder(package).glob("*.jar")))
 
@@ -53,10 +53,10 @@ def resolve_delta_jars(log: Path) -> Path:
     """Resolve Delta's JARs as Spark does, with the user's own repositories, and keep them.
 
     Args:
-        log: Gets what the resolution prints.
+        log: The file for the output of the resolution.
 
     Returns:
-        The folder that holds them.
+        The folder with the JARs.
 
     Raises:
         SessionError: delta-spark is not installed, or its JARs cannot be resolved.
@@ -67,7 +67,7 @@ def resolve_delta_jars(log: Path) -> Path:
     folder = jars_folder(package)
     folder.parent.mkdir(parents=True, exist_ok=True)
     jars = _resolve(package, log)
-    # The folder appears with all of its files, or not at all.
+    # The folder is created atomically, with all its files.
     with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
         whole = Path(partial) / folder.name
         whole.mkdir()
@@ -79,7 +79,7 @@ def resolve_delta_jars(log: Path) -> Path:
 
 
 def find_cause(text: str) -> str | None:
-    """Find in a launcher's output why its JVM has ended, such as that packages are not found."""
+    """Find the cause in the output of a JVM that exited, such as packages that are not found."""
     causes = [cause.search(text) for cause in (_UNREACHED, _NOT_FOUND)]
     found = [cause[1] for cause in causes if cause]
     raised = _RAISED.search(text)
@@ -87,22 +87,20 @@ def find_cause(text: str) -> str | None:
 
 
 def _resolve(package: str, log: Path) -> list[str]:
-    """Let the launcher of a JVM resolve a package; no session is started."""
+    """Resolve a package by launching a JVM, without starting a session."""
     from pyspark import SparkConf
     from pyspark.errors import PySparkRuntimeError
     from pyspark.java_gateway import launch_gateway
 
-    # JARs of the user's own defaults are none of Delta's.
+    # Do not include the JARs of the user's own defaults.
     settings = SparkConf(loadDefaults=False).set(PACKAGES, package).set("spark.jars", "")
     launch: Any = launch_gateway  # has no types
     with log.open("wb") as output:
         try:
             gateway = launch(settings, {"stdout": output, "stderr": output})
         except PySparkRuntimeError as error:
-            cause = find_cause(log.read_text(errors="replace")) or "the JVM has ended"
-            raise SessionError(
-                f"{package} cannot be resolved: {cause}; the whole log: {log}"
-            ) from error
+            cause = find_cause(log.read_text(errors="replace")) or "the JVM exited"
+            raise SessionError(f"{package} cannot be resolved: {cause}; log: {log}") from error
     jars = gateway.jvm.java.lang.System.getProperty("spark.jars") or ""
     gateway.shutdown()
     gateway.proc.stdin.close()
@@ -111,13 +109,13 @@ def _resolve(package: str, log: Path) -> list[str]:
 
 
 def main() -> int:
-    """Fill the folder, unless it is there; return the exit code."""
+    """Fill the folder if it is missing; return the exit code."""
     package = delta_package()
     if package is not None and find_delta_jars():
         return 0
     log = Path(sys.prefix) / "share" / "spark-vision" / "delta-jars.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    print(f"resolving Delta's JARs, once; log: {log}", flush=True)
+    print(f"resolving Delta's JARs (only once); log: {log}", flush=True)
     try:
         resolve_delta_jars(log)
     except SessionError as error:

@@ -1,7 +1,7 @@
-"""What the driver can know of an operator before any task: its checkpoint, and its device.
+"""Checks an operator's checkpoint and device on the driver, before any task.
 
-A folder on the driver is judged at once. A name on the hub, or a folder that only executors have,
-is theirs to judge: the driver downloads nothing and decides no device.
+A folder that exists on the driver is checked at once. A hub name, or a folder that only executors
+have, is checked there: the driver downloads nothing and chooses no device.
 """
 
 import json
@@ -51,13 +51,13 @@ class ModelIdentity:
 
 
 def check_operator_on_driver(operator: Operator) -> None:
-    """Judge the operator's checkpoint if the driver has it.
+    """Check the operator's device, and its checkpoint if the driver has it.
 
     Raises:
-        CheckpointNotFoundError: The operator names a folder, this is a local session, and there is
-            no such folder.
-        UnsupportedCheckpointError: The checkpoint is there, and is not what the operator needs.
-        DeviceError: It asks for a GPU that no task will have.
+        CheckpointNotFoundError: The operator names a folder that does not exist, in a local
+            session.
+        UnsupportedCheckpointError: The checkpoint does not fit the operator.
+        DeviceError: The operator requests a GPU that no task will have.
     """
     _check_device(operator)
     checkpoint = find_checkpoint(operator)
@@ -151,30 +151,30 @@ def _check_device(operator: Operator) -> None:
         return
     if _is_local_session():
         if operator.device == "cuda":
-            # Here, and only here, the tasks run on the driver's own machine.
+            # Only in a local session do tasks run on the driver's machine.
             import torch
 
             if not torch.cuda.is_available():
                 raise DeviceError(
                     f"{type(operator).__name__}.device got 'cuda', but torch finds no GPU on this "
-                    "machine, where this local session computes; use 'auto' or 'cpu'"
+                    "machine, on which this local session runs; use 'auto' or 'cpu'"
                 )
         return
     gpus = context.getConf().get("spark.task.resource.gpu.amount")
     if gpus is not None and (operator.rank or 0) >= max(1.0, float(gpus)):
         raise DeviceError(
             f"{type(operator).__name__}.rank got {operator.rank}, but each task gets {gpus} GPU(s) "
-            "by spark.task.resource.gpu.amount; lower rank, or raise the amount"
+            "from spark.task.resource.gpu.amount; lower rank, or raise the amount"
         )
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name can only be a folder: the hub's are `name` or `owner/name`."""
+    """Return whether a name must be a folder: hub names are `name` or `owner/name`."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
 def _is_local_session() -> bool:
-    """Whether driver and executors share their files; a Connect client cannot know."""
+    """Return whether driver and executors share their files; False for a Connect client."""
     from pyspark import SparkContext
 
     context = SparkContext._active_spark_context

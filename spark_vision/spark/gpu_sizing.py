@@ -1,7 +1,7 @@
-"""How many tasks share an executor's GPUs: settings under which none of them stays idle.
+"""Sizes the task slots of an executor for its GPUs, so that none of them stays idle.
 
-Spark fills the first GPU with tasks before it takes the next one. With fewer slots than the GPUs
-take tasks, the last ones get none: the slots must come to GPUs × tasks per GPU.
+Spark fills the first GPU with tasks before it uses the next one. With fewer than GPUs × tasks per
+GPU slots, the last GPUs would get no tasks.
 """
 
 import math
@@ -20,39 +20,40 @@ DISCOVERY_SCRIPT = "spark.executor.resource.gpu.discoveryScript"
 def gpu_settings(
     present: Mapping[str, str], gpus_per_executor: int, tasks_per_gpu: int
 ) -> dict[str, str]:
-    """Size an executor's slots for its GPUs.
+    """Compute the Spark settings for an executor with GPUs.
 
     Args:
-        present: The settings that stand: `spark.executor.cores` must be among them, since its
-            default differs between cluster managers. `spark.task.cpus` is written where it is not
-            set: the cores of an executor shared out among its slots.
+        present: The existing settings. `spark.executor.cores` is required, since its default
+            differs between cluster managers. The default of `spark.task.cpus` here is the cores
+            of an executor divided by its slots.
         gpus_per_executor: As `spark.executor.resource.gpu.amount`.
-        tasks_per_gpu: The tasks that feed one GPU at a time.
+        tasks_per_gpu: Number of concurrent tasks per GPU.
 
     Returns:
-        The settings to add; they override those of the same name.
+        The settings to add; they override existing ones.
 
     Raises:
-        SessionError: A number is not positive, or the cores give too few slots for the GPUs.
+        SessionError: A number is not positive, or there are too few cores for the GPUs.
     """
     for name, value in {
         "gpus_per_executor": gpus_per_executor,
         "tasks_per_gpu": tasks_per_gpu,
     }.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise SessionError(f"{name} got {value!r}; allowed: a whole number, 1 or more")
+            raise SessionError(f"{name} got {value!r}; allowed: an integer, 1 or more")
     if CORES not in present:
-        raise SessionError(f"gpus_per_executor needs {CORES}, to share the cores among the tasks")
+        raise SessionError(f"gpus_per_executor needs {CORES}, to divide the cores among the tasks")
     cores = int(present[CORES])
     slots = gpus_per_executor * tasks_per_gpu
     task_cpus = int(present.get(TASK_CPUS) or max(1, cores // slots))
     if cores // task_cpus < slots:
         raise SessionError(
             f"{CORES}={cores} with {TASK_CPUS}={task_cpus} gives {cores // task_cpus} slots, but "
-            f"{gpus_per_executor} GPUs of {tasks_per_gpu} tasks need {slots}: a GPU would stay "
-            "idle; raise the cores, or lower spark.task.cpus, tasks_per_gpu or gpus_per_executor"
+            f"{gpus_per_executor} GPUs with {tasks_per_gpu} tasks each need {slots}: a GPU would "
+            "stay idle; raise the cores, or lower spark.task.cpus, tasks_per_gpu or "
+            "gpus_per_executor"
         )
-    # Rounded down: Spark takes the whole part of 1 / amount as the tasks of a GPU.
+    # Rounded down: Spark uses floor(1 / amount) as the number of tasks per GPU.
     share = "1" if tasks_per_gpu == 1 else str(math.floor(1e6 / tasks_per_gpu) / 1e6)
     settings = {
         EXECUTOR_GPUS: str(gpus_per_executor),

@@ -1,4 +1,4 @@
-"""From operators to user-defined functions: the body that executors run, and the type it gives."""
+"""Creates user-defined functions from operators: the body that executors run and its type."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from spark_vision.operators import (
     Operator,
     reads_images,
 )
-from spark_vision.spark.arrow_udf import ArrowBody, Batch, vectorized_udf
+from spark_vision.spark.arrow_udf import ArrowBody, Batch, make_arrow_udf
 from spark_vision.spark.driver_checks import check_is_operator
 
 if TYPE_CHECKING:
@@ -49,16 +49,16 @@ PLACEMENT_TYPE = StructType(
 
 @dataclass(frozen=True)
 class ImagesBody:
-    """What the executors run, as it is pickled: it imports torch there, never on the driver.
+    """What executors run. It is pickled, and imports torch on the executor, not on the driver.
 
     Attributes:
-        operators: What to compute of each image.
-        names: The field of each operator in the struct that is given; None for a single operator,
-            whose value is given bare.
-        with_status: Give structs of value, status and error as the values.
-        environment: The driver's settings of the Hugging Face hub.
-        statuses: A counter for each operator, or none.
-        keys: What one more column lists for each row, by which an error names it.
+        operators: What to compute for each image.
+        names: The field of each operator in the returned struct; None for a single operator, whose
+            value is returned without a struct.
+        with_status: Whether values are structs of value, status and error.
+        environment: The driver's Hugging Face variables.
+        statuses: One counter per operator, or none.
+        keys: Names of the key values in one more column, by which an error identifies a row.
     """
 
     operators: tuple[ImageOperator, ...]
@@ -69,7 +69,7 @@ class ImagesBody:
     keys: tuple[str, ...] = ()
 
     def __call__(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
-        """Give what the operators make of the images, in order."""
+        """Yield the values of the operators, in the order of the images."""
         from spark_vision.executor.image_columns import compute_images
         from spark_vision.executor.task import current_task
 
@@ -91,7 +91,7 @@ class ImagesBody:
 
 @dataclass(frozen=True)
 class TextsBody:
-    """As ImagesBody, for an operator over texts."""
+    """Like ImagesBody, for an operator that reads texts."""
 
     operator: EmbeddingOperator
     with_status: bool
@@ -100,7 +100,7 @@ class TextsBody:
     keys: tuple[str, ...] = ()
 
     def __call__(self, arrays: Iterator[Batch]) -> Iterator[pa.Array]:
-        """Give the embeddings of the texts, in order."""
+        """Yield the embeddings of the texts, in order."""
         from spark_vision.executor.embedding import embed_texts
         from spark_vision.executor.task import current_task
 
@@ -116,13 +116,13 @@ class TextsBody:
 
 @dataclass(frozen=True)
 class PlacementBody:
-    """As ImagesBody, for `model_placement` of any operator."""
+    """Like ImagesBody, for `model_placement` of any operator."""
 
     operator: Operator
     environment: HubEnvironment
 
     def __call__(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
-        """Give the placements of the models that computed the rows, in order."""
+        """Yield the placement of the model that computed each row, in order."""
         from spark_vision.executor.placement_rows import place_rows
         from spark_vision.executor.task import current_task
 
@@ -131,14 +131,14 @@ class PlacementBody:
 
 
 def placement_udf(operator: Operator) -> Any:
-    """Make the UDF that computes an operator and says where; it is never deterministic.
+    """Create the UDF that computes an operator and returns placements; never deterministic.
 
     Raises:
         InputTypeError: The operator is not an instance of an operator class.
     """
     check_is_operator(operator)
     body = PlacementBody(operator, HubEnvironment.capture())
-    return vectorized_udf(body, PLACEMENT_TYPE, "model_placement").asNondeterministic()
+    return make_arrow_udf(body, PLACEMENT_TYPE, "model_placement").asNondeterministic()
 
 
 def _check_arguments(
@@ -148,7 +148,7 @@ def _check_arguments(
     *,
     is_keyed: bool = False,
 ) -> Iterator[Batch]:
-    """Refuse a call with more or fewer columns than its operators read; SQL does not check it."""
+    """Reject a call with a wrong number of columns, which Spark SQL does not check."""
     reads = dict.fromkeys(name for operator in operators for name in operator.reads)
     takes = [f"{name}s" for name in reads]
     for batch in batches:
@@ -156,7 +156,7 @@ def _check_arguments(
         if not 1 <= given <= len(takes):
             raise InputTypeError(
                 f"a function of {function} got {given} columns; allowed: {takes[0]}"
-                + "".join(f", and perhaps {each}" for each in takes[1:])
+                + "".join(f", and optionally {each}" for each in takes[1:])
             )
         yield batch
 
@@ -169,19 +169,19 @@ def operator_udf(
     statuses: "Accumulator[dict[str, int]] | None" = None,
     keys: Sequence[str] = (),
 ) -> Any:
-    """Make the UDF that computes one operator.
+    """Create the UDF that computes one operator.
 
     Args:
         operator: Any of `OPERATORS`.
-        with_status: Return a struct of value, status and error instead of the bare value.
-        deterministic: Let Spark move, repeat or merge calls as it does with pure functions. Without
-            it each row is computed once, and Spark refuses the function in some places.
-        statuses: Collects the number of rows by status as tasks end (classic sessions).
-        keys: Give a function of one more column, of arrays of strings: values of these names, by
-            which an error names a row.
+        with_status: Return a struct of value, status and error instead of the value.
+        deterministic: Allow Spark to move, repeat or merge calls, as with pure functions. If False,
+            each row is computed once, and Spark rejects the function in some clauses.
+        statuses: Accumulates the number of rows by status when tasks end (classic sessions).
+        keys: Names of key values. With keys, the UDF has one more column, of arrays of strings with
+            these values, by which an error identifies a row.
 
     Returns:
-        A user-defined function of one column; for captions, of one or of two: images and prompts.
+        A UDF of one column; for captions, of one or two columns: images and prompts.
 
     Raises:
         InputTypeError: The operator is not an instance of an operator class.
@@ -193,10 +193,10 @@ def operator_udf(
         counters = () if statuses is None else (statuses,)
         body = ImagesBody((operator,), None, with_status, environment, counters, tuple(keys))
     else:
-        # What reads texts gives vectors.
+        # An operator that does not read images embeds texts.
         texts = cast(EmbeddingOperator, operator)
         body = TextsBody(texts, with_status, environment, statuses, tuple(keys))
-    made = vectorized_udf(body, _return_type(operator, with_status), _function_name([operator]))
+    made = make_arrow_udf(body, _return_type(operator, with_status), _function_name([operator]))
     return made if deterministic else made.asNondeterministic()
 
 
@@ -206,15 +206,15 @@ def images_udf(
     *,
     keys: Sequence[str] = (),
 ) -> Any:
-    """Make the UDF that computes several operators of each image, which is decoded once.
+    """Create the UDF that computes several operators per image and decodes each image once.
 
     Args:
-        operators: What to compute, by the name of its field; they read an image alike.
-        statuses: Collect the number of rows by status, for each name; None where there is none.
+        operators: What to compute, by field name; all of them read images with the same options.
+        statuses: For each name, accumulates the number of rows by status, or None.
         keys: As for `operator_udf`.
 
     Returns:
-        A user-defined function of images, or of images and prompts: a struct of structs.
+        A UDF of images, or of images and prompts, that returns a struct of structs.
     """
     counters = tuple(each for name in operators if (each := statuses[name]) is not None)
     body = ImagesBody(
@@ -226,7 +226,7 @@ def images_udf(
         tuple(keys),
     )
     fields = [StructField(name, value_type(operator)) for name, operator in operators.items()]
-    made = vectorized_udf(body, StructType(fields), _function_name([*operators.values()]))
+    made = make_arrow_udf(body, StructType(fields), _function_name([*operators.values()]))
     return made.asNondeterministic()
 
 
@@ -236,20 +236,20 @@ def _return_type(operator: Operator, with_status: bool) -> DataType:
 
 
 def value_type(operator: Operator) -> StructType:
-    """Return the struct of a row's value (the first field), its status and its error."""
+    """Return the struct type of a row: its value (the first field), status and error."""
     value, *more = operator.value_fields.items()
     fields = [value, ("status", "string"), ("error", "string"), *more]
     return StructType([StructField(name, _parse_type(kind)) for name, kind in fields])
 
 
 def _parse_type(kind: str) -> DataType:
-    """Read a type; pyspark's own parser needs a session."""
+    """Parse a type without a session, which pyspark's own parser needs."""
     if kind.startswith("array<"):
         return ArrayType(_parse_type(kind.removeprefix("array<").removesuffix(">")))
     return {"float": FloatType(), "string": StringType(), "boolean": BooleanType()}[kind]
 
 
 def _function_name(operators: Sequence[Operator]) -> str:
-    """Name a UDF in Spark's plans."""
+    """Return the name of a UDF in query plans."""
     names = sorted({operator.function for operator in operators})
     return "_and_".join(names)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spark_vision.cli.job import say_in_one_line
+from spark_vision.cli.job import one_line_message
 from spark_vision.errors import DeviceError, SparkVisionError
 
 
@@ -23,7 +23,7 @@ def test_an_error_raised_on_an_executor_is_told_as_it_was_raised(spark):
 
     error = error_of(lambda: spark.range(1).select(fail("id")).collect())
     assert not isinstance(error, SparkVisionError)
-    assert say_in_one_line(error) == "no GPU is here; set device='cpu'"
+    assert one_line_message(error) == "no GPU is here; set device='cpu'"
 
 
 def test_any_other_error_of_a_worker_is_told_by_its_last_line(spark):
@@ -34,18 +34,18 @@ def test_any_other_error_of_a_worker_is_told_by_its_last_line(spark):
         return {}["lost"]
 
     error = error_of(lambda: spark.range(1).select(fail("id")).collect())
-    assert say_in_one_line(error) == "KeyError: 'lost'"
+    assert one_line_message(error) == "KeyError: 'lost'"
 
 
 def test_an_analysis_error_is_told_by_its_first_line(spark):
-    said = say_in_one_line(error_of(lambda: spark.sql("SELECT nothing FROM range(1)")))
+    said = one_line_message(error_of(lambda: spark.sql("SELECT nothing FROM range(1)")))
     assert "nothing" in said
     assert "\n" not in said
     assert "SQLSTATE" not in said
 
 
 def test_an_error_of_the_jvm_is_told_without_its_stack(spark):
-    said = say_in_one_line(
+    said = one_line_message(
         error_of(lambda: spark.read.format("delta").load("s3a://nobody/here").schema)
     )
     assert "S3AFileSystem" in said
@@ -53,8 +53,8 @@ def test_an_error_of_the_jvm_is_told_without_its_stack(spark):
 
 
 def test_an_error_of_ours_is_told_as_it_is():
-    assert say_in_one_line(DeviceError("no GPU")) == "no GPU"
+    assert one_line_message(DeviceError("no GPU")) == "no GPU"
 
 
 def test_an_error_without_words_is_told_by_its_kind():
-    assert say_in_one_line(RuntimeError()) == "RuntimeError"
+    assert one_line_message(RuntimeError()) == "RuntimeError"

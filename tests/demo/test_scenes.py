@@ -80,5 +80,5 @@ def test_captions_say_what_is_there():
 
 
 def test_unknown_split_is_refused():
-    with pytest.raises(ValueError, match=r"split='tset'; .*train, validation, test"):
+    with pytest.raises(ValueError, match=r"split got 'tset'; .*train, validation, test"):
         draw_scenes(1, seed=0, split="tset")

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from spark_vision.errors import RowFailure, Status
-from spark_vision.executor.batching import gather, map_ahead, regroup, working_threads
+from spark_vision.executor.batching import gather, map_ahead, regroup, thread_pool
 
 FAILED = RowFailure(Status.DECODE_ERROR, "broken")
 
@@ -16,7 +16,7 @@ def test_results_come_in_the_order_of_the_items_though_later_ones_finish_first()
         time.sleep(0.02 if item % 4 == 0 else 0)
         return item
 
-    with working_threads(4, "test") as pool:
+    with thread_pool(4, "test") as pool:
         assert list(map_ahead(pool, work, range(40), lambda waiting: waiting < 8)) == list(
             range(40)
         )
@@ -30,7 +30,7 @@ def test_input_is_read_only_as_far_as_the_window_allows():
             read.append(item)
             yield item
 
-    with working_threads(2, "test") as pool:
+    with thread_pool(2, "test") as pool:
         results = map_ahead(pool, lambda item: item, items(), lambda waiting: waiting < 5)
         assert next(results) == 0
         assert len(read) == 5
@@ -40,7 +40,7 @@ def test_input_is_read_only_as_far_as_the_window_allows():
 
 
 def test_a_window_that_allows_nothing_still_makes_progress():
-    with working_threads(2, "test") as pool:
+    with thread_pool(2, "test") as pool:
         assert list(map_ahead(pool, lambda item: -item, range(5), lambda _: False)) == [
             0, -1, -2, -3, -4,
         ]  # fmt: skip
@@ -52,7 +52,7 @@ def test_an_exception_is_raised_where_its_result_would_come():
             raise KeyError(item)
         return item
 
-    with working_threads(2, "test") as pool:
+    with thread_pool(2, "test") as pool:
         results = map_ahead(pool, work, range(10), lambda waiting: waiting < 4)
         assert [next(results) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(KeyError):
@@ -62,7 +62,7 @@ def test_an_exception_is_raised_where_its_result_would_come():
 def test_leaving_early_does_not_wait_for_running_work():
     release = threading.Event()
     started = time.monotonic()
-    with working_threads(2, "test") as pool:
+    with thread_pool(2, "test") as pool:
         results = map_ahead(
             pool, lambda item: item or release.wait(60), [1, 0, 0], lambda waiting: waiting < 3
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import checkpoints
-from spark_vision.executor.decode_watch import EXIT_CODE, PATIENCE, DecodeWatch
+from spark_vision.executor.decode_watchdog import EXIT_CODE, PATIENCE, DecodeWatchdog
 
 TESTS = Path(__file__).parents[1]
 PROGRAM = """
@@ -62,7 +62,7 @@ spark.stop()
 @pytest.mark.timeout(600)
 def test_an_image_that_ends_or_hangs_its_worker_fails_only_its_row(tmp_path):
     checkpoints.write_dinov2(tmp_path / "dinov2")
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS / "support")])
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM, TESTS / "support" / "poisoned_site", tmp_path / "dinov2"],
         capture_output=True,
@@ -89,14 +89,14 @@ def test_a_decoder_that_hangs_ends_its_process():
         codes.append(code)
         ended.set()
 
-    with DecodeWatch(0.2 / PATIENCE, end) as watch, watch.decoding():
+    with DecodeWatchdog(0.2 / PATIENCE, end) as watch, watch.decoding():
         assert ended.wait(60)
     assert codes == [EXIT_CODE]
 
 
 @pytest.mark.parametrize("seconds", [None, 3600.0])
 def test_nothing_ends_while_images_come_and_go(seconds):
-    with DecodeWatch(seconds, pytest.fail) as watch:
+    with DecodeWatchdog(seconds, pytest.fail) as watch:
         for _ in range(1000):
             with watch.decoding():
                 pass

@@ -11,7 +11,7 @@ import checkpoints
 from hub_server import serve_hub
 from spark_vision.executor.environment import HUB_VARIABLES, HubEnvironment
 from spark_vision.executor.executor_process import ExecutorProcess
-from spark_vision.model_server.start import ServerOrder, start_server
+from spark_vision.model_server.start import ServerConfig, start_server
 
 SECRET = "hf_aSecretOfJobA"
 
@@ -112,8 +112,8 @@ def test_a_model_server_is_started_without_the_token(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     executor = ExecutorProcess.of(os.getpid())
-    order = ServerOrder(executor, "/model", "", "float32", "cpu", False, 1, 1, 10, 10, 10)
-    start_server(order).wait(timeout=30)
+    config = ServerConfig(executor, "/model", "", "float32", "cpu", False, 1, 1, 10, 10, 10)
+    start_server(config).wait(timeout=30)
     said = seen.read_text()
     assert "A_SETTING_OF_THE_EXECUTOR=kept" in said
     assert SECRET not in said

@@ -222,7 +222,7 @@ for (rows,) in compute_images(batches(), [operator], Task((), 1), with_status=Tr
     )
     assert done.stdout.splitlines() == [
         "ok None",
-        "out_of_memory the model has no memory for this row alone",
+        "out_of_memory the model ran out of memory on this row alone",
         "ok None",
     ], done.stderr
 

@@ -14,9 +14,9 @@ from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.model_server import client
 from spark_vision.model_server.channel import Channel
 from spark_vision.model_server.client import SharingUnavailableError, connect
-from spark_vision.model_server.start import NAME_TAKEN, ServerOrder, address_of
+from spark_vision.model_server.start import NAME_TAKEN, ServerConfig, address_of
 
-ORDER = ServerOrder(
+CONFIG = ServerConfig(
     executor=ExecutorProcess.of(os.getpid()),
     folder="/nowhere",
     stamp="",
@@ -54,7 +54,7 @@ KEEPS_ALIVE = """
 @pytest.fixture(autouse=True)
 def name(monkeypatch):
     name = f"spark-vision-test-{os.getpid()}"
-    monkeypatch.setattr(ServerOrder, "name", name)
+    monkeypatch.setattr(ServerConfig, "name", name)
     return name
 
 
@@ -80,7 +80,7 @@ def test_only_a_silent_server_is_killed_at_the_deadline(run_server, monkeypatch,
     monkeypatch.setattr(client, "GRACE_SECONDS", 1.0)
     server = run_server(KEEPS_ALIVE if goes_on else "time.sleep(60)")
     with pytest.raises(ModelServerError, match=r"did not answer within 0\.5 s"):
-        connect(ORDER)
+        connect(CONFIG)
     if goes_on:
         assert server.poll() is None
     else:
@@ -92,7 +92,7 @@ def test_the_error_of_a_failed_load_is_raised_as_what_it_is(run_server):
     run_server(f"channel.send({{'error': {failure}}})")
     for _ in range(2):
         with pytest.raises(UnsupportedCheckpointError, match="no weights"):
-            connect(ORDER)
+            connect(CONFIG)
 
 
 def test_a_server_that_has_just_ended_is_killed_without_an_error():
@@ -114,16 +114,16 @@ def test_a_worker_whose_output_nobody_reads_starts_its_server(monkeypatch):
             raise BrokenPipeError
 
     monkeypatch.setattr(sys, "stderr", BrokenPipe())
-    client._announce(ORDER, 1)
+    client._announce(CONFIG, 1)
 
 
 def test_a_server_that_cannot_be_started_is_unavailable(monkeypatch):
-    def fail(order):
+    def fail(config):
         raise OSError("no process")
 
     monkeypatch.setattr(client, "start_server", fail)
     with pytest.raises(SharingUnavailableError, match="no process"):
-        connect(ORDER)
+        connect(CONFIG)
 
 
 class Ended:
@@ -137,20 +137,20 @@ class Ended:
 @pytest.mark.parametrize(
     ("status", "error", "message"),
     [
-        (-9, ModelServerError, "ended 3 times while it loaded"),
+        (-9, ModelServerError, "ended 3 times while loading"),
         (NAME_TAKEN, SharingUnavailableError, "held by a process that does not listen"),
     ],
 )
 def test_a_client_starts_a_bounded_number_of_servers(monkeypatch, status, error, message):
     starts = []
 
-    def start(order):
-        starts.append(order)
+    def start(config):
+        starts.append(config)
         return Ended(status)
 
     monkeypatch.setattr(client, "start_server", start)
     with pytest.raises(error, match=message):
-        connect(ORDER)
+        connect(CONFIG)
     assert len(starts) == client.MAX_STARTS
 
 
@@ -158,14 +158,14 @@ def test_a_server_that_is_killed_in_each_load_is_given_up(run_server, name, monk
     """Killed after it has been found, as the kernel does where memory is short."""
     starts = []
 
-    def start(order):
+    def start(config):
         server = run_server("sys.exit(9)")
         starts.append(server)
         return server
 
     monkeypatch.setattr(client, "start_server", start)
-    with pytest.raises(ModelServerError, match="while it loaded"):
-        connect(ORDER)
+    with pytest.raises(ModelServerError, match="while loading"):
+        connect(CONFIG)
     assert 0 < len(starts) <= client.MAX_STARTS + 1
 
 
@@ -179,9 +179,9 @@ def test_a_full_queue_keeps_nobody_waiting(name):
             [client._dial(name) for _ in range(3)]
         # Once the queue moves on, the next is found, and no server was started.
         threading.Timer(0.1, lambda: listener.accept()[0].close()).start()
-        order = ServerOrder(**{**vars(ORDER), "load_seconds": 20})
+        config = ServerConfig(**{**vars(CONFIG), "load_seconds": 20})
         before = psutil.Process().children()
-        assert client._find(order).peer_pid == os.getpid()
+        assert client._find(config).peer_pid == os.getpid()
         assert psutil.Process().children() == before
         waiting.close()
 

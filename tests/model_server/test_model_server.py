@@ -35,7 +35,7 @@ from spark_vision.model_server import client, start
 from spark_vision.model_server.channel import Channel
 from spark_vision.model_server.client import ModelProxy, why_not_shared
 from spark_vision.model_server.methods import describe_error, make_error
-from spark_vision.model_server.start import ServerOrder, address_of
+from spark_vision.model_server.start import ServerConfig, address_of
 from spark_vision.models.checkpoints import resolve_checkpoint
 from spark_vision.models.families import (
     load_caption_preprocessor,
@@ -274,7 +274,7 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
     checkpoint = resolve_checkpoint(operator)
 
     def work(pid):
-        order = ServerOrder(
+        config = ServerConfig(
             executor=ExecutorProcess.of(pid),
             folder=str(checkpoint.folder),
             stamp=model_access.digest_of(model_access.stamp_of(checkpoint)),
@@ -287,7 +287,7 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
             batch_seconds=60,
             idle_seconds=0,
         )
-        served = ModelProxy(order)
+        served = ModelProxy(config)
         torch.testing.assert_close(served.embed_images(pixels, scaling, "cls"), expected)
         placement = served.placement()
         assert placement.executor.startswith(f"{pid}-")
@@ -309,7 +309,7 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
 def test_what_cuda_shows_and_the_package_make_another_server(monkeypatch):
     def name(device):
         executor = ExecutorProcess.of(os.getpid())
-        return ServerOrder(executor, "/model", "", "float32", device, False, 1, 1, 1, 1, 1).name
+        return ServerConfig(executor, "/model", "", "float32", device, False, 1, 1, 1, 1, 1).name
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     first = name("cuda:0"), name("cpu")
@@ -488,7 +488,7 @@ def test_where_no_server_can_be_the_worker_loads_and_says_why(
     for host in run_host(tmp_path / "host", checkpoints, monkeypatch):
         operator = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
         task = host.task()
-        monkeypatch.setattr(ServerOrder, "name", f"spark-vision-{os.getpid()}-{trouble}")
+        monkeypatch.setattr(ServerConfig, "name", f"spark-vision-{os.getpid()}-{trouble}")
         holder = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         squatter = None
         if trouble == "no executor":
@@ -498,12 +498,12 @@ def test_where_no_server_can_be_the_worker_loads_and_says_why(
             monkeypatch.setattr(start.subprocess, "Popen", fail_to_start)
             reason = "cannot be started: no process"
         elif trouble == "nobody listens":
-            holder.bind(address_of(ServerOrder.name))
+            holder.bind(address_of(ServerConfig.name))
             reason = "held by a process that does not listen"
         elif os.geteuid() != 0:
             pytest.skip("only root can become another user")
         else:
-            squatter = run_squatter(ServerOrder.name)
+            squatter = run_squatter(ServerConfig.name)
             reason = "user 65534"
         model_access._decline.cache_clear()
         for _ in range(2):
@@ -542,10 +542,10 @@ def run_squatter(name):
 def test_a_link_in_the_logs_place_costs_no_sharing_and_is_neither_written_nor_removed(
     host, monkeypatch
 ):
-    monkeypatch.setattr(ServerOrder, "name", f"spark-vision-{os.getpid()}-link")
+    monkeypatch.setattr(ServerConfig, "name", f"spark-vision-{os.getpid()}-link")
     target = host.folder / "target"
     target.write_text("mine")
-    log = host.folder / f"{ServerOrder.name}.log"
+    log = host.folder / f"{ServerConfig.name}.log"
     log.symlink_to(target)
     first, second = host.reach(), host.reach()
     assert first.placement().server_pid == second.placement().server_pid != os.getpid()

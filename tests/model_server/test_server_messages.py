@@ -14,7 +14,7 @@ import torch
 from served_models import CALL, receive, receive_answer, send, serve
 from spark_vision.model_server.channel import MAX_HEADER_BYTES, Channel
 from spark_vision.model_server.server import ClientConnection
-from spark_vision.model_server.shared_tensors import LEAST_BYTES, TensorReader, TensorWriter
+from spark_vision.model_server.shared_tensors import MIN_BYTES, TensorReader, TensorWriter
 
 CASE_COUNT = 400
 NASTY = [
@@ -54,8 +54,8 @@ REFUSED = {
     "strides that overlap": {"x": place([1000, 1000], [1, 1])},
     "a negative stride": {"x": place([4, 4], [-4, 1])},
     "gaps": {"x": place([4, 4], [8, 1])},
-    "an end beyond the memory": {"x": place([LEAST_BYTES + 1])},
-    "an offset beyond the memory": {"x": place([1], offset=LEAST_BYTES)},
+    "an end beyond the memory": {"x": place([MIN_BYTES + 1])},
+    "an offset beyond the memory": {"x": place([1], offset=MIN_BYTES)},
     "a negative offset": {"x": place([1], offset=-64)},
     "an offset between elements": {"x": place([1], dtype="float32", offset=1)},
     "two tensors in one place": {"x": place([64]), "y": place([64])},
@@ -124,7 +124,7 @@ def refusal(pair, packet, descriptors=()):
 
 
 def test_a_client_is_told_what_was_wrong_with_its_message(pair):
-    assert "nested too deep" in refusal(pair, b"[" * 60_000)
+    assert "nested too deeply" in refusal(pair, b"[" * 60_000)
 
 
 def test_a_packet_beyond_the_cap_is_refused(pair):
@@ -134,7 +134,7 @@ def test_a_packet_beyond_the_cap_is_refused(pair):
 def test_more_than_one_descriptor_is_refused_and_none_stays_open(pair):
     memory = [TensorWriter().write({"x": torch.zeros(1)})[1] for _ in range(3)]
     before = len(list(Path("/proc/self/fd").iterdir()))
-    assert "descriptors over 1" in refusal(pair, b'{"tensors": {}}', memory)
+    assert "several descriptors" in refusal(pair, b'{"tensors": {}}', memory)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
     for descriptor in memory:
         os.close(descriptor)
@@ -202,7 +202,7 @@ def test_no_mutant_shows_more_than_its_memory(reader):
             channel.close()
         parsed += 1
         shown = [each.clone() for each in tensors.values()]
-        assert sum(each.numel() * each.element_size() for each in shown) <= LEAST_BYTES
+        assert sum(each.numel() * each.element_size() for each in shown) <= MIN_BYTES
     assert parsed > 20
 
 
@@ -222,4 +222,4 @@ def test_a_server_outlives_every_mutant_and_serves_the_others(tmp_path):
                 assert receive(steady) == number + 1.0
         assert not server.reason.done()
         send(steady, -1.0)
-        assert server.reason.result(30) == ("a model's thread has ended", 1)
+        assert server.reason.result(30) == ("a compute thread has ended", 1)

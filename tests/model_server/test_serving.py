@@ -56,7 +56,7 @@ class WaitingModel:
 
 
 @pytest.mark.parametrize("call_count", [1, CLIENT_COUNT])
-def test_as_many_calls_are_computed_at_a_time_as_the_order_says(tmp_path, call_count):
+def test_as_many_calls_are_computed_at_a_time_as_the_config_allows(tmp_path, call_count):
     model = CountingModel(call_count)
     together = threading.Barrier(CLIENT_COUNT)
 
@@ -201,7 +201,7 @@ def test_a_client_that_waits_hears_that_the_server_runs_and_one_that_does_not_he
 def test_a_failed_load_with_a_long_message_reaches_all_who_wait(tmp_path):
     begun, fail = threading.Event(), threading.Event()
 
-    def load(order):
+    def load(config):
         begun.set()
         fail.wait(60)
         raise UnsupportedCheckpointError("\U0001f600" * 100_000)
@@ -218,4 +218,4 @@ def test_a_failed_load_with_a_long_message_reaches_all_who_wait(tmp_path):
             error = receive_answer(channel, 20)[0]["error"]
             assert error["kind"] == "UnsupportedCheckpointError"
             assert error["message"] == "\U0001f600" * 4000
-        assert server.reason.result(30) == ("the load failed", 1)
+        assert server.reason.result(30) == ("loading failed", 1)

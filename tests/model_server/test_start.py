@@ -10,9 +10,9 @@ import pytest
 
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.model_server import start
-from spark_vision.model_server.start import ServerOrder, address_of, listen, log_of, start_server
+from spark_vision.model_server.start import ServerConfig, address_of, listen, log_of, start_server
 
-ORDER = ServerOrder(
+CONFIG = ServerConfig(
     ExecutorProcess.of(os.getpid()), "/nowhere", "", "float32", "cpu", False, 1, 1, 10, 10, 10
 )
 
@@ -54,7 +54,7 @@ PLANTED = [
 
 @pytest.mark.parametrize("kind", PLANTED)
 def test_a_log_is_written_to_no_file_that_somebody_else_put_there(folder, kind):
-    log = log_of(ORDER.name)
+    log = log_of(CONFIG.name)
     assert log.parent == folder
     plant(log, kind)
     descriptor = start._open_log(log)
@@ -63,7 +63,7 @@ def test_a_log_is_written_to_no_file_that_somebody_else_put_there(folder, kind):
 
 
 def test_a_log_is_for_its_user_alone_and_is_continued(folder):
-    log = log_of(ORDER.name)
+    log = log_of(CONFIG.name)
     for _ in range(2):
         descriptor = start._open_log(log)
         os.write(descriptor, b"line\n")
@@ -75,8 +75,8 @@ def test_a_log_is_for_its_user_alone_and_is_continued(folder):
 def test_without_a_folder_there_is_no_log(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/self/fd"])
-    assert log_of(ORDER.name) == Path(os.devnull)
-    os.close(start._open_log(log_of(ORDER.name)))
+    assert log_of(CONFIG.name) == Path(os.devnull)
+    os.close(start._open_log(log_of(CONFIG.name)))
     start._remove_old_logs()
 
 
@@ -84,7 +84,7 @@ def test_only_logs_of_ended_executors_are_removed(folder):
     prefix = start._log_prefix()
     ended = folder / f"{prefix}999999999-1-0123456789abcdef.log"
     kept = [
-        log_of(ORDER.name),
+        log_of(CONFIG.name),
         folder / f"{prefix}notes.log",
         folder / f"{prefix}999999999-1-0123456789abcdef.txt",
         folder / "spark-vision-0-1-999999999-1-0123456789abcdef.log",
@@ -126,13 +126,13 @@ threading.Thread(target=threading.Event().wait).start()
 main.main(*sys.argv[1:])
 """
     name = f"spark-vision-test-{os.getpid()}"
-    arguments = [ORDER.to_json(), name, str(tmp_path / "log")]
+    arguments = [CONFIG.to_json(), name, str(tmp_path / "log")]
     done = subprocess.run([sys.executable, "-c", program, *arguments], timeout=60, check=False)
     assert done.returncode == (1 if trouble == "the server fails" else 0)
     listen(name).close()
 
 
 def test_a_server_whose_name_is_held_ends_at_once(folder):
-    with listen(ORDER.name):
-        assert start_server(ORDER).wait(60) == start.NAME_TAKEN
-    assert address_of(ORDER.name)[0] == "\0"
+    with listen(CONFIG.name):
+        assert start_server(CONFIG).wait(60) == start.NAME_TAKEN
+    assert address_of(CONFIG.name)[0] == "\0"

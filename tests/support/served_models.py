@@ -12,7 +12,7 @@ from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.model_server.channel import Channel
 from spark_vision.model_server.methods import ModelCalls
 from spark_vision.model_server.server import ModelServer
-from spark_vision.model_server.start import ServerOrder
+from spark_vision.model_server.start import ServerConfig
 
 CALL = {"method": "embed_texts", "arguments": {}}
 
@@ -38,7 +38,7 @@ class Server:
 
 @contextmanager
 def serve(tmp_path, model, listen=lambda listener: listener, load=None, **settings):
-    order = ServerOrder(
+    config = ServerConfig(
         **{
             "executor": ExecutorProcess.of(1),
             "folder": "",
@@ -62,7 +62,7 @@ def serve(tmp_path, model, listen=lambda listener: listener, load=None, **settin
     ):
         listener.bind(address)
         listener.listen()
-        server = ModelServer(order, listen(listener), load or (lambda _: calls))
+        server = ModelServer(config, listen(listener), load or (lambda _: calls))
         reason = pool.submit(lambda: server.run()[:2])
         yield Server(address, reason, lambda: server._end("the test has ended"))
 

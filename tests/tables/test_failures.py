@@ -6,7 +6,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from spark_vision import write_vision_columns
-from spark_vision.cli.job import say_in_one_line
+from spark_vision.cli.job import one_line_message
 from spark_vision.errors import FailureRateError
 from spark_vision.tables.source import choose_columns
 from spark_vision.tables.structs import column_structs
@@ -29,7 +29,7 @@ def test_the_key_of_the_first_bad_row_is_named(spark, read_photos, photos, dino,
     strict = dataclasses.replace(dino, on_error="raise")
     with pytest.raises(Exception, match="not_an_image") as raised:
         write_vision_columns(read_photos(), table, ["path", "length"], {"embedding": strict})
-    said = say_in_one_line(raised.value)
+    said = one_line_message(raised.value)
     assert said.startswith(f"path=file:{photos}/text.jpg, length=12: not_an_image: ")
 
 
@@ -47,7 +47,7 @@ def test_keys_of_any_type_and_name_reach_the_error(spark, dino, monkeypatch, she
     (struct,) = column_structs(strict, chosen, {"embedding": None})
     with pytest.raises(Exception, match="not_an_image") as raised:
         source.select(struct.column).collect()
-    assert say_in_one_line(raised.value).startswith(
+    assert one_line_message(raised.value).startswith(
         "data=2024-02-29, mode=k0, id=0: not_an_image: "
     )
 
@@ -69,6 +69,6 @@ def test_a_task_that_ends_a_write_says_why_in_one_line(spark, dino, table):
     operator = dataclasses.replace(dino, max_failure_rate=0.5)
     with pytest.raises(Exception, match="max_failure_rate") as raised:
         write_vision_columns(texts(spark, 1), table, ["id"], {"embedding": operator})
-    said = say_in_one_line(raised.value)
+    said = one_line_message(raised.value)
     assert said.startswith("1")
     assert "rows failed, more than max_failure_rate=0.5 allows: not_an_image " in said

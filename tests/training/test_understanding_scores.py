@@ -4,10 +4,10 @@ import pytest
 
 from spark_vision import QwenVLImageUnderstanding
 from spark_vision.demo import checkpoint_path, write_scenes
+from spark_vision.demo.ground_truth import GroundTruth
 from spark_vision.demo.questions import LANGUAGES, Question
 from spark_vision.demo.scenes import Scene, SceneObject
-from spark_vision.demo.truth import Truth
-from training.understanding_scores import Said, UnderstandingScore, ask, understanding_scores
+from training.understanding_scores import Response, UnderstandingScore, ask, understanding_scores
 
 COUNT = 40
 # A little under what the checkpoint reaches over hundreds of scenes, as forty are few.
@@ -52,15 +52,15 @@ def test_a_figure_is_the_share_of_what_was_right():
     scene = Scene(
         (SceneObject("small", "red", "circle"), SceneObject("large", "blue", "ring")), ("above",)
     )
-    truth = Truth("a.jpg", scene)
+    truth = GroundTruth("a.jpg", scene)
     right = "a small red circle above a large blue ring"
     prompt = "Describe this image."
     count = Question("count", "en", "How many objects are there?", "two")
     said = [
-        Said(truth, "en", prompt, None, right, "a small red circle"),
-        Said(truth, "en", prompt, None, right.replace("ring", "star"), right),
-        Said(truth, "en", count.text, count, "two", "one"),
-        Said(truth, "en", count.text, count, "three", "one"),
+        Response(truth, "en", prompt, None, right, "a small red circle"),
+        Response(truth, "en", prompt, None, right.replace("ring", "star"), right),
+        Response(truth, "en", count.text, count, "two", "one"),
+        Response(truth, "en", count.text, count, "three", "one"),
     ]
     scores = {score.name: score for score in understanding_scores(said)}
     assert scores["en caption, exact"] == UnderstandingScore("en caption, exact", 0.5, 0.5, None, 2)

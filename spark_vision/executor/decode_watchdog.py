@@ -1,7 +1,7 @@
-"""Ends a Python worker in which a decoder hangs, so that Spark tries its task again.
+"""Ends a Python worker in which a decoder hangs, so that Spark retries the task.
 
-Nothing can stop a decoder that runs in this process, and Spark has no time limit for a task. The
-next attempt decodes each image in a process of its own, and finds the one.
+A decoder cannot be stopped within this process, and Spark has no time limit for a task. The next
+attempt decodes each image in a separate process, which isolates the image at fault.
 """
 
 import os
@@ -11,17 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Far beyond what any image takes, isolated or not: the worker and its task are lost.
+# A multiple of the time limit of one image, since ending the worker costs the whole task attempt.
 PATIENCE = 5
 EXIT_CODE = 75
 
 
-class DecodeWatch:
-    """Watches the threads of one task that decode.
+class DecodeWatchdog:
+    """Watches the decoding threads of one task.
 
     Args:
-        seconds: What one image may take where it can be stopped; None watches nothing.
-        end: Called when one takes far longer; it ends the process.
+        seconds: The time limit of one image; None disables the watchdog.
+        end: Called when an image takes `PATIENCE` times as long; ends the process.
     """
 
     def __init__(self, seconds: float | None, end: Callable[[int], object] = os._exit) -> None:
@@ -30,7 +30,7 @@ class DecodeWatch:
         self._started: dict[int, float] = {}
         self._is_over = threading.Event()
 
-    def __enter__(self) -> "DecodeWatch":
+    def __enter__(self) -> "DecodeWatchdog":
         if self._seconds is not None:
             threading.Thread(target=self._watch, name="spark-vision-watch", daemon=True).start()
         return self
@@ -40,7 +40,7 @@ class DecodeWatch:
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
-        """Say that the calling thread decodes one image meanwhile."""
+        """Watch the calling thread while it decodes one image."""
         thread = threading.get_ident()
         self._started[thread] = time.monotonic()
         try:
@@ -54,8 +54,8 @@ class DecodeWatch:
             now = time.monotonic()
             if any(now - since > seconds for since in list(self._started.values())):
                 print(
-                    f"spark_vision: an image has been decoded for {seconds:g} s; this Python "
-                    "worker ends, so that Spark tries the task again with each image isolated",
+                    f"spark_vision: decoding an image took more than {seconds:g} s; this Python "
+                    "worker exits, so that Spark retries the task with each image isolated",
                     file=sys.stderr,
                     flush=True,
                 )

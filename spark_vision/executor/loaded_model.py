@@ -1,4 +1,4 @@
-"""Where a model was loaded, as the process that loaded it says: host, device, seconds, identity."""
+"""A loaded model, and its placement: host, process, device, load time and fingerprint."""
 
 import logging
 import os
@@ -20,17 +20,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Placement:
-    """What a process says of the model that it holds.
+    """Where and how a model was loaded, as reported by the process that holds it.
 
     Attributes:
-        host: The host's name.
-        executor: The executor's JVM, as pid and start; None outside of Spark.
-        device: Such as `cpu` or `cuda:1`, in that process's own numbering.
-        server_pid: The process's id.
-        loaded_at: When the load ended, in seconds since 1970.
-        load_seconds: How long it took.
-        dtype: What the model computes in.
-        fingerprint: The checkpoint's, as tables keep it.
+        host: The host name.
+        executor: The executor's JVM, as pid and start time; None outside Spark.
+        device: Such as `cpu` or `cuda:1`, in the numbering of that process.
+        server_pid: The id of that process.
+        loaded_at: When loading finished, in seconds since 1970.
+        load_seconds: How long loading took.
+        dtype: The dtype of the computation.
+        fingerprint: The checkpoint's fingerprint, as tables store it.
     """
 
     host: str
@@ -43,14 +43,14 @@ class Placement:
     fingerprint: str
 
 
-class PlacedModel:
-    """A model, loaded here and now.
+class LoadedModel:
+    """A model, loaded into this process when the object is created.
 
     Args:
         checkpoint: What to load.
-        dtype: What to compute in, where the device can.
-        device: Where.
-        executor: For whom: the name of the executor's process.
+        dtype: The dtype to compute in, if the device supports it.
+        device: The device to load it on.
+        executor: The executor's JVM, as pid and start time.
         flash_attention: As for `families.load_model`.
 
     Raises:
@@ -85,7 +85,7 @@ class PlacedModel:
 
     @cached_property
     def placement(self) -> Placement:
-        """What there is to say; reads parts of the weights the first time."""
+        """The placement; the first access reads parts of the weights for the fingerprint."""
         return Placement(
             host=socket.gethostname(),
             executor=self._executor,

@@ -1,4 +1,4 @@
-"""What `write_scenes` noted beside its pictures, and what the demonstration asks because of it."""
+"""Reads the ground truth that `write_scenes` wrote, and derives example queries from it."""
 
 import json
 from collections.abc import Sequence
@@ -15,44 +15,44 @@ TRUTH_FILE = "scenes.jsonl"
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What a picture shows.
+class GroundTruth:
+    """The content of an image.
 
     Attributes:
-        file: The picture's name.
-        scene: What was drawn.
+        file: The file name of the image.
+        scene: The scene in it.
     """
 
     file: str
     scene: Scene
 
 
-def read_truth(images: str) -> list[Truth]:
-    """Read what `write_scenes` noted.
+def read_ground_truth(images: str) -> list[GroundTruth]:
+    """Read the ground truth that `write_scenes` wrote.
 
     Args:
-        images: The pictures' folder, or a glob of files in it.
+        images: The folder of the images, or a glob of files in it.
 
     Returns:
-        The truths in the order of the files; none where nobody noted any.
+        One entry per image, in the order of the files; empty if there is no ground truth.
     """
     folder = Path(images)
     path = (folder if folder.is_dir() else folder.parent) / TRUTH_FILE
     if not path.is_file():
         return []
     lines = map(json.loads, path.read_text("utf-8").splitlines())
-    return [Truth(line["file"], _scene(line)) for line in lines]
+    return [GroundTruth(line["file"], _scene(line)) for line in lines]
 
 
-def example_texts(truths: Sequence[Truth]) -> list[str]:
-    """Choose texts to look for: a scene of each count of objects, and one of them in Chinese."""
+def example_texts(truths: Sequence[GroundTruth]) -> list[str]:
+    """Choose texts to search for: a scene for each number of objects, and one text in Chinese."""
     by_count = {len(truth.scene.objects): truth.scene for truth in reversed(truths)}
     examples = [scene for _, scene in sorted(by_count.items())]
     return [caption(scene) for scene in examples] + [caption_zh(scene) for scene in examples[1:2]]
 
 
-def example_questions(truth: Truth, seed: int = 0) -> list[Question]:
-    """Ask what can be asked of a picture, in English and in Chinese."""
+def example_questions(truth: GroundTruth, seed: int = 0) -> list[Question]:
+    """Draw questions about an image, in English and Chinese."""
     random = np.random.default_rng(seed)
     return [
         question

@@ -1,7 +1,7 @@
-"""Rows of one Arrow array that have the same address share one fetch, and one failure.
+"""Rows of one Arrow array with the same URL share one fetch and its result or failure.
 
-The first of them fetches. The others wait for it, so a row only ever waits for an older one. What
-is kept for rows still to come is bounded; where it is too much, they fetch again.
+The first of these rows fetches, and the others wait for it: a row only waits for an older one. The
+bytes cached for later rows are bounded; above the limit, later rows fetch again.
 """
 
 import threading
@@ -16,11 +16,11 @@ from spark_vision.errors import RowFailure
 from spark_vision.images.sources import EncodedImage, ImageColumn, RawImage
 
 
-class KeptBytes:
-    """A count of what is kept for later rows, of all arrays of one task.
+class CacheBudget:
+    """The bytes cached for later rows, over all arrays of one task.
 
     Args:
-        capacity_bytes: The most that is kept.
+        capacity_bytes: The maximum.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -29,7 +29,7 @@ class KeptBytes:
         self._kept_bytes = 0
 
     def take(self, count: int) -> bool:
-        """Take so many bytes, or say that there is no room for them."""
+        """Take `count` bytes; return False if they do not fit."""
         with self._lock:
             if self._kept_bytes + count > self._capacity_bytes:
                 return False
@@ -37,30 +37,30 @@ class KeptBytes:
             return True
 
     def give_back(self, count: int) -> None:
-        """Give bytes back."""
+        """Release bytes."""
         with self._lock:
             self._kept_bytes -= count
 
 
-class FetchedOnce(ImageColumn):
-    """A column of addresses, each of which is fetched once though several rows have it.
+class DeduplicatedFetches(ImageColumn):
+    """A column of URLs that fetches each distinct URL once.
 
-    Rows must be begun in their order, as a row waits for the first one with its address.
+    Rows must be started in order, because a row waits for the first one with its URL.
 
     Args:
         column: Fetches a row.
         array: The strings of that column.
-        kept: Counts what is kept for later rows.
+        kept: Limits the bytes cached for later rows.
     """
 
     needs_fetch = True
 
-    def __init__(self, column: ImageColumn, array: pa.Array, kept: KeptBytes) -> None:
+    def __init__(self, column: ImageColumn, array: pa.Array, kept: CacheBudget) -> None:
         self._column = column
         self._kept = kept
         self._lock = threading.Lock()
         self._firsts = _first_rows(array)
-        # Rows that still need what the first of them fetches, by that first row.
+        # Number of rows that still need a fetch, by the row that fetches.
         self._due_counts = {
             row: count - 1 for row, count in Counter(self._firsts).items() if count > 1
         }
@@ -74,7 +74,7 @@ class FetchedOnce(ImageColumn):
     def read(
         self, row: int, on_bytes: Callable[[int], None] | None = None
     ) -> EncodedImage | RawImage:
-        """Return one row's image, fetched for it or for an older row."""
+        """Return the image of one row, fetched for it or for an older row."""
         first = self._firsts[row]
         with self._lock:
             fetch = self._fetches.get(first)
@@ -101,15 +101,15 @@ class FetchedOnce(ImageColumn):
         try:
             image = self._column.read(row, on_bytes)
         except RowFailure as failure:
-            # Not this one: its traceback leads to this frame, and so to the fetch that would hold
-            # it, with all bytes on the way, until Python looks for cycles.
+            # A copy: the traceback of this one refers to this frame and so to `fetch`. That cycle
+            # would keep the fetched bytes alive until the garbage collector runs.
             fetch.set_exception(failure.afresh())
             raise
         except BaseException as error:
             fetch.set_exception(error)
             raise
         with self._lock:
-            # Those that wait already have the fetch; those to come find none, and fetch.
+            # Waiting rows already hold the future; later rows find none and fetch again.
             if not self._kept.take(_size_of(image)):
                 del self._fetches[row]
         fetch.set_result(image)
@@ -126,7 +126,7 @@ class FetchedOnce(ImageColumn):
 
 
 def _first_rows(array: pa.Array) -> list[int]:
-    """Return for each row the first row that has the same text."""
+    """Return for each row the first row with the same string."""
     codes = array.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
     _, firsts, which = np.unique(codes, return_index=True, return_inverse=True)
     rows: list[int] = firsts[which].tolist()

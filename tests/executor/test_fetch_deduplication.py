@@ -12,7 +12,7 @@ from PIL import Image
 from local_http_server import serve
 from spark_vision import ImageLimits, ImageViTEmbedding
 from spark_vision.errors import RowFailure, Status
-from spark_vision.executor.fetched_once import FetchedOnce, KeptBytes
+from spark_vision.executor.fetch_deduplication import CacheBudget, DeduplicatedFetches
 from spark_vision.executor.image_rows import ImageRows
 from spark_vision.images.sources import ImageColumn
 
@@ -42,8 +42,8 @@ class SlowColumn(ImageColumn):
 
 
 def shared(texts, capacity_bytes=1000):
-    column, kept = SlowColumn(texts), KeptBytes(capacity_bytes)
-    return FetchedOnce(column, pa.array(texts), kept), column, kept
+    column, kept = SlowColumn(texts), CacheBudget(capacity_bytes)
+    return DeduplicatedFetches(column, pa.array(texts), kept), column, kept
 
 
 def test_younger_row_waits_for_the_older_though_it_begins_first():

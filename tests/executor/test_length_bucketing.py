@@ -4,8 +4,8 @@ import random
 from dataclasses import dataclass
 
 from spark_vision.errors import RowFailure, Status
-from spark_vision.executor import length_bucketing as alike
-from spark_vision.executor.length_bucketing import compute_alike
+from spark_vision.executor import length_bucketing
+from spark_vision.executor.length_bucketing import compute_in_length_buckets
 
 FAILED = RowFailure(Status.DECODE_ERROR, "broken")
 
@@ -30,7 +30,9 @@ def run(given, batch_size, portion=3):
         return [row.number for row in batch]
 
     portions = [given[start : start + portion] for start in range(0, len(given), portion)]
-    outcomes = compute_alike(iter(portions), compute, lambda row: row.length, batch_size)
+    outcomes = compute_in_length_buckets(
+        iter(portions), compute, lambda row: row.length, batch_size
+    )
     return [outcome for few in outcomes for outcome in few], batches
 
 
@@ -65,12 +67,12 @@ def test_failed_rows_keep_their_places_and_are_not_gathered_without_bound():
             read.append(number)
             yield [FAILED]
 
-    assert next(compute_alike(flood(), list, len, 4))[0] is FAILED
+    assert next(compute_in_length_buckets(flood(), list, len, 4))[0] is FAILED
     assert len(read) < 1000
 
 
 def test_rows_are_read_only_as_far_as_rows_and_bytes_allow(monkeypatch):
-    monkeypatch.setattr(alike, "WINDOW_BYTES", 100)
+    monkeypatch.setattr(length_bucketing, "WINDOW_BYTES", 100)
     read = []
 
     def portions(nbytes):
@@ -80,7 +82,9 @@ def test_rows_are_read_only_as_far_as_rows_and_bytes_allow(monkeypatch):
             yield [Row(number, 1, nbytes)]
 
     def first(nbytes):
-        return next(compute_alike(portions(nbytes), lambda b: [r.number for r in b], len_of, 2))
+        return next(
+            compute_in_length_buckets(portions(nbytes), lambda b: [r.number for r in b], len_of, 2)
+        )
 
     def len_of(row):
         return row.length

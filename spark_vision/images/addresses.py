@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from spark_vision.operators.reach import normalize_host
+from spark_vision.operators.hosts import normalize_host
 
 Address = IPv4Address | IPv6Address
 

@@ -1,6 +1,6 @@
 """Bytes of an image from where a string says: http(s), a local file, or an object of a store.
 
-A string is one of these by an allow-list (`operators/places.py`); anything else is `blocked`.
+A string is one of these by an allow-list (`operators/locations.py`); anything else is `blocked`.
 """
 
 import threading
@@ -15,13 +15,13 @@ from spark_vision.images.stores import Stores
 from spark_vision.images.transfer import Transfer
 from spark_vision.images.urls import redact
 from spark_vision.operators import ImageOperator
-from spark_vision.operators.options import FrozenMapping
-from spark_vision.operators.places import (
+from spark_vision.operators.locations import (
     LOCAL_SCHEMES,
     WEB_SCHEMES,
-    path_of_file_url,
-    scheme_of,
+    parse_file_url,
+    parse_scheme,
 )
+from spark_vision.operators.options import FrozenMapping
 
 # More than any file system's path, and than servers take of a URL.
 MAX_ADDRESS_CHARACTERS = 8192
@@ -66,7 +66,7 @@ class Fetcher:
             raise too_long()
         address = url.strip()
         transfer = Transfer(self._limits, on_bytes)
-        scheme = scheme_of(address)
+        scheme = parse_scheme(address)
         if scheme in WEB_SCHEMES:
             self._http_client().fetch(address, transfer)
         elif scheme is None:
@@ -100,14 +100,14 @@ class Fetcher:
 
     def _read_file_url(self, url: str, transfer: Transfer) -> None:
         try:
-            path = path_of_file_url(url)
+            path = parse_file_url(url)
         except ValueError as error:
             raise RowFailure(Status.READ_ERROR, f"{error}: {redact(url)}") from None
         try:
             self._files.read(path, transfer)
         except RowFailure as failure:
             # Hadoop, and with it binaryFile, writes a file's name as it is, `%` included.
-            as_written = path_of_file_url(url, is_encoded=False)
+            as_written = parse_file_url(url, is_encoded=False)
             is_missing = failure.status == Status.READ_ERROR and not transfer.data()
             if as_written == path or not is_missing:
                 raise

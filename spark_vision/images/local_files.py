@@ -19,7 +19,7 @@ from spark_vision.images.read_failure import read_failure
 from spark_vision.images.refusal import refuse
 from spark_vision.images.transfer import Transfer
 from spark_vision.images.urls import redact
-from spark_vision.operators.places import KERNEL_FOLDERS, is_shared_memory
+from spark_vision.operators.locations import KERNEL_FOLDERS, is_shared_memory
 
 _PIECE_BYTES = 2**20
 # A descriptor of this kind opens nothing: no pipe is waited for, no device is touched.

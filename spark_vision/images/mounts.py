@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from spark_vision.operators.places import is_kernel_path
+from spark_vision.operators.locations import is_kernel_path
 
 MOUNTS = Path("/proc/self/mountinfo")
 _OF_THIS_MACHINE = re.compile(

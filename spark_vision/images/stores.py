@@ -17,7 +17,7 @@ from spark_vision.images.read_failure import read_failure
 from spark_vision.images.refusal import refuse
 from spark_vision.images.transfer import Transfer
 from spark_vision.images.urls import redact
-from spark_vision.operators.places import STORE_SCHEMES, StorePlace, read_store_place
+from spark_vision.operators.locations import STORE_SCHEMES, StoreLocation, parse_store_location
 
 # Each piece is a request of its own to most stores.
 _PIECE_BYTES = 8 * 2**20
@@ -39,8 +39,8 @@ class Stores:
         self, roots: Iterable[str], allowed_schemes: Iterable[str], options: Mapping[str, Any]
     ) -> None:
         self._allowed_schemes = tuple(allowed_schemes)
-        places = (read_store_place(root, self._allowed_schemes) for root in roots)
-        self._roots = [place for place in places if place is not None]
+        locations = (parse_store_location(root, self._allowed_schemes) for root in roots)
+        self._roots = [location for location in locations if location is not None]
         self._options = options
         self._idle: dict[tuple[str, str], list[Any]] = {}
         self._threads = PatientThreads()
@@ -54,19 +54,19 @@ class Stores:
                 `timeout`.
         """
         shown = redact(address)
-        place = read_store_place(address, self._allowed_schemes)
-        root = next((root for root in self._roots if place and place.is_below(root)), None)
-        if place is None or root is None:
+        location = parse_store_location(address, self._allowed_schemes)
+        root = next((root for root in self._roots if location and location.is_below(root)), None)
+        if location is None or root is None:
             raise refuse(shown)
-        options = self._options_for(place.scheme)
-        if _VERSION.search(place.path) and not options.get("version_aware"):
+        options = self._options_for(location.scheme)
+        if _VERSION.search(location.path) and not options.get("version_aware"):
             raise RowFailure(
                 Status.READ_ERROR,
                 f"a version is read only with version_aware in storage_options: {shown}",
             )
         try:
             with self._threads.take() as thread:
-                self._read(place, options, thread, transfer)
+                self._read(location, options, thread, transfer)
         except RowFailure:
             raise
         # What a file system's exception says may hold credentials: only its kind is told.
@@ -83,7 +83,7 @@ class Stores:
 
     def _read(
         self,
-        place: StorePlace,
+        location: StoreLocation,
         options: dict[str, Any],
         thread: PatientThread,
         transfer: Transfer,
@@ -91,19 +91,19 @@ class Stores:
         def call(work: Callable[[], Any]) -> Any:
             return thread.call(work, transfer.remaining_seconds())
 
-        key = place.scheme, place.authority
+        key = location.scheme, location.authority
         with self._lock:
             idle = self._idle.setdefault(key, [])
             file_system = idle.pop() if idle else None
         if file_system is None:
-            file_system = call(lambda: _connect(place.scheme, place.authority, options))
+            file_system = call(lambda: _connect(location.scheme, location.authority, options))
         if file_system.async_impl:
             # Made for any number of callers at a time; others are used by one.
             idle.append(file_system)
         file = None
         try:
             block_size = min(_PIECE_BYTES, transfer.allowance + 1)
-            file = call(lambda: _open(file_system, place, block_size))
+            file = call(lambda: _open(file_system, location, block_size))
             size = call(lambda: getattr(file, "size", None))
             if isinstance(size, int):
                 transfer.expect(size)
@@ -158,10 +158,10 @@ def _connect(scheme: str, authority: str, options: dict[str, Any]) -> Any:
     return file_system
 
 
-def _open(file_system: Any, place: StorePlace, block_size: int) -> Any:
+def _open(file_system: Any, location: StoreLocation, block_size: int) -> Any:
     # In Hadoop everything after the host is the path, `?` and `#` too.
-    is_hadoop = place.scheme in _HADOOP
-    path = place.path if is_hadoop else file_system._strip_protocol(str(place))
-    if place.scheme in STORE_SCHEMES.values():
+    is_hadoop = location.scheme in _HADOOP
+    path = location.path if is_hadoop else file_system._strip_protocol(str(location))
+    if location.scheme in STORE_SCHEMES.values():
         return file_system.open(path, "rb", block_size=block_size, cache_type="none")
     return file_system.open(path, "rb", block_size=block_size)

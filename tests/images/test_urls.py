@@ -10,7 +10,7 @@ from spark_vision.errors import RowFailure
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.urls import redact, redact_text
 from spark_vision.operators import ImageViTEmbedding
-from spark_vision.operators.places import scheme_of
+from spark_vision.operators.locations import parse_scheme
 
 SECRET = "hUnter2Geheim"
 
@@ -159,7 +159,7 @@ def test_no_failure_of_a_row_shows_a_secret():
     for _ in range(3000):
         address = mutated(random_, "S3cretZz9")
         # Those would be dialled; what they say is shown by tests of their own.
-        if (scheme_of(address.strip()) or "").startswith("http"):
+        if (parse_scheme(address.strip()) or "").startswith("http"):
             continue
         with pytest.raises(RowFailure) as caught:
             fetcher.fetch(address)

@@ -103,7 +103,7 @@ class RowFailure(SparkVisionError, ValueError):  # noqa: N818 - primarily data: 
         place = "" if row is None else f"{row}: "
         super().__init__(f"{place}{status.value}: {self.reason}")
 
-    def afresh(self) -> "RowFailure":
+    def without_traceback(self) -> "RowFailure":
         """Return the same failure as a new exception, without cause and traceback.
 
         A traceback's frames keep the row's bytes alive, and it grows each time it is raised.

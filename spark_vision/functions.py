@@ -98,7 +98,7 @@ def caption_image(
         )
     if prompt is not None and prompt.strip():
         operator = replace(operator, prompt=prompt)
-    if operator.lacks_prompt:
+    if operator.requires_prompt:
         raise InvalidOptionError(
             "caption_image got no prompt, and QwenVLImageUnderstanding.prompt is none; allowed: a "
             "text or a column of texts as prompt, or an operator that has one"

@@ -85,7 +85,7 @@ class FetchedOnce(ImageColumn):
         try:
             image = fetch.result()
         except RowFailure as failure:
-            raise failure.afresh() from None
+            raise failure.without_traceback() from None
         finally:
             self._count_down(first)
         if on_bytes is not None:
@@ -103,7 +103,7 @@ class FetchedOnce(ImageColumn):
         except RowFailure as failure:
             # Not this one: its traceback leads to this frame, and so to the fetch that would hold
             # it, with all bytes on the way, until Python looks for cycles.
-            fetch.set_exception(failure.afresh())
+            fetch.set_exception(failure.without_traceback())
             raise
         except BaseException as error:
             fetch.set_exception(error)

@@ -125,12 +125,12 @@ class Operator(ABC):
         """
 
     @property
-    def gives_vectors(self) -> bool:
+    def returns_vectors(self) -> bool:
         """Whether the value is a vector, or a list of vectors, of the model's dimension."""
         return next(iter(self.value_fields.values())).startswith("array<")
 
     @property
-    def deciding_options(self) -> Mapping[str, str]:
+    def identity_options(self) -> Mapping[str, str]:
         """The options, as strings, that determine a value besides checkpoint and dtype."""
         return {}
 
@@ -155,7 +155,7 @@ class Operator(ABC):
         return False
 
     @property
-    def lacks_prompt(self) -> bool:
+    def requires_prompt(self) -> bool:
         """Whether each row must provide a prompt."""
         return False
 

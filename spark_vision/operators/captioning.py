@@ -144,13 +144,13 @@ class QwenVLImageUnderstanding(ImageOperator):
         return {"caption": "string", "truncated": "boolean"}
 
     @property
-    def deciding_options(self) -> Mapping[str, str]:
+    def identity_options(self) -> Mapping[str, str]:
         """The prompt, the size of the model's input, and how tokens are chosen."""
         names = [*_DECIDING, *(_DECIDING_SAMPLES if self.do_sample else ())]
         generation = {name: getattr(self, name) for name in names}
         return {"prompt": self.prompt or "", "generation": json.dumps(generation, sort_keys=True)}
 
     @property
-    def lacks_prompt(self) -> bool:
+    def requires_prompt(self) -> bool:
         """Whether each row must provide a prompt."""
         return self.prompt is None

@@ -39,7 +39,7 @@ class EmbeddingOperator(Operator, ABC):
         return {"embedding": "array<array<float>>" if is_tokens else "array<float>"}
 
     @property
-    def deciding_options(self) -> Mapping[str, str]:
+    def identity_options(self) -> Mapping[str, str]:
         """Pooling, normalisation and image processor settings."""
         return {
             "image_processor_kwargs": json.dumps(self.processor_overrides, sort_keys=True),

@@ -199,7 +199,7 @@ def vector_constraints(
     """Say, by the constraint's name, what keeps vectors of a wrong length out of a table."""
     constraints = {}
     for name, operator in columns.items():
-        if operator.gives_vectors:
+        if operator.returns_vectors:
             # Delta's constraints know no lambda: of token vectors, the first stands for all.
             measured = f"{quote(name)}[0]" if _is_tokens(operator) else quote(name)
             constraints[_constraint(name)] = (
@@ -264,7 +264,7 @@ def _say(part: str, operator: Operator, identity: ModelIdentity) -> str:
     model = f"{operator.checkpoint_name} ({identity.model_type}); null where the row failed"
     if part == next(iter(operator.value_fields)):
         each = " per token" if _is_tokens(operator) else ""
-        made = f"{identity.dimension} numbers{each}" if operator.gives_vectors else "written"
+        made = f"{identity.dimension} numbers{each}" if operator.returns_vectors else "written"
         return f"{made} by {model}"
     return {
         "status": "ok, or what kept the row from a value",

@@ -45,17 +45,17 @@ class RowwiseLogitsProcessor(LogitsProcessor):
     Args:
         batch: For its padding, which is not part of the text, and for its sampling seeds.
         settings: How to choose a token.
-        given: The checkpoint's generation_config.
+        config: The checkpoint's generation_config.
         device: The device of the scores.
     """
 
     def __init__(
-        self, batch: CaptionBatch, settings: GenerationSettings, given: Any, device: torch.device
+        self, batch: CaptionBatch, settings: GenerationSettings, config: Any, device: torch.device
     ) -> None:
         self._prompt_length = batch.token_ids.shape[1]
         penalty = settings.repetition_penalty
         if penalty is None:
-            penalty = given.repetition_penalty or 1.0
+            penalty = config.repetition_penalty or 1.0
         self._penalty = RepetitionPenaltyLogitsProcessor(float(penalty)) if penalty != 1.0 else None
         self._padding = (batch.attention_mask == 0).to(device)
         # Replaces a row's padding: a token that occurs in the row anyway.
@@ -63,7 +63,7 @@ class RowwiseLogitsProcessor(LogitsProcessor):
         self._own_token = batch.token_ids.gather(1, starts).to(device)
         self._starts: list[int] = starts.flatten().tolist()
         self._rules = [
-            _rules(given, ids[start:].to(device), settings.max_new_tokens)
+            _rules(config, ids[start:].to(device), settings.max_new_tokens)
             for ids, start in zip(batch.token_ids, self._starts, strict=True)
         ]
         self._warpers = _warpers(settings)
@@ -72,7 +72,7 @@ class RowwiseLogitsProcessor(LogitsProcessor):
             self._generators = [
                 torch.Generator().manual_seed(seed) for seed in batch.seeds.tolist()
             ]
-        self._stops = torch.tensor(stop_tokens(given), dtype=torch.int64, device=device)
+        self._stops = torch.tensor(stop_tokens(config), dtype=torch.int64, device=device)
         self._is_running = torch.ones(len(batch.token_ids), dtype=torch.bool, device=device)
         self.finite = self._is_running.clone()
 
@@ -112,39 +112,39 @@ class RowwiseLogitsProcessor(LogitsProcessor):
         return torch.cat([texts, input_ids[:, self._prompt_length :]], dim=1)
 
 
-def stop_tokens(given: Any) -> list[int]:
+def stop_tokens(config: Any) -> list[int]:
     """Return the stop tokens of a generation_config."""
-    stops = given.eos_token_id
+    stops = config.eos_token_id
     if stops is None:
         return []
     return [stops] if isinstance(stops, int) else list(stops)
 
 
-def _rules(given: Any, prompt: torch.Tensor, max_new_tokens: int) -> Any:
+def _rules(config: Any, prompt: torch.Tensor, max_new_tokens: int) -> Any:
     """Create one row's processors in the order of `generate`; none of them uses other rows.
 
     Args:
-        given: The checkpoint's generation_config.
+        config: The checkpoint's generation_config.
         prompt: int64 `[tokens]` of this row, without padding.
         max_new_tokens: Maximum new tokens of the row.
     """
     rules = LogitsProcessorList()
     device = str(prompt.device)
     prompts: Any = prompt[None]
-    if given.encoder_repetition_penalty not in (None, 1.0):
-        penalty = given.encoder_repetition_penalty
+    if config.encoder_repetition_penalty not in (None, 1.0):
+        penalty = config.encoder_repetition_penalty
         rules.append(EncoderRepetitionPenaltyLogitsProcessor(penalty, prompts))
-    if given.no_repeat_ngram_size:
-        rules.append(NoRepeatNGramLogitsProcessor(given.no_repeat_ngram_size))
-    if given.encoder_no_repeat_ngram_size:
-        size = given.encoder_no_repeat_ngram_size
+    if config.no_repeat_ngram_size:
+        rules.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
+    if config.encoder_no_repeat_ngram_size:
+        size = config.encoder_no_repeat_ngram_size
         rules.append(EncoderNoRepeatNGramLogitsProcessor(size, prompts))
-    stops = stop_tokens(given)
-    if given.min_length and stops:
-        rules.append(MinLengthLogitsProcessor(given.min_length, stops, device=device))
-    if given.forced_eos_token_id is not None:
+    stops = stop_tokens(config)
+    if config.min_length and stops:
+        rules.append(MinLengthLogitsProcessor(config.min_length, stops, device=device))
+    if config.forced_eos_token_id is not None:
         max_length = len(prompt) + max_new_tokens
-        end = given.forced_eos_token_id
+        end = config.forced_eos_token_id
         rules.append(ForcedEOSTokenLogitsProcessor(max_length, end, device=device))
     return rules
 

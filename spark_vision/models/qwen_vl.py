@@ -48,9 +48,9 @@ class QwenVLModel:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._given = model.generation_config
+        self._generation_config = model.generation_config
         # `generate` takes missing settings from the model's own config, so that is emptied.
-        model.generation_config = type(self._given)()
+        model.generation_config = type(self._generation_config)()
         self._claiming = threading.Lock()
         self._is_claimed = False
         self._of_thread = threading.local()
@@ -67,9 +67,9 @@ class QwenVLModel:
         """
         model = self._model_of_thread()
         device = model.device
-        config = copy.deepcopy(self._given)
+        config = copy.deepcopy(self._generation_config)
         config.update(max_new_tokens=settings.max_new_tokens, **_ONE_TEXT, **HANDLED_FIELDS)
-        logits_processor = RowwiseLogitsProcessor(batch, settings, self._given, device)
+        logits_processor = RowwiseLogitsProcessor(batch, settings, self._generation_config, device)
         token_ids = batch.token_ids.to(device)
         is_image = token_ids == self._model.config.image_token_id
         output = model.generate(
@@ -101,10 +101,12 @@ class QwenVLModel:
         settings: GenerationSettings,
         logits_processor: RowwiseLogitsProcessor,
     ) -> GeneratedTokens:
-        is_stop = torch.isin(new_ids, torch.tensor(stop_tokens(self._given), dtype=torch.int64))
+        is_stop = torch.isin(
+            new_ids, torch.tensor(stop_tokens(self._generation_config), dtype=torch.int64)
+        )
         stopped = is_stop.any(dim=1)
         lengths = torch.where(stopped, is_stop.int().argmax(dim=1), new_ids.shape[1])
-        if self._given.forced_eos_token_id is not None:
+        if self._generation_config.forced_eos_token_id is not None:
             # A stop token at the last position was forced.
             stopped &= lengths < settings.max_new_tokens - 1
         return GeneratedTokens(new_ids, lengths, ~stopped, logits_processor.finite.cpu())

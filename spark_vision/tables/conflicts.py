@@ -13,7 +13,7 @@ from spark_vision.tables.location import TableLocation
 logger = logging.getLogger(__name__)
 
 ATTEMPT_COUNT = 10
-_FIRST_DELAY_SECONDS = 0.2
+_FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
 _CONFLICT = re.compile(
     r"DELTA_CONCURRENT_|Concurrent\w+Exception|DELTA_METADATA_CHANGED|MetadataChangedException|"
@@ -42,7 +42,7 @@ def retry_conflicts(
     Raises:
         CommitConflictError: At every attempt one did.
     """
-    pause = _FIRST_DELAY_SECONDS
+    pause = _FIRST_PAUSE_SECONDS
     for attempt in range(1, ATTEMPT_COUNT + 1):
         try:
             return change()

@@ -23,7 +23,7 @@ from hostile_images import (
     webp_with_unflagged_alpha,
 )
 from spark_vision.errors import RowFailure, Status
-from spark_vision.images import completeness, headers
+from spark_vision.images import headers, truncation
 from spark_vision.images.decoding import decode
 from spark_vision.images.headers import Format, read_header
 from spark_vision.operators import ImageLimits
@@ -270,10 +270,10 @@ def test_small_numbers_are_no_icon(start):
 )
 def test_truncation_is_detected_in_bounded_steps(format, start, piece):
     def is_truncated(count):
-        return completeness.is_truncated(format, memoryview(start + piece * count))
+        return truncation.is_truncated(format, memoryview(start + piece * count))
 
     assert is_truncated(100)
-    assert not is_truncated(completeness.MAX_STEPS + 1)
+    assert not is_truncated(truncation.MAX_STEPS + 1)
 
 
 def test_long_walks_are_bounded_by_count():

@@ -243,7 +243,7 @@ def test_a_row_that_came_back_meanwhile_is_not_removed(
 
 
 def test_conflicts_are_met_a_bounded_number_of_times(spark, tmp_path, monkeypatch):
-    monkeypatch.setattr(conflicts, "_FIRST_DELAY_SECONDS", 0.001)
+    monkeypatch.setattr(conflicts, "_FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(conflicts, "_LONGEST_PAUSE_SECONDS", 0.001)
     attempts = []
 

@@ -50,7 +50,9 @@ def read_body(
     except (httpcore.RemoteProtocolError, httpcore.ReadError):
         raise RowFailure(Status.INCOMPLETE, f"the response is truncated: {shown}") from None
     except zlib.error:
-        raise RowFailure(Status.HTTP_ERROR, f"the response's gzip is corrupt: {shown}") from None
+        raise RowFailure(
+            Status.HTTP_ERROR, f"the compressed response is corrupt: {shown}"
+        ) from None
 
 
 def _inflate(

@@ -88,7 +88,7 @@ def poisoned(monkeypatch):
         (263, Status.DECODE_ERROR, "ended with signal 9 on this GIF"),
         (264, Status.TIMEOUT, "not decoded within 0.5 s"),
         (265, Status.TIMEOUT, "not decoded within 0.5 s"),
-        (266, Status.OUT_OF_MEMORY, "no memory"),
+        (266, Status.OUT_OF_MEMORY, "not enough memory"),
         (268, Status.DECODE_ERROR, "File too large"),
         (269, Status.DECODE_ERROR, "on this GIF"),
         (270, Status.DECODE_ERROR, "invalid answer for this GIF"),

@@ -220,7 +220,7 @@ def test_a_chained_file_system_is_refused_under_any_name(register):
     for number, kind in enumerate((Archive, DirFileSystem)):
         register(f"box{number}", kind)
         fetcher = make_fetcher(f"box{number}://a", schemes=[f"box{number}"])
-        assert "around another" in failure_of(f"box{number}://a/b", fetcher).reason
+        assert "chained and archive" in failure_of(f"box{number}://a/b", fetcher).reason
 
 
 def test_the_row_chooses_no_option_of_the_store(register):

@@ -62,7 +62,7 @@ spark.stop()
 @pytest.mark.timeout(600)
 def test_an_image_that_ends_or_hangs_its_worker_fails_only_its_row(tmp_path):
     checkpoints.write_dinov2(tmp_path / "dinov2")
-    path = os.pathsep.join(map(str, [TESTS.parent, TESTS, TESTS / "support"]))
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS / "support")])
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM, TESTS / "support" / "poisoned_site", tmp_path / "dinov2"],
         capture_output=True,

@@ -1,14 +1,14 @@
-"""Every error that the package raises, and every status that a row can have."""
+"""The errors that the package raises, and the statuses of a row."""
 
 from enum import StrEnum
 
 MAX_ROW_ERROR_CHARACTERS = 200
-# An address may be megabytes long: no more of a text is looked at than can be shown.
+# A string may be megabytes long; only its start is processed.
 _READ_CHARACTERS = 2000
 
 
 class Status(StrEnum):
-    """The outcome of one row; the value is what a `status` column holds.
+    """The outcome of one row, as stored in a `status` column.
 
     Example:
         >>> vectors = spark.read.format("delta").load("/data/photo_vectors")
@@ -36,10 +36,10 @@ class Status(StrEnum):
 
 
 def in_one_line(text: str) -> str:
-    """Say a text in one line of at most 200 printable characters.
+    """Return a text as one line of at most 200 printable characters.
 
-    Control characters, marks that turn the direction of writing, and halves of surrogate pairs are
-    written as escapes: a text from a stranger says nothing to a terminal, and UTF-8 can encode it.
+    Control characters, bidirectional marks and unpaired surrogates become escapes: untrusted text
+    cannot control a terminal, and UTF-8 can encode it.
     """
     line = " ".join(text[:_READ_CHARACTERS].split())
     if not line.isprintable():
@@ -50,7 +50,7 @@ def in_one_line(text: str) -> str:
 
 
 class SparkVisionError(Exception):
-    """The base of all errors of this package."""
+    """Base class of all errors of this package."""
 
 
 class InvalidOptionError(SparkVisionError, ValueError):
@@ -62,7 +62,7 @@ class InputTypeError(SparkVisionError, TypeError):
 
 
 class CheckpointNotFoundError(SparkVisionError, FileNotFoundError):
-    """No checkpoint is where the operator says."""
+    """The operator's checkpoint was not found."""
 
 
 class UnsupportedCheckpointError(SparkVisionError, ValueError):
@@ -70,15 +70,15 @@ class UnsupportedCheckpointError(SparkVisionError, ValueError):
 
 
 class DeviceError(SparkVisionError, RuntimeError):
-    """The device that an operator asks for is not there."""
+    """The device that an operator requests is not available."""
 
 
 class ModelServerError(SparkVisionError, ConnectionError):
-    """The process that holds an executor's model does not answer, or ended again and again."""
+    """The process that holds an executor's model does not respond, or ended repeatedly."""
 
 
 class FailureRateError(SparkVisionError, RuntimeError):
-    """More rows failed than `max_failure_rate` allows: most likely the whole source is wrong."""
+    """More rows failed than `max_failure_rate` allows; probably the whole source is wrong."""
 
 
 class SessionError(SparkVisionError, RuntimeError):
@@ -86,20 +86,20 @@ class SessionError(SparkVisionError, RuntimeError):
 
 
 class TableError(SparkVisionError, ValueError):
-    """A table or its source is not what the write needs."""
+    """A table or its source does not fit the write."""
 
 
 class CommitConflictError(TableError):
     """Other writers changed the table at each attempt to commit to it."""
 
 
-class RowFailure(SparkVisionError, ValueError):  # noqa: N818 - it is data first: a row's outcome
-    """One row cannot be computed; its neighbours can.
+class RowFailure(SparkVisionError, ValueError):  # noqa: N818 - primarily data: a row's outcome
+    """One row cannot be computed; other rows can.
 
     Attributes:
         status: The outcome for the row's `status` column.
-        reason: One short sentence for its `error` column, in at most 200 printable characters.
-        row: What the row is called; None where nobody asks.
+        reason: One short sentence for its `error` column, at most 200 printable characters.
+        row: A name of the row for the message; None where it is not needed.
     """
 
     def __init__(self, status: Status, reason: str, row: str | None = None) -> None:
@@ -109,10 +109,10 @@ class RowFailure(SparkVisionError, ValueError):  # noqa: N818 - it is data first
         place = "" if row is None else f"{row}: "
         super().__init__(f"{place}{status.value}: {self.reason}")
 
-    def afresh(self) -> "RowFailure":
-        """Return the same failure as a new exception, without its cause and traceback.
+    def without_traceback(self) -> "RowFailure":
+        """Return the same failure as a new exception, without cause and traceback.
 
-        Frames in a traceback keep a row's bytes alive, and each thread that raises one adds to it.
+        A traceback's frames keep the row's bytes alive, and it grows each time it is raised.
         """
         kind, arguments = self.__reduce__()
         return kind(*arguments)

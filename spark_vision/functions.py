@@ -142,7 +142,7 @@ def caption_image(
         )
     if prompt is not None and prompt.strip():
         operator = replace(operator, prompt=prompt)
-    if operator.lacks_prompt:
+    if operator.requires_prompt:
         raise InvalidOptionError(
             f"caption_image got no prompt, and {type(operator).__name__}.prompt is None; allowed: "
             "a non-empty string or a column of strings as prompt, or an operator that has one"

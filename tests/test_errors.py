@@ -1,4 +1,4 @@
-"""What a row's `error` may hold, whatever a stranger wrote into the row."""
+"""The text of a row's `error`, whatever untrusted text is in the row."""
 
 import pickle
 
@@ -12,7 +12,7 @@ def reason(text):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "expected"),
     [
         ("图里有几个人? é 🎈 cafe\u0301", "图里有几个人? é 🎈 cafe\u0301"),
         ("two\nlines\r\n\tand\u2028more", "two lines and more"),
@@ -26,10 +26,10 @@ def reason(text):
         ),
     ],
 )
-def test_an_error_is_one_printable_line(given, said):
-    assert reason(given) == said
-    assert said.isprintable()
-    assert said.encode("utf-8")
+def test_an_error_is_one_printable_line(given, expected):
+    assert reason(given) == expected
+    assert expected.isprintable()
+    assert expected.encode("utf-8")
 
 
 @pytest.mark.parametrize("text", ["x" * 10_000_000, "\x00" * 500, " " * 5000 + "x", "图" * 201])

@@ -1,4 +1,4 @@
-"""Operators are validated where they are made, and travel unchanged."""
+"""Operators are validated when they are created, and pickle unchanged."""
 
 import copy
 import dataclasses
@@ -87,53 +87,53 @@ def test_structured_options_are_frozen_with_their_operator():
 
 
 @pytest.mark.parametrize(
-    ("options", "field", "said"),
+    ("options", "field", "expected"),
     [
-        ({"prompt": " "}, "prompt", "not empty, or none"),
-        ({"max_caption_length": 0}, "max_caption_length", "1 or more"),
+        ({"prompt": " "}, "prompt", "non-empty string, or none"),
+        ({"max_caption_length": 0}, "max_caption_length", "at least 1"),
         ({"resized_height": 100}, "resized_height", "both or neither"),
         ({"resized_width": 100}, "resized_height", "both or neither"),
         ({"resized_height": 28, "resized_width": 8400}, "resized_height", "200 times the other"),
         ({"prompt": "\ud800"}, "prompt", "UTF-8"),
-        ({"min_pixels": 100, "max_pixels": 99}, "min_pixels", "no more than max_pixels"),
+        ({"min_pixels": 100, "max_pixels": 99}, "min_pixels", "at most max_pixels"),
         ({"temperature": 0}, "temperature", "above 0"),
-        ({"top_k": -1}, "top_k", "0 or more"),
-        ({"top_p": 1.5}, "top_p", "1 or less"),
+        ({"top_k": -1}, "top_k", "at least 0"),
+        ({"top_p": 1.5}, "top_p", "at most 1"),
         ({"repetition_penalty": 0}, "repetition_penalty", "above 0, or none"),
-        ({"seed": -1}, "seed", "0 or more"),
+        ({"seed": -1}, "seed", "at least 0"),
     ],
 )
-def test_a_caption_option_that_is_not_allowed_says_what_is(options, field, said):
+def test_a_refused_caption_option_names_the_allowed_values(options, field, expected):
     with pytest.raises(
         InvalidOptionError, match=rf"QwenVLImageUnderstanding\.{field} got"
     ) as raised:
         QwenVLImageUnderstanding(**options)
-    assert said in str(raised.value)
+    assert expected in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "field", "said"),
+    ("options", "field", "expected"),
     [
         ({"dtype": "fp8"}, "dtype", "float32, float16, bfloat16"),
-        ({"batch_size": 0}, "batch_size", "1 or more"),
-        ({"batch_size": 2.5}, "batch_size", "a whole number"),
-        ({"batch_size": True}, "batch_size", "a whole number"),
+        ({"batch_size": 0}, "batch_size", "at least 1"),
+        ({"batch_size": 2.5}, "batch_size", "an integer"),
+        ({"batch_size": True}, "batch_size", "an integer"),
         ({"image_src_type": "file"}, "image_src_type", "image_url, image_base64, image_binary"),
         ({"pooling": "max"}, "pooling", "cls, mean, pooler, tokens, or none"),
         ({"use_cls_token_embedding": "yes"}, "use_cls_token_embedding", "true or false"),
         ({"device": "gpu"}, "device", "auto, cuda, cpu"),
-        ({"rank": -1}, "rank", "0 or more"),
+        ({"rank": -1}, "rank", "at least 0"),
         ({"on_error": "skip"}, "on_error", "null, zero, raise"),
-        ({"model_name": "  "}, "model_name", "not empty"),
+        ({"model_name": "  "}, "model_name", "non-empty string"),
         ({"model_sharing": "host"}, "model_sharing", "worker"),
         ({"limits": {"max_byte": 1}}, "limits", "max_bytes"),
         ({"limits": 5}, "limits", "ImageLimits"),
         ({"image_processor_kwargs": [1]}, "image_processor_kwargs", "a mapping"),
         ({"image_processor_kwargs": {"size": {1, 2}}}, "image_processor_kwargs", "JSON"),
         ({"on_error": "zero", "pooling": "tokens"}, "on_error", "null, raise"),
-        ({"allow_hosts": 5}, "allow_hosts", "a list of texts"),
-        ({"allow_hosts": ["a", " "]}, "allow_hosts", "a list of texts"),
-        ({"allow_hosts": {"a": 1}}, "allow_hosts", "a list of texts"),
+        ({"allow_hosts": 5}, "allow_hosts", "a list of strings"),
+        ({"allow_hosts": ["a", " "]}, "allow_hosts", "a list of strings"),
+        ({"allow_hosts": {"a": 1}}, "allow_hosts", "a list of strings"),
         ({"allow_hosts": "http://a.example"}, "allow_hosts", "without scheme, port, path"),
         ({"allow_hosts": "a.example:80"}, "allow_hosts", "without scheme, port, path"),
         ({"allow_hosts": "a.example/x"}, "allow_hosts", "without scheme, port, path"),
@@ -148,10 +148,10 @@ def test_a_caption_option_that_is_not_allowed_says_what_is(options, field, said)
         ({"allow_networks": "64:ff9b::/96"}, "allow_networks", "that IPv4 network"),
     ],
 )
-def test_a_value_that_is_not_allowed_names_field_value_and_what_is(options, field, said):
+def test_a_refused_value_is_named_with_its_field_and_the_allowed_values(options, field, expected):
     with pytest.raises(InvalidOptionError, match=f"ImageViTEmbedding.{field}") as raised:
         ImageViTEmbedding(**options)
-    assert said in str(raised.value)
+    assert expected in str(raised.value)
     assert isinstance(raised.value, ValueError)
 
 
@@ -171,7 +171,7 @@ def test_limits_are_validated(options):
         ImageLimits(**options)
 
 
-def test_hosts_and_networks_are_kept_in_one_spelling():
+def test_hosts_and_networks_are_normalized():
     operator = ImageViTEmbedding(
         allow_hosts=["Photos.Example.", "bücher.example", "[FD12:0::1]", "10.0.0.5", "cdn_1"],
         allow_networks=["10.0.0.0/8", "192.168.0.7", "FD12:3456::/32", "::/0"],
@@ -219,21 +219,21 @@ def test_no_representation_of_storage_options_shows_a_value_at_any_depth():
         ["hunter2"],
     ],
 )
-def test_storage_options_that_are_wrong_are_not_shown_by_a_whole_traceback(wrong):
+def test_invalid_storage_options_are_not_shown_in_a_traceback(wrong):
     with pytest.raises(InvalidOptionError) as raised:
         ImageViTEmbedding(storage_options=wrong)
     assert "hunter2" not in "".join(traceback.format_exception(raised.value))
 
 
 @pytest.mark.parametrize("text", ['{"key": "hunter2"', "@hunter2", "hunter2", '["hunter2"]'])
-def test_a_text_of_storage_options_is_not_shown_by_a_whole_traceback(text):
+def test_unparsable_storage_options_are_not_shown_in_a_traceback(text):
     option = next(each for each in options_of(ImageViTEmbedding) if each.name == "storage_options")
     with pytest.raises(InvalidOptionError) as raised:
         option.parse("ImageViTEmbedding", text)
     assert "hunter2" not in "".join(traceback.format_exception(raised.value))
 
 
-def test_openai_names_are_understood_and_its_resnets_refused():
+def test_openai_names_are_translated_and_its_resnets_refused():
     operator = ClipImageEmbedding(model_name="ViT-L/14@336px")
     assert operator.checkpoint_name == "openai/clip-vit-large-patch14-336"
     assert operator.model_name == "ViT-L/14@336px"
@@ -270,7 +270,7 @@ def test_every_option_is_declared_with_help_and_reads_its_own_default(operator_c
         ("allow_hosts", '["a.example", "b.example"]', ("a.example", "b.example")),
     ],
 )
-def test_options_are_read_from_text(field, text, value):
+def test_options_are_parsed_from_text(field, text, value):
     option = next(each for each in options_of(ImageViTEmbedding) if each.name == field)
     parsed = option.parse("ImageViTEmbedding", text)
     assert parsed == value
@@ -279,7 +279,7 @@ def test_options_are_read_from_text(field, text, value):
 @pytest.mark.parametrize(
     ("field", "text"), [("batch_size", "many"), ("limits", "{"), ("normalize", "maybe")]
 )
-def test_text_that_says_no_value_is_refused(field, text):
+def test_text_that_is_not_a_value_is_refused(field, text):
     option = next(each for each in options_of(ImageViTEmbedding) if each.name == field)
     with pytest.raises(InvalidOptionError, match=field):
         option.parse("ImageViTEmbedding", text)
@@ -295,5 +295,5 @@ def test_secrets_are_read_from_a_file(tmp_path):
 
 
 def test_a_prompt_that_no_row_could_have_is_refused_on_the_driver():
-    with pytest.raises(InvalidOptionError, match="131,073 characters; allowed: 131,072 or fewer"):
+    with pytest.raises(InvalidOptionError, match="131,073 characters; allowed: at most 131,072"):
         QwenVLImageUnderstanding(prompt="x" * 131_073)

@@ -85,7 +85,7 @@ class DeduplicatedFetches(ImageColumn):
         try:
             image = fetch.result()
         except RowFailure as failure:
-            raise failure.afresh() from None
+            raise failure.without_traceback() from None
         finally:
             self._count_down(first)
         if on_bytes is not None:
@@ -103,7 +103,7 @@ class DeduplicatedFetches(ImageColumn):
         except RowFailure as failure:
             # A copy: the traceback of this one refers to this frame and so to `fetch`. That cycle
             # would keep the fetched bytes alive until the garbage collector runs.
-            fetch.set_exception(failure.afresh())
+            fetch.set_exception(failure.without_traceback())
             raise
         except BaseException as error:
             fetch.set_exception(error)

@@ -23,8 +23,8 @@ from spark_vision.executor.decoding_budget import DecodingBudget
 from spark_vision.executor.fetch_deduplication import CacheBudget, DeduplicatedFetches
 from spark_vision.executor.inference import is_out_of_memory
 from spark_vision.executor.texts import check_texts, read_texts
-from spark_vision.images.cost import most_bytes
-from spark_vision.images.decoding import decode_judged, judge
+from spark_vision.images.cost import max_decode_bytes
+from spark_vision.images.decoding import decode_inspected, inspect_image
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.sources import ImageColumn, open_column
 from spark_vision.operators import ImageOperator
@@ -88,7 +88,7 @@ class ImageRows:
         self._isolate = bool(attempt_number)
         in_spark = attempt_number is not None
         self._watch = DecodeWatchdog(operator.limits.decode_seconds if in_spark else None)
-        self._pixels = DecodingBudget(most_bytes(operator.limits))
+        self._pixels = DecodingBudget(max_decode_bytes(operator.limits))
         self._fetched = ByteBudget(IN_FLIGHT_BYTES)
         self._kept = CacheBudget(KEPT_BYTES)
         self._fetcher = Fetcher(operator)
@@ -168,10 +168,12 @@ class ImageRows:
     ) -> Prepared:
         image = column.read(row, on_bytes)
         with self._decoding:
-            judged = judge(image, self._operator.limits)
-            with self._pixels.hold(judged.peak_bytes):
+            inspected = inspect_image(image, self._operator.limits)
+            with self._pixels.hold(inspected.peak_bytes):
                 with self._watch.decoding():
-                    pixels = decode_judged(judged, self._operator.limits, isolate=self._isolate)
+                    pixels = decode_inspected(
+                        inspected, self._operator.limits, isolate=self._isolate
+                    )
                 return tuple(
                     _or_failure(partial(prepare, pixels, prompt)) for prepare in self._prepares
                 )
@@ -181,7 +183,7 @@ def _or_failure(work: Callable[[], Result]) -> Result | RowFailure:
     try:
         return work()
     except RowFailure as failure:
-        return failure.afresh()
+        return failure.without_traceback()
     except Exception as error:
         if is_out_of_memory(error):
             return RowFailure(Status.OUT_OF_MEMORY, "no memory to decode and resize this image")

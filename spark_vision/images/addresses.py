@@ -1,8 +1,8 @@
-"""Which addresses a row may reach: public ones, those an operator allows, and metadata never.
+"""Decides which IP addresses a row may reach: public and allowed ones, never metadata services.
 
-What a name resolves to is judged, not how it is spelt. An IPv6 address that holds an IPv4 address
-(mapped, translated, tunnelled) is judged by that one too. The tables are those of IANA's registries
-of special-purpose addresses, written out as `ipaddress` knows others in each version of Python.
+The check applies to the resolved address, not to its spelling. An IPv6 address that embeds an IPv4
+address (mapped, translated, tunnelled) is checked as that address too. The tables copy IANA's
+special-purpose registries, because `ipaddress` differs between Python versions.
 """
 
 import ipaddress
@@ -11,11 +11,11 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from spark_vision.operators.reach import normalize_host
+from spark_vision.operators.hosts import normalize_host
 
 Address = IPv4Address | IPv6Address
 
-# What serves credentials to whoever asks, and the links on which most clouds put it.
+# Metadata services, which return credentials without authentication.
 _METADATA_NAMES = {
     "metadata",
     "metadata.google.internal",
@@ -73,7 +73,7 @@ _NOT_PUBLIC_IPV4 = tuple(
         "240.0.0.0/4",
     )
 )
-# All that is given out to hosts; the exceptions are tunnels, documentation and protocols' own.
+# The range assigned to hosts; the exceptions are for tunnels, documentation and protocols.
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _NOT_PUBLIC_IPV6 = tuple(
     IPv6Network(each) for each in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
@@ -93,16 +93,16 @@ _TEREDO = IPv6Network("2001::/32")
 
 
 class AddressRefusedError(Exception):
-    """An address may not be reached. It holds no detail, so that no message can show one."""
+    """An address may not be reached. It carries no details, so that no message can leak them."""
 
 
 class AddressRules:
-    """What may be dialled for the rows of one operator.
+    """The addresses that rows of one operator may connect to.
 
     Args:
-        allow_hosts: Names, or addresses as they are written in a URL, that may lead to addresses
-            which are not public.
-        allow_networks: Networks in CIDR notation that may be reached although not public.
+        allow_hosts: Host names, or addresses as written in a URL, that may resolve to non-public
+            addresses.
+        allow_networks: Non-public networks, in CIDR notation, that may be reached.
     """
 
     def __init__(self, allow_hosts: Iterable[str] = (), allow_networks: Iterable[str] = ()) -> None:
@@ -110,30 +110,30 @@ class AddressRules:
         self._networks = tuple(map(ipaddress.ip_network, allow_networks))
 
     def check_name(self, host: str) -> None:
-        """Refuse the names of metadata services, before they are resolved.
+        """Reject the names of metadata services, before they are resolved.
 
         Raises:
-            AddressRefusedError: It is one of them.
+            AddressRefusedError: The host is one of them.
         """
         if host.lower().removesuffix(".") in _METADATA_NAMES:
             raise AddressRefusedError
 
     def choose(self, host: str, answers: Sequence[str]) -> list[str]:
-        """Return those addresses of a host that may be dialled, as they are to be dialled.
+        """Return the addresses of a host that may be connected to.
 
-        The others are left out, so a name is refused where all of its addresses are.
+        The other addresses are left out; a name is refused only if all of its addresses are.
 
         Args:
-            host: As the URL has it.
-            answers: What it resolves to; or the host itself where it is an address.
+            host: As in the URL.
+            answers: The resolved addresses; or the host itself where it is an address.
 
         Raises:
-            AddressRefusedError: None may be dialled.
+            AddressRefusedError: No address is allowed.
         """
         is_allowed_host = _normalize_or_none(host) in self._hosts
         chosen = []
         for answer in answers:
-            # A zone would only choose among this machine's own links.
+            # A zone only selects one of this machine's own links.
             address = ipaddress.ip_address(answer.partition("%")[0])
             if not _is_never(address) and (is_allowed_host or self._is_allowed(address)):
                 dialled = address.ipv4_mapped if isinstance(address, IPv6Address) else None
@@ -148,9 +148,9 @@ class AddressRules:
 
 
 def address_in(host: str) -> Address | None:
-    """Read a host that is an address in any spelling, such as `127.1`, `0x7f000001` or `0`.
+    """Parse a host that is an address in any spelling, such as `127.1`, `0x7f000001` or `0`.
 
-    Resolvers and browsers read these numbers, full-width digits too; no name looks like one.
+    Resolvers and browsers accept these numbers, full-width digits too; no host name looks like one.
     """
     text = unicodedata.normalize("NFKC", host).replace("\N{IDEOGRAPHIC FULL STOP}", ".")
     try:
@@ -169,7 +169,7 @@ def _normalize_or_none(host: str) -> str | None:
 
 
 def _unmap(address: Address) -> Address:
-    """Return the IPv4 address where the network takes an IPv6 address for just that."""
+    """Return the IPv4 address of an IPv6 address that routes to just that."""
     if isinstance(address, IPv6Address) and (address in _MAPPED or address in _NAT64):
         return IPv4Address(address.packed[12:])
     return address
@@ -188,20 +188,20 @@ def _is_never(address: Address) -> bool:
         return address in _METADATA_IPV4 or address in _LINK_LOCAL_IPV4
     return (
         any(address in network for network in _NEVER_IPV6)
-        # A network may have a NAT64 prefix of its own, which nothing here tells.
+        # A network may have its own NAT64 prefix, which is not known here.
         or IPv4Address(address.packed[12:]) in _METADATA_IPV4
         or any(map(_is_never, _held_by(address)))
     )
 
 
 def _held_by(address: IPv6Address) -> list[IPv4Address]:
-    """List the IPv4 addresses that translators and tunnels may read in an IPv6 address."""
+    """List the IPv4 addresses that translators and tunnels may extract from an IPv6 address."""
     packed = address.packed
     held = []
     if any(address in network for network in _LAST_FOUR_BYTES):
         held.append(packed[12:])
     if address in _LOCAL_NAT64:
-        # A longer prefix puts them elsewhere, around the byte 8 (RFC 6052).
+        # Longer prefixes place them elsewhere, around byte 8 (RFC 6052).
         around = packed[:8] + packed[9:]
         held += [around[start : start + 4] for start in (6, 7, 8)]
     if address in _SIX_TO_FOUR:

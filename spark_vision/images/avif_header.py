@@ -1,8 +1,8 @@
-"""What the boxes of an AVIF say of its size, without walking the tree that they form.
+"""Reads the size of an AVIF from its boxes, without walking the tree that they form.
 
-A box can stand in many places, but reads the same in each. So they are searched for by name in all
-that is not pixels, which takes one pass, and the largest size counts: that of the whole picture,
-not of its tiles or thumbnail.
+A box can occur in many places, but has the same layout in each. One pass searches for them by name
+outside the pixel data. The largest size counts: that of the whole picture, not of its tiles or
+thumbnail.
 """
 
 import re
@@ -12,11 +12,11 @@ from typing import NamedTuple
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
 
-MOST_BOXES = 2**14
-MOST_PARTS = 256
+MAX_BOXES = 2**14
+MAX_PARTS = 256
 
 _BOX = re.compile(
-    # Of a picture; of a track of pictures, in two versions; and the bit depth of either.
+    # The size of a picture; of a track, in two versions; and the bit depth of either.
     rb"ispe....(....)(....)|tkhd(?:\0.{75}|\1.{87})(..)..(..)..|av1C..(.)",
     re.DOTALL,
 )
@@ -25,11 +25,11 @@ _PIXELS = b"mdat"
 
 
 class AvifHeader(NamedTuple):
-    """What an AVIF says of itself.
+    """The header of an AVIF.
 
     Attributes:
         size: Width and height in pixels of the largest picture in it.
-        peak_bytes: What decoding takes.
+        peak_bytes: Peak memory for decoding.
     """
 
     size: tuple[int, int]
@@ -37,19 +37,19 @@ class AvifHeader(NamedTuple):
 
 
 def read_avif(data: memoryview) -> AvifHeader:
-    """Look at the boxes that name a size, and at those that name the bit depth.
+    """Read the boxes with sizes and those with the bit depth.
 
     Raises:
-        RowFailure: `incomplete` where there is no size, or `too_large` for more boxes than any
-            encoder writes.
+        RowFailure: `incomplete` if there is no size; `too_large` for more boxes than any encoder
+            writes.
     """
     sizes: list[tuple[int, int]] = []
     is_deep = False
     boxes = (box for part in _all_but_pixels(data) for box in _BOX.finditer(data, *part))
     for index, box in enumerate(boxes):
-        if index == MOST_BOXES:
+        if index == MAX_BOXES:
             raise RowFailure(
-                Status.TOO_LARGE, f"the AVIF has more than {MOST_BOXES:,} boxes of sizes"
+                Status.TOO_LARGE, f"the AVIF has more than {MAX_BOXES:,} boxes of sizes"
             )
         *lengths, depth = box.groups()
         if depth:
@@ -58,16 +58,16 @@ def read_avif(data: memoryview) -> AvifHeader:
             width, height = (int.from_bytes(each, "big") for each in lengths if each is not None)
             sizes.append((width, height))
     if not sizes:
-        raise RowFailure(Status.INCOMPLETE, "the AVIF ends before it says how large it is")
+        raise RowFailure(Status.INCOMPLETE, "the AVIF ends before the box with its size")
     size = max(sizes, key=lambda each: each[0] * each[1])
     factor = cost.AVIF_HIGH_BIT_DEPTH if is_deep else cost.AVIF
-    return AvifHeader(size, cost.bytes_of(size, factor))
+    return AvifHeader(size, cost.estimate_bytes(size, factor))
 
 
 def _all_but_pixels(data: memoryview) -> Iterator[tuple[int, int]]:
-    """Give where the parts of the file begin and end, up to one that makes no sense."""
+    """Yield the start and end of each part of the file, up to the first invalid one."""
     at = 0
-    for _ in range(MOST_PARTS):
+    for _ in range(MAX_PARTS):
         size, header_bytes = int.from_bytes(data[at : at + 4], "big"), 8
         if size == 1:
             size, header_bytes = int.from_bytes(data[at + 8 : at + 16], "big"), 16

@@ -1,4 +1,4 @@
-"""Image bytes written as base64 text, as databases, JSON and HTML carry them."""
+"""Decodes image bytes from base64 text, as found in databases, JSON and HTML."""
 
 import binascii
 import re
@@ -14,14 +14,14 @@ _URL_SAFE_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 def decode_base64(text: memoryview, max_bytes: int) -> bytes:
     """Decode base64 in the standard or the URL-safe alphabet.
 
-    A `data:…;base64,` prefix, whitespace anywhere and missing padding are tolerated.
+    A `data:…;base64,` prefix, whitespace anywhere and missing padding are accepted.
 
     Args:
         text: The characters, as UTF-8.
-        max_bytes: The most bytes that the result may have; looked at before anything is decoded.
+        max_bytes: Maximum bytes of the result, checked before decoding.
 
     Raises:
-        RowFailure: `too_large`, or `bad_base64` for anything else that is not base64.
+        RowFailure: `too_large`, or `bad_base64` for other text.
     """
     prefix = _DATA_PREFIX.match(bytes(text[:_LONGEST_PREFIX]))
     if prefix is not None:
@@ -30,7 +30,7 @@ def decode_base64(text: memoryview, max_bytes: int) -> bytes:
         text = text[prefix.end() :]
     if len(text) // 4 * 3 - bytes(text[-2:]).count(b"=") <= max_bytes:
         try:
-            # Most texts are plain (standard, padded, unbroken) and decode where they lie.
+            # Most texts are plain (standard alphabet, padded, no whitespace) and need no copy.
             return binascii.a2b_base64(text, strict_mode=True)
         except binascii.Error:
             pass

@@ -1,7 +1,7 @@
 """The rows of a binary or string Arrow array, as slices of the array's own buffers.
 
-Whatever the layout (32 or 64 bit offsets, fixed size, views, dictionary), a row comes to a buffer,
-a start and a stop; these are computed for all rows at once, so that reading a row is one slice.
+In every layout (32 or 64-bit offsets, fixed size, views, dictionary) a row is a buffer, a start and
+a stop. These are computed for all rows at once, so that reading a row is one slice.
 """
 
 import numpy as np
@@ -14,11 +14,11 @@ _Integers = npt.NDArray[np.int64]
 _NULL = -1
 
 
-def tensor_over(buffer: pa.Buffer | bytes) -> torch.Tensor:
-    """View bytes as a uint8 tensor `[bytes]` that keeps them alive; nothing is copied.
+def tensor_view(buffer: pa.Buffer | bytes) -> torch.Tensor:
+    """Return a zero-copy view of bytes as a uint8 tensor `[bytes]` that keeps them alive.
 
-    The view goes by DLPack, as `torch.frombuffer` warns of memory that cannot be written. Nothing
-    here writes to it, and no caller may.
+    It uses DLPack, because `torch.frombuffer` warns about read-only memory. No caller may write to
+    the view.
     """
     if isinstance(buffer, bytes):
         buffer = pa.py_buffer(buffer)
@@ -35,7 +35,7 @@ class ByteRows:
             it may be a slice of a longer one.
 
     Raises:
-        TypeError: The array holds neither binary nor strings.
+        TypeError: The array holds neither binary values nor strings.
     """
 
     def __init__(self, array: pa.Array) -> None:
@@ -58,7 +58,7 @@ class ByteRows:
 
 
 def _locate(array: pa.Array) -> tuple[list[torch.Tensor], _Integers, _Integers, _Integers]:
-    """Find the buffers, and per row: which buffer, start (`_NULL` for null), stop."""
+    """Return the buffers, and per row: buffer index, start (`_NULL` for null), stop."""
     kind = array.type
     first, rows = array.offset, len(array)
     buffers: list[torch.Tensor] = []
@@ -67,7 +67,7 @@ def _locate(array: pa.Array) -> tuple[list[torch.Tensor], _Integers, _Integers, 
     stops = np.zeros(rows, np.int64)
     if pa.types.is_dictionary(kind):
         buffers, *of_values = _locate(array.dictionary)
-        # Indices under a null may be anything.
+        # Indices of null rows are undefined.
         indices = array.indices.fill_null(0).to_numpy(zero_copy_only=False)
         if len(array.dictionary):
             which, starts, stops = (each[indices] for each in of_values)
@@ -84,7 +84,7 @@ def _locate(array: pa.Array) -> tuple[list[torch.Tensor], _Integers, _Integers, 
         _, offsets, data_buffer = array.buffers()
         buffers = [_tensor_or_empty(data_buffer)]
         if rows:
-            # A copy: the starts are about to be marked, and the array's own must stay as they are.
+            # A copy: starts are overwritten below, and the array's own must not change.
             all_offsets = np.frombuffer(offsets, offset_type)[first : first + rows + 1]
             starts, stops = all_offsets[:-1].astype(np.int64), all_offsets[1:].astype(np.int64)
     if array.null_count:
@@ -95,7 +95,7 @@ def _locate(array: pa.Array) -> tuple[list[torch.Tensor], _Integers, _Integers, 
 def _locate_views(
     views: pa.Buffer | None, first: int, rows: int
 ) -> tuple[_Integers, _Integers, _Integers]:
-    """Locate the rows of a view array: up to 12 bytes stand in the view, more in a data buffer."""
+    """Locate the rows of a view array: up to 12 bytes are inline, more are in a data buffer."""
     if views is None or not rows:
         nothing = np.zeros(rows, np.int64)
         return nothing, nothing.copy(), nothing.copy()
@@ -121,4 +121,4 @@ def _is_view(kind: pa.DataType) -> bool:
 
 
 def _tensor_or_empty(buffer: pa.Buffer | None) -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8) if buffer is None else tensor_over(buffer)
+    return torch.empty(0, dtype=torch.uint8) if buffer is None else tensor_view(buffer)

@@ -1,4 +1,4 @@
-"""How a process of this package starts another: by exec, able to import what the first one can."""
+"""The command and import path for a child process that runs a module of this package."""
 
 import os
 import sys
@@ -6,16 +6,16 @@ from pathlib import Path
 
 
 def module_command(module: str) -> list[str]:
-    """Give the command that runs a module of this package in the running interpreter.
+    """Return the command that runs a module of this package with the current interpreter.
 
-    The working directory is not on the import path: it is somebody else's.
+    The working directory is not on the import path: its content is not ours.
     """
     return [sys.executable, "-P", "-m", module]
 
 
 def import_path() -> str:
-    """Give this process's import path as `PYTHONPATH`, made absolute.
+    """Return this process's import path as an absolute `PYTHONPATH`.
 
-    What `--py-files` sends is `./package.zip` on it.
+    Spark's `--py-files` adds relative entries such as `./package.zip`.
     """
     return os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry)

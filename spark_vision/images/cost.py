@@ -1,11 +1,11 @@
-"""What decoding an image would cost, in bytes and in work, judged by its header alone.
+"""Estimates the cost of decoding an image, in bytes and in work, from its header alone.
 
-Bytes are those of the pixels at the worst moment: the decoder's own buffers and the result. The
-encoded file and its copies are not counted; `max_bytes` bounds them. The factors were measured as
-the growth of a process; what a decoder needs whatever the size is in `EXTRA_BYTES`.
+Bytes are the peak memory for pixels: the decoder's buffers and the result. The encoded file and its
+copies are not included; `max_bytes` limits them. The factors were measured as the growth of a
+process. `EXTRA_BYTES` covers what a decoder needs regardless of the size.
 
-Work is counted in samples that a JPEG decoder passes over, of which a core does some hundred
-millions a second. Other work is counted as so many of these as take as long.
+The unit of work is one sample processed by a JPEG decoder; a core processes some hundred million
+per second. Other work is converted to this unit by its duration.
 """
 
 from spark_vision.errors import RowFailure, Status
@@ -13,78 +13,78 @@ from spark_vision.operators import ImageLimits
 
 BYTES_PER_PIXEL = 4
 EXTRA_BYTES = 64 * 2**20
-"""One image may take so many bytes for each pixel of `max_pixels`, and so many more."""
+"""The memory limit of one image: bytes per pixel of `max_pixels`, plus a constant."""
 
 WORK_PER_PIXEL = 32
 EXTRA_WORK = 2**27
-"""One image may be so much work for each pixel of `max_pixels`, and so much more."""
+"""The work limit of one image: units per pixel of `max_pixels`, plus a constant."""
 
 RESULT = 3
-"""RGB as it is given back. All of these are bytes per pixel."""
+"""The RGB result. All of these constants are bytes per pixel."""
 ONE_CHANNEL = {1: 1, 2: 1, 4: 1, 8: 1, 16: 2}
-"""Pillow's image of one channel, by the bits of a sample; else it takes `COLOR`."""
+"""Pillow's one-channel image, by bits per sample; for other depths it takes `COLOR`."""
 COLOR = 4
 GIF = 2
-"""Pillow's image, and what it keeps to undo the frame."""
+"""Pillow's image, and its copy for disposing of the frame."""
 BMP_RUNS = 3
-"""The expanded runs, as they grow and once more when they are handed over."""
+"""The expanded runs: the growing buffer and its final copy."""
 JPEG_COEFFICIENT = 2
-"""Per sample, where a JPEG comes in several scans and all of it must wait for the last."""
+"""Per sample of a JPEG with several scans, which are all buffered until the last one."""
 WEBP_LOSSLESS = 4
-"""What libwebp holds of a lossless picture."""
+"""libwebp's buffer for a lossless picture."""
 WEBP_BY_PILLOW = 13
-"""Two canvases, the pixels as bytes, and the image; all of them stand beside the result."""
+"""Two canvases, the pixels as bytes, and the image, all in addition to the result."""
 AVIF = 12
 AVIF_HIGH_BIT_DEPTH = 16
 """The planes, the pixels as bytes, the image and the result."""
 
 ROW = 32
-"""Buffers of single rows, which matter in pictures of few rows: bytes per pixel of one."""
+"""Buffers of single rows, which matter in pictures with few rows: bytes per pixel of a row."""
 BMP_RUN_WORK = 512
-"""Pillow expands run lengths in Python: per pixel, and per byte of the file."""
+"""Pillow expands runs in Python: work per pixel, and per byte of the file."""
 TIFF_WORK = 4
-"""To decompress a sample."""
+"""Work for decompressing a sample."""
 TIFF_PIECE_BYTES = 640
-"""What Pillow notes of each strip or tile."""
+"""Pillow's record of each strip or tile."""
 
 
-def most_bytes(limits: ImageLimits) -> int:
-    """Say what one image may take at the worst moment of decoding it."""
+def max_decode_bytes(limits: ImageLimits) -> int:
+    """Return the maximum peak memory, in bytes, for decoding one image."""
     return BYTES_PER_PIXEL * limits.max_pixels + EXTRA_BYTES
 
 
-def most_work(limits: ImageLimits) -> int:
-    """Say how much work one image may be."""
+def max_decode_work(limits: ImageLimits) -> int:
+    """Return the maximum work for decoding one image."""
     return WORK_PER_PIXEL * limits.max_pixels + EXTRA_WORK
 
 
-def bytes_of(size: tuple[int, int], bytes_per_pixel: int) -> int:
-    """Estimate the peak where it is in proportion to the pixels.
+def estimate_bytes(size: tuple[int, int], bytes_per_pixel: int) -> int:
+    """Estimate peak memory that is proportional to the pixels.
 
     Args:
         size: Width and height in pixels.
-        bytes_per_pixel: Of all buffers together.
+        bytes_per_pixel: Total of all buffers.
     """
     width, height = size
     return width * height * bytes_per_pixel + width * ROW
 
 
 def check_cost(format: str, peak_bytes: int, work: int, limits: ImageLimits) -> None:
-    """Refuse an image that would cost too much, whatever the number of its pixels.
+    """Reject an image that costs too much, regardless of its number of pixels.
 
     Raises:
         RowFailure: `too_large`.
     """
-    if peak_bytes > most_bytes(limits):
+    if peak_bytes > max_decode_bytes(limits):
         raise RowFailure(
             Status.TOO_LARGE,
-            f"a {format} of this size and kind takes {peak_bytes:,} bytes to decode, more than the "
-            f"{most_bytes(limits):,} that go with max_pixels={limits.max_pixels}",
+            f"decoding this {format} takes {peak_bytes:,} bytes, more than the "
+            f"{max_decode_bytes(limits):,} allowed with max_pixels={limits.max_pixels}",
         )
-    if work > most_work(limits):
+    if work > max_decode_work(limits):
         raise RowFailure(
             Status.TOO_LARGE,
-            f"the {format} has so many scans, runs or hidden pixels that it takes "
-            f"{work / most_work(limits):.1f} times the work that goes with "
+            f"the {format} has so many scans, runs or hidden pixels that decoding takes "
+            f"{work / max_decode_work(limits):.1f} times the work allowed with "
             f"max_pixels={limits.max_pixels}",
         )

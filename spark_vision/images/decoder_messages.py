@@ -1,8 +1,8 @@
-"""What passes between a worker and a decoder's process: numbers of fixed size, then bytes.
+"""The protocol between a worker and a decoder process: fixed-size numbers, then bytes.
 
-The worker asks (`Request`, then the file). The decoder tells the size of the image, and the worker
-says whether to go on; then come the pixels, row by row. Instead of either the decoder may tell why
-the image cannot be decoded. Nothing is pickled, and each side knows how many bytes come next.
+The worker sends a `Request`, then the file. The decoder answers with the size of the image; the
+worker replies whether to continue; then the decoder sends the pixels, row by row. Instead of either
+answer the decoder may send a failure. Nothing is pickled; each side knows how many bytes follow.
 """
 
 import socket
@@ -13,24 +13,24 @@ _REQUEST = struct.Struct("!8sBdQQ")
 _ANSWER = struct.Struct("!cIIB")
 
 READY = b"R"
-GO_ON = b"1"
-LEAVE_IT = b"0"
+CONTINUE = b"1"
+SKIP = b"0"
 
 SIZE = b"S"
 PIXELS = b"P"
 FAILURE = b"F"
-MOST_TEXT_BYTES = 4096
+MAX_TEXT_BYTES = 4096
 
 
 class Request(NamedTuple):
     """One file to decode.
 
     Attributes:
-        format: As `headers.Format` has it.
-        orientation: How the header says that it is to be turned, 1 to 8; 0 where it says nothing.
-        seconds: What decoding may take.
-        memory_bytes: What it may allocate.
-        byte_count: Of the file, which follows.
+        format: A value of `headers.Format`.
+        orientation: EXIF orientation from the header, 1 to 8; 0 where it is not known.
+        seconds: Timeout for decoding.
+        memory_bytes: Maximum memory to allocate.
+        byte_count: Size of the file, which follows.
     """
 
     format: str
@@ -41,14 +41,14 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a decoder says.
+    """A decoder's message.
 
     Attributes:
-        kind: SIZE and PIXELS with two numbers: width and height, as the file has them; FAILURE with
-            the bytes of its status and of its reason, which follow.
+        kind: SIZE or PIXELS, with the stored width and height; or FAILURE, with the byte counts of
+            its status and reason, which follow.
         first: The first number.
-        second: The other.
-        orientation: How the pixels, which follow PIXELS, are to be turned, 1 to 8.
+        second: The second number.
+        orientation: EXIF orientation of the pixels that follow PIXELS, 1 to 8.
     """
 
     kind: bytes
@@ -65,10 +65,10 @@ def send_request(connection: socket.socket, request: Request, data: memoryview) 
 
 
 def receive_request(connection: socket.socket) -> Request:
-    """Wait for a request; its file is still to be received.
+    """Wait for a request; its file follows.
 
     Raises:
-        EOFError: The other side has gone.
+        EOFError: The other side closed the connection.
     """
     format, *numbers = _REQUEST.unpack(receive(connection, _REQUEST.size))
     return Request(format.rstrip(b"\0").decode(), *numbers)
@@ -83,16 +83,16 @@ def receive_answer(connection: socket.socket) -> Answer:
     """Wait for an answer.
 
     Raises:
-        EOFError: The other side has gone.
+        EOFError: The other side closed the connection.
     """
     return Answer(*_ANSWER.unpack(receive(connection, _ANSWER.size)))
 
 
 def receive(connection: socket.socket, byte_count: int) -> bytearray:
-    """Wait for so many bytes.
+    """Receive exactly `byte_count` bytes.
 
     Raises:
-        EOFError: The other side has gone.
+        EOFError: The other side closed the connection.
     """
     data = bytearray(byte_count)
     receive_into(connection, memoryview(data))
@@ -100,10 +100,10 @@ def receive(connection: socket.socket, byte_count: int) -> bytearray:
 
 
 def receive_into(connection: socket.socket, room: memoryview) -> None:
-    """Fill some memory with what comes.
+    """Fill a buffer with received bytes.
 
     Raises:
-        EOFError: The other side has gone.
+        EOFError: The other side closed the connection.
     """
     while room:
         count = connection.recv_into(room)

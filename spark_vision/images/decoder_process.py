@@ -1,9 +1,9 @@
-"""The process that decodes what could hang, die or take too much memory: started by exec, killed.
+"""The child process that decodes images whose decoders could hang, crash or exhaust memory.
 
-It has Pillow and numpy, no torch: it starts in a tenth of a second and holds some 20 MB of its own.
-It reads from a socket at its standard input, ends when that ends, and is bounded by the system in
-memory, time and files, so that a decoder gone wild costs one image. It holds no secrets: neither
-the worker's descriptors nor its environment.
+It imports Pillow and numpy but not torch, so it starts in 0.1 s and takes about 20 MB. It reads
+from a socket on its standard input and ends when that closes. Resource limits on memory, time and
+files make sure that a runaway decoder costs one image. It has no secrets: neither the worker's file
+descriptors nor its environment.
 """
 
 import ctypes
@@ -21,8 +21,8 @@ from PIL import AvifImagePlugin
 
 from spark_vision.errors import RowFailure
 from spark_vision.images.decoder_messages import (
+    CONTINUE,
     FAILURE,
-    GO_ON,
     PIXELS,
     READY,
     SIZE,
@@ -33,36 +33,36 @@ from spark_vision.images.decoder_messages import (
     send_answer,
 )
 from spark_vision.images.headers import Format
-from spark_vision.images.pillow_decoding import decode_rows, failures_named
+from spark_vision.images.pillow_decoding import decode_rows, translate_errors
 
-# The worker kills a decoder that is late; this ends one whose worker has gone.
+# The worker kills a decoder that times out; this alarm ends one whose worker is gone.
 ALARM_EXTRA_SECONDS = 5.0
 _PR_SET_NO_NEW_PRIVS = 38
 
 
-class _LeftOut(BaseException):
-    """The worker does not want an image of this size; no error of a decoder."""
+class _SkippedImage(BaseException):
+    """The worker rejected the image's size; not an error of a decoder."""
 
 
 def main() -> None:
-    """Decode one image after the other until the worker has gone."""
-    # Ctrl+C in a terminal goes to the whole group of processes.
+    """Decode one image after another until the worker is gone."""
+    # Ctrl+C in a terminal signals the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     connection = socket.socket(fileno=os.dup(0))
-    _give_up_rights()
-    # One image is one thread's work, and an AVIF decoder would start one per core.
+    _drop_privileges()
+    # One thread per image; the AVIF decoder would start one per core.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     warnings.simplefilter("ignore")
     used_bytes = _address_space_bytes()
     connection.sendall(READY)
-    _say_nothing_more()
+    _silence_streams()
     with suppress(EOFError, ConnectionError):
         while True:
             request = receive_request(connection)
             _limit_memory(used_bytes, request)
             data = memoryview(receive(connection, request.byte_count))
-            with suppress(_LeftOut):
+            with suppress(_SkippedImage):
                 _answer(connection, request, data)
             signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -74,8 +74,8 @@ def _answer(connection: socket.socket, request: Request, data: memoryview) -> No
         signal.setitimer(signal.ITIMER_REAL, 0)
         try:
             send_answer(connection, Answer(SIZE, *size))
-            if receive(connection, 1) != GO_ON:
-                raise _LeftOut
+            if receive(connection, 1) != CONTINUE:
+                raise _SkippedImage
         except (EOFError, ConnectionError):
             sys.exit()
         signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -83,7 +83,7 @@ def _answer(connection: socket.socket, request: Request, data: memoryview) -> No
     format = Format(request.format)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        with failures_named(data, format):
+        with translate_errors(data, format):
             rows = decode_rows(data, format, ask_about)
     except RowFailure as failure:
         status, reason = failure.status.value.encode(), failure.reason.encode()
@@ -95,9 +95,9 @@ def _answer(connection: socket.socket, request: Request, data: memoryview) -> No
         connection.sendall(np.ascontiguousarray(band).data.cast("B"))
 
 
-def _give_up_rights() -> None:
+def _drop_privileges() -> None:
     with suppress(OSError):
-        # Where memory runs out, the system shall end this process, not the worker.
+        # If memory runs out, the kernel should kill this process, not the worker.
         Path("/proc/self/oom_score_adj").write_text("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -105,8 +105,8 @@ def _give_up_rights() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
-def _say_nothing_more() -> None:
-    """What keeps the process from starting is told; what decoders print of images is not."""
+def _silence_streams() -> None:
+    """Redirect standard streams to /dev/null: startup errors are shown, decoders' output is not."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)

@@ -1,17 +1,16 @@
-"""From an encoded image, or a struct of raw pixels, to a uint8 RGB tensor, within limits.
+"""Decodes an encoded image, or a struct of raw pixels, to a uint8 RGB tensor, within limits.
 
-Our rules, where decoders differ: EXIF orientation is applied; alpha is composited on white; 16-bit
-values are scaled; the first frame stands for an animation; CMYK becomes RGB without a profile, and
-colour profiles are not applied.
+Conventions where decoders differ: EXIF orientation is applied; alpha is composited on white; 16-bit
+values are scaled; an animation is represented by its first frame; CMYK is converted to RGB without
+a profile, and colour profiles are not applied.
 
 torchvision decodes JPEG and plain WebP, Pillow the rest. JPEG, PNG and WebP are decoded in this
-process: libjpeg-turbo and libwebp are what browsers run, and zlib stands behind every PNG. GIF,
-BMP, TIFF and AVIF have decoders that fewer people attack and mend: they run in a process of their
-own, which may hang or die. What dies here all the same takes the worker with it; the next attempt
-of Spark then isolates every image.
+process: browsers use the same libraries. The decoders of GIF, BMP, TIFF and AVIF are less hardened;
+they run in a child process, which may hang or crash. If a decoder still crashes the worker, the
+next attempt of the Spark task isolates every image.
 
-PNG is not left to torchvision although it is a little faster there: `decode_png` of 0.29 ends the
-process with a segmentation fault when the file is corrupt.
+PNG is not decoded by torchvision, although that is slightly faster: its `decode_png` 0.29 crashes
+with a segmentation fault on corrupt files.
 """
 
 import re
@@ -22,13 +21,13 @@ import torchvision.io
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
-from spark_vision.images.completeness import ends_early
 from spark_vision.images.headers import Format, Header, read_header
 from spark_vision.images.isolated_decoding import decode_isolated
-from spark_vision.images.orientation import turn_upright
+from spark_vision.images.orientation import apply_orientation
 from spark_vision.images.pillow_decoding import decode_by_pillow
 from spark_vision.images.raw_pixels import decode_raw
 from spark_vision.images.sources import EncodedImage, RawImage
+from spark_vision.images.truncation import is_truncated
 from spark_vision.operators import ImageLimits
 
 _RGB = torchvision.io.ImageReadMode.RGB.value
@@ -36,13 +35,13 @@ _ISOLATED = (Format.GIF, Format.BMP, Format.TIFF, Format.AVIF)
 _CODE_PLACE = re.compile(r"^.*\.cpp:\d+,\s*")
 
 
-class Judged(NamedTuple):
-    """An image that is worth decoding.
+class InspectedImage(NamedTuple):
+    """An image whose header was checked against the limits.
 
     Attributes:
         image: The image.
-        header: Of an encoded image.
-        peak_bytes: What decoding takes at its worst moment, the result included.
+        header: The header of an encoded image.
+        peak_bytes: Peak memory for decoding, including the result.
     """
 
     image: EncodedImage | RawImage
@@ -58,14 +57,14 @@ def decode(
 ) -> torch.Tensor:
     """Decode one image.
 
-    The tensor is interleaved in memory (channels last) wherever the decoder gives that, and is not
-    copied to make it so. No intra-op threads of torch take part but for turning an image upright.
+    The tensor is interleaved in memory (channels last) where the decoder returns that; it is never
+    copied for it. torch uses intra-op threads only to turn an image upright.
 
     Args:
-        image: What `ImageColumn.read` gives.
-        limits: `max_pixels` bounds pixels, memory (`cost.most_bytes`) and work (`cost.most_work`),
-            all of them before memory for the pixels is taken.
-        isolate: Decode whatever it is in a process of its own, not only the rarer formats.
+        image: What `ImageColumn.read` returns.
+        limits: `max_pixels` limits pixels, memory and work (see `cost`), all of them before memory
+            for the pixels is allocated.
+        isolate: Decode every format in a child process, not only the rarer ones.
 
     Returns:
         uint8 `[3, height, width]` RGB.
@@ -74,18 +73,18 @@ def decode(
         RowFailure: `not_an_image`, `unsupported_format`, `incomplete`, `decode_error`,
             `too_large`, `bad_dimensions`, `timeout` or `out_of_memory`.
     """
-    return decode_judged(judge(image, limits), limits, isolate=isolate)
+    return decode_inspected(inspect_image(image, limits), limits, isolate=isolate)
 
 
-def judge(image: EncodedImage | RawImage, limits: ImageLimits) -> Judged:
-    """Read what an image says of itself, and refuse it if it would cost too much.
+def inspect_image(image: EncodedImage | RawImage, limits: ImageLimits) -> InspectedImage:
+    """Read an image's header, and reject the image if decoding would cost too much.
 
     Args:
-        image: What `ImageColumn.read` gives.
+        image: What `ImageColumn.read` returns.
         limits: As for `decode`.
 
     Returns:
-        What `decode_judged` takes.
+        The argument of `decode_inspected`.
 
     Raises:
         RowFailure: `not_an_image`, `unsupported_format`, `incomplete`, `decode_error`,
@@ -94,16 +93,18 @@ def judge(image: EncodedImage | RawImage, limits: ImageLimits) -> Judged:
     if isinstance(image, RawImage):
         size = image.width, image.height
         check_size(size, limits)
-        return Judged(image, None, cost.bytes_of(size, cost.RESULT))
+        return InspectedImage(image, None, cost.estimate_bytes(size, cost.RESULT))
     header = read_header(image.numpy().data)
     check_size(header.size, limits)
     cost.check_cost(header.format, header.peak_bytes, header.work, limits)
-    return Judged(image, header, header.peak_bytes)
+    return InspectedImage(image, header, header.peak_bytes)
 
 
-def decode_judged(judged: Judged, limits: ImageLimits, *, isolate: bool = False) -> torch.Tensor:
-    """As `decode`, of an image whose header is known already."""
-    image, header, _ = judged
+def decode_inspected(
+    inspected: InspectedImage, limits: ImageLimits, *, isolate: bool = False
+) -> torch.Tensor:
+    """Decode an image like `decode`, with its header already read."""
+    image, header, _ = inspected
     if isinstance(image, RawImage):
         return decode_raw(image)
     assert header is not None
@@ -121,15 +122,15 @@ def decode_judged(judged: Judged, limits: ImageLimits, *, isolate: bool = False)
     if decoded is not None:
         return torch.from_numpy(decoded).permute(2, 0, 1)
     pixels = _decode_by_torchvision(image, header.format)
-    return turn_upright(pixels, header.orientation) if header.orientation != 1 else pixels
+    return apply_orientation(pixels, header.orientation) if header.orientation != 1 else pixels
 
 
 def check_size(size: tuple[int, int], limits: ImageLimits) -> None:
-    """Refuse an image without pixels, or with too many.
+    """Reject an image without pixels, or with too many.
 
     Args:
         size: Width and height in pixels.
-        limits: Their `max_pixels` counts.
+        limits: Of which `max_pixels` applies.
 
     Raises:
         RowFailure: `bad_dimensions` or `too_large`.
@@ -145,8 +146,8 @@ def check_size(size: tuple[int, int], limits: ImageLimits) -> None:
 
 
 def _decode_by_torchvision(image: EncodedImage, format: Format) -> torch.Tensor:
-    # The registered operators are called themselves: their wrappers in torchvision.io add a
-    # deprecation warning per image from 0.29 on.
+    # Calls the registered operators directly: from 0.29 on their wrappers in torchvision.io emit a
+    # deprecation warning per image.
     try:
         pixels: torch.Tensor = (
             torch.ops.image.decode_jpeg(image, _RGB, False)
@@ -159,12 +160,12 @@ def _decode_by_torchvision(image: EncodedImage, format: Format) -> torch.Tensor:
 
 
 def _name_failure(image: EncodedImage, format: Format, message: str) -> RowFailure:
-    """Say what an error of torchvision means for the row."""
+    """Translate an error of torchvision into a failure of the row."""
     reason = _CODE_PLACE.sub("", message.splitlines()[0])
     if "allocate" in reason:
-        return RowFailure(Status.OUT_OF_MEMORY, f"no memory for the pixels of the {format}")
-    if "truncated" in reason or ends_early(format, image.numpy().data):
-        return RowFailure(Status.INCOMPLETE, f"the {format} ends before its pixels do")
+        return RowFailure(Status.OUT_OF_MEMORY, f"not enough memory for the pixels of the {format}")
+    if "truncated" in reason or is_truncated(format, image.numpy().data):
+        return RowFailure(Status.INCOMPLETE, f"the pixel data of the {format} is truncated")
     if reason.startswith("Unsupported"):
-        return RowFailure(Status.UNSUPPORTED_FORMAT, f"a {format} of a kind not read: {reason}")
+        return RowFailure(Status.UNSUPPORTED_FORMAT, f"unsupported kind of {format}: {reason}")
     return RowFailure(Status.DECODE_ERROR, f"the {format} is corrupt: {reason}")

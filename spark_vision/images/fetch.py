@@ -1,6 +1,6 @@
-"""Bytes of an image from where a string says: http(s), a local file, or an object of a store.
+"""Fetches the bytes of an image from HTTP(S), a local file, or an object store.
 
-A string is one of these by an allow-list (`operators/places.py`); anything else is `blocked`.
+`operators/locations.py` has the allow-list of schemes; anything else is `blocked`.
 """
 
 import threading
@@ -10,20 +10,20 @@ from spark_vision.errors import RowFailure, Status
 from spark_vision.images.addresses import AddressRules
 from spark_vision.images.http_client import HttpClient
 from spark_vision.images.local_files import LocalFiles
-from spark_vision.images.refusal import refuse
+from spark_vision.images.read_failures import blocked_failure
 from spark_vision.images.stores import Stores
 from spark_vision.images.transfer import Transfer
 from spark_vision.images.urls import redact
 from spark_vision.operators import ImageOperator
-from spark_vision.operators.options import FrozenMapping
-from spark_vision.operators.places import (
+from spark_vision.operators.locations import (
     LOCAL_SCHEMES,
     WEB_SCHEMES,
-    path_of_file_url,
-    scheme_of,
+    parse_file_url,
+    parse_scheme,
 )
+from spark_vision.operators.options import FrozenMapping
 
-# More than any file system's path, and than servers take of a URL.
+# More than any file system or web server accepts.
 MAX_ADDRESS_CHARACTERS = 8192
 
 
@@ -31,8 +31,8 @@ class Fetcher:
     """Fetches images, from any number of threads.
 
     Args:
-        operator: Says what an image may cost, and what its string may reach; its `storage_options`
-            are for stores, not for http(s), whose credentials stand in the URL.
+        operator: Its limits, and the locations that it allows. `storage_options` apply to stores,
+            not to HTTP(S), where credentials are part of the URL.
     """
 
     def __init__(self, operator: ImageOperator) -> None:
@@ -51,22 +51,22 @@ class Fetcher:
         self._is_closed = False
 
     def fetch(self, url: str, on_bytes: Callable[[int], None] | None = None) -> bytes:
-        """Read one image whole.
+        """Read one image in full.
 
         Args:
             url: A local path, or a URL: `file:`, `http:`, `https:`, or of a store.
-            on_bytes: Told the size of each piece before it is kept; it may block, and that time
+            on_bytes: Called with the size of each piece before it is kept. It may block; that time
                 does not count against `limits.fetch_seconds`.
 
         Raises:
             RowFailure: `blocked`, `read_error`, `http_error`, `timeout`, `too_large` or
-                `incomplete`. Its reason shows of the URL the host and the path only.
+                `incomplete`. The reason shows only host and path of the URL.
         """
         if len(url) > MAX_ADDRESS_CHARACTERS:
-            raise too_long()
+            raise address_too_long()
         address = url.strip()
         transfer = Transfer(self._limits, on_bytes)
-        scheme = scheme_of(address)
+        scheme = parse_scheme(address)
         if scheme in WEB_SCHEMES:
             self._http_client().fetch(address, transfer)
         elif scheme is None:
@@ -74,14 +74,14 @@ class Fetcher:
         elif scheme in LOCAL_SCHEMES:
             self._read_file_url(address, transfer)
         elif scheme == "data":
-            # The column's reader takes those with base64; fsspec's own would be a file system.
-            raise refuse(redact(address))
+            # The column's reader handles base64; fsspec's `data` file system is not used.
+            raise blocked_failure(redact(address))
         else:
             self._stores.read(address, transfer)
         return transfer.data()
 
     def close(self) -> None:
-        """Close the connections that are kept; a fetch by a thread that is late then fails."""
+        """Close all connections; fetches that are still running then fail."""
         with self._lock:
             self._is_closed = True
             client, self._http = self._http, None
@@ -100,22 +100,22 @@ class Fetcher:
 
     def _read_file_url(self, url: str, transfer: Transfer) -> None:
         try:
-            path = path_of_file_url(url)
+            path = parse_file_url(url)
         except ValueError as error:
             raise RowFailure(Status.READ_ERROR, f"{error}: {redact(url)}") from None
         try:
             self._files.read(path, transfer)
         except RowFailure as failure:
-            # Hadoop, and with it binaryFile, writes a file's name as it is, `%` included.
-            as_written = path_of_file_url(url, is_encoded=False)
+            # Hadoop, and so binaryFile, does not percent-encode file names.
+            as_written = parse_file_url(url, is_encoded=False)
             is_missing = failure.status == Status.READ_ERROR and not transfer.data()
             if as_written == path or not is_missing:
                 raise
             self._files.read(as_written, transfer)
 
 
-def too_long() -> RowFailure:
-    """Return the failure of a row whose string is no address at all; nothing of it is shown."""
+def address_too_long() -> RowFailure:
+    """Return the failure of a row whose string is too long to be a path or URL."""
     return RowFailure(
         Status.READ_ERROR, f"the address has more than {MAX_ADDRESS_CHARACTERS:,} characters"
     )

@@ -1,7 +1,7 @@
-"""What the first bytes of a file say of an image: format, width, height; before any pixel is made.
+"""Reads an image file's header: format, width and height, before any pixel is decoded.
 
-Reading them here costs microseconds, and keeps a small file that claims to be huge, or asks for
-hours of work, away from every decoder.
+This takes microseconds, and keeps small files that claim a huge size or need hours of work away
+from the decoders.
 """
 
 from enum import StrEnum
@@ -16,7 +16,7 @@ from spark_vision.images.webp_header import read_webp
 
 
 class Format(StrEnum):
-    """The formats that are decoded; the values are Pillow's names."""
+    """The supported formats; the values are Pillow's names."""
 
     JPEG = "JPEG"
     PNG = "PNG"
@@ -28,16 +28,16 @@ class Format(StrEnum):
 
 
 class Header(NamedTuple):
-    """What is known of an image before it is decoded.
+    """The header of an image of any format.
 
     Attributes:
-        format: Which decoder it is for.
+        format: The file format.
         size: Width and height in pixels, as stored.
-        orientation: As in EXIF, 1 to 8, where it is read here (plain images).
-        is_plain: Nothing but opaque 8-bit pixels of one frame: no alpha and no animation (JPEG,
-            WebP).
-        peak_bytes: What decoding to uint8 RGB takes at its worst moment, the result included.
-        work: What decoding costs a core beyond what pixels always do; `cost` says in what unit.
+        orientation: EXIF orientation, 1 to 8; read for plain images only.
+        is_plain: Whether it is one frame of opaque 8-bit pixels, without alpha or animation; only
+            for JPEG and WebP.
+        peak_bytes: Peak memory for decoding to uint8 RGB, including the result.
+        work: Work for decoding beyond the usual work per pixel, in the unit of `cost`.
     """
 
     format: Format
@@ -75,23 +75,23 @@ _PNG_ONE_CHANNEL = (0, 3)
 _GIF_EXTENSION, _GIF_FRAME, _GIF_END, _GIF_COMMENT = 0x21, 0x2C, 0x3B, 0xFE
 _BMP_RUNS = (1, 2)
 _TARGA_START = (b"\0\0\2", b"\0\0\3", b"\0\0\x0a", b"\0\0\x0b", b"\0\1\1", b"\0\1\x09")
-"""No name, with or without a palette, and the kind of pixels."""
+"""No image ID, with or without a palette, and the image type."""
 _TARGA_BITS = (b"\x08", b"\x0f", b"\x10", b"\x18", b"\x20")
-MOST_GIF_BLOCKS = 2**16
+MAX_GIF_BLOCKS = 2**16
 _ICON_ENTRY_BYTES = 16
 _START_BYTES = 64
 _TEXT_START_BYTES = 1024
 
 
 def read_header(data: memoryview) -> Header:
-    """Recognise an image file.
+    """Detect the format of an image file and read its header.
 
     Args:
         data: The whole file.
 
     Raises:
-        RowFailure: `not_an_image`, `unsupported_format`, `incomplete` where the bytes end within
-            the header, or `decode_error` where it contradicts its format.
+        RowFailure: `not_an_image`, `unsupported_format`, `incomplete` if the file ends within the
+            header, or `decode_error` if the header is invalid.
     """
     start = bytes(data[:_START_BYTES])
     if start.startswith(b"\xff\xd8\xff"):
@@ -128,20 +128,20 @@ def _read_png(start: bytes) -> Header:
     if color_type in _PNG_ONE_CHANNEL:
         image = cost.ONE_CHANNEL.get(bits, cost.COLOR)
     else:
-        # Of 16 bits there are two images, of the upper bytes and of the lower ones.
+        # 16 bits take two images, of the upper and of the lower bytes.
         image = cost.COLOR * (2 if bits == 16 else 1)
-    return Header(Format.PNG, size, peak_bytes=cost.bytes_of(size, image + cost.RESULT))
+    return Header(Format.PNG, size, peak_bytes=cost.estimate_bytes(size, image + cost.RESULT))
 
 
 def _read_gif(data: memoryview) -> Header:
-    """Pass over what stands before the first frame, which may be larger than the screen."""
+    """Skip the blocks before the first frame, which may be larger than the logical screen."""
     _need(data, 13)
     width, height = _little(data[6:8]), _little(data[8:10])
     if not width or not height:
         return Header(Format.GIF, (width, height))
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     is_in_extension = False
-    for _ in range(MOST_GIF_BLOCKS):
+    for _ in range(MAX_GIF_BLOCKS):
         if at >= len(data):
             raise RowFailure(Status.INCOMPLETE, "the GIF ends before its first frame")
         if is_in_extension:
@@ -149,20 +149,22 @@ def _read_gif(data: memoryview) -> Header:
             at += 1 + data[at]
         elif data[at] == _GIF_EXTENSION:
             _need(data, at + 3)
-            # Pillow does not end an extension at its first block, but for a comment.
+            # Pillow ends only a comment extension at its first block.
             is_in_extension = data[at + 1] != _GIF_COMMENT or data[at + 2] != 0
             at += 3 + data[at + 2]
         elif data[at] == _GIF_FRAME:
             _need(data, at + 9)
             left, top, across, down = (_little(data[at + i : at + i + 2]) for i in (1, 3, 5, 7))
             size = max(width, left + across), max(height, top + down)
-            return Header(Format.GIF, size, peak_bytes=cost.bytes_of(size, cost.GIF + cost.RESULT))
+            return Header(
+                Format.GIF, size, peak_bytes=cost.estimate_bytes(size, cost.GIF + cost.RESULT)
+            )
         elif data[at] == _GIF_END:
             raise RowFailure(Status.DECODE_ERROR, "the GIF has no frame")
         else:
             at += 1
     raise RowFailure(
-        Status.TOO_LARGE, f"the GIF has more than {MOST_GIF_BLOCKS:,} blocks before its first frame"
+        Status.TOO_LARGE, f"the GIF has more than {MAX_GIF_BLOCKS:,} blocks before its first frame"
     )
 
 
@@ -182,7 +184,9 @@ def _read_bmp(start: bytes, length: int) -> Header:
     if compression in _BMP_RUNS:
         beside += cost.BMP_RUNS
         work = cost.BMP_RUN_WORK * (size[0] * size[1] + length)
-    return Header(Format.BMP, size, peak_bytes=cost.bytes_of(size, beside + cost.RESULT), work=work)
+    return Header(
+        Format.BMP, size, peak_bytes=cost.estimate_bytes(size, beside + cost.RESULT), work=work
+    )
 
 
 def _refuse(data: memoryview, start: bytes) -> RowFailure:
@@ -204,11 +208,11 @@ def _refuse(data: memoryview, start: bytes) -> RowFailure:
         return RowFailure(Status.NOT_AN_IMAGE, "the bytes are an HTML page")
     if start.startswith((b"\xff\xd8", _PNG_MAGIC[:4], b"GIF8", b"RIFF")) and len(data) < 12:
         return RowFailure(Status.INCOMPLETE, f"the image ends after {len(data)} bytes")
-    return RowFailure(Status.NOT_AN_IMAGE, "the bytes begin like no image format that is known")
+    return RowFailure(Status.NOT_AN_IMAGE, "the bytes are not of a known image format")
 
 
 def _name_icon(start: bytes, length: int) -> str | None:
-    """Tell an icon or a cursor from what only begins with as small numbers."""
+    """Return the format of an icon or cursor file; None for other files with the same start."""
     count, at = _little(start[4:6]), _little(start[18:22])
     if not count or not 6 + _ICON_ENTRY_BYTES * count <= at < length:
         return None
@@ -217,7 +221,7 @@ def _name_icon(start: bytes, length: int) -> str | None:
 
 def _unsupported(name: str) -> RowFailure:
     return RowFailure(
-        Status.UNSUPPORTED_FORMAT, f"{name} is not read; the formats are {', '.join(Format)}"
+        Status.UNSUPPORTED_FORMAT, f"{name} is not supported; supported are {', '.join(Format)}"
     )
 
 

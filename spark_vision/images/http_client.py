@@ -1,7 +1,7 @@
-"""Images over http and https: redirects, retries and bodies, all within one transfer's limits.
+"""Fetches images over HTTP(S): redirects, retries and bodies, all within one transfer's limits.
 
-No client of httpx is used, only its URLs: so there are no cookies, no proxies or passwords from the
-environment, and no redirect but the ones followed here.
+It uses httpx's URLs but not its client. So there are no cookies, no proxies or passwords from the
+environment, and no redirects other than those followed here.
 """
 
 import base64
@@ -20,49 +20,53 @@ import httpx
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images.addresses import AddressRefusedError, AddressRules, address_in
-from spark_vision.images.host_limits import HostTurns
+from spark_vision.images.host_semaphores import HostSemaphores
 from spark_vision.images.http_body import read_body
-from spark_vision.images.http_transport import Dialer, NameNotResolvedError, bounded_by
-from spark_vision.images.refusal import refuse
+from spark_vision.images.http_transport import (
+    NameNotResolvedError,
+    RestrictedBackend,
+    apply_deadline,
+)
+from spark_vision.images.read_failures import blocked_failure
 from spark_vision.images.transfer import Transfer
 from spark_vision.images.urls import redact
 from spark_vision.operators import ImageLimits
 
 MAX_REDIRECTS = 5
 MAX_RETRIES = 2
-_FIRST_PAUSE_SECONDS = 0.2
+_FIRST_DELAY_SECONDS = 0.2
 _MAX_PORT = 65_535
 _REDIRECTS = (301, 302, 303, 307, 308)
 _HEADERS = {
     "User-Agent": "spark-vision",
     "Accept": "*/*",
-    # Images are compressed already, and what is not compressed again cannot inflate.
+    # Images are already compressed, and an uncompressed response cannot be a decompression bomb.
     "Accept-Encoding": "identity",
 }
 
 
 class HttpClient:
-    """A pool of connections, shared by all threads of a task.
+    """A connection pool shared by all threads of a task.
 
     Args:
-        limits: Their `fetch_concurrency` is the most connections that are open at a time, and their
-            `host_concurrency` the most fetches from one host.
-        rules: Say which addresses may be dialled.
+        limits: `fetch_concurrency` is the maximum number of open connections, `host_concurrency`
+            the maximum of concurrent fetches from one host.
+        rules: The addresses that may be connected to.
     """
 
     def __init__(self, limits: ImageLimits, rules: AddressRules) -> None:
-        self._turns = HostTurns(limits.host_concurrency)
+        self._hosts = HostSemaphores(limits.host_concurrency)
         self._is_closed = False
         self._pool = httpcore.ConnectionPool(
             ssl_context=httpx.create_ssl_context(),
             max_connections=limits.fetch_concurrency,
             max_keepalive_connections=limits.fetch_concurrency,
             keepalive_expiry=5.0,
-            network_backend=Dialer(rules),
+            network_backend=RestrictedBackend(rules),
         )
 
     def close(self) -> None:
-        """Close all connections, and make no further ones."""
+        """Close all connections and open no further ones."""
         self._is_closed = True
         self._pool.close()
 
@@ -70,20 +74,20 @@ class HttpClient:
         """Fetch one image into its transfer.
 
         Raises:
-            RowFailure: `blocked`, `http_error`, `timeout`, `too_large` or `incomplete`. Its reason
-                shows the row's own address, never what it redirects to.
+            RowFailure: `blocked`, `http_error`, `timeout`, `too_large` or `incomplete`. The reason
+                shows the row's own address, never a redirect's target.
         """
         shown = redact(url)
         try:
-            with bounded_by(transfer):
+            with apply_deadline(transfer):
                 self._follow(_parse(url), transfer, shown)
         except RowFailure:
             raise
         except AddressRefusedError:
-            raise refuse(shown) from None
-        # No cause is kept: httpcore's exceptions may tell of the request and its credentials.
+            raise blocked_failure(shown) from None
+        # No cause is kept: httpcore's exceptions may contain the request and its credentials.
         except httpcore.TimeoutException:
-            raise RowFailure(Status.TIMEOUT, f"no answer in time: {shown}") from None
+            raise RowFailure(Status.TIMEOUT, f"no response in time: {shown}") from None
         except httpcore.NetworkError as error:
             raise RowFailure(
                 Status.HTTP_ERROR, f"cannot connect ({_cause(error)}): {shown}"
@@ -91,21 +95,23 @@ class HttpClient:
         except (httpx.InvalidURL, httpcore.LocalProtocolError):
             raise RowFailure(Status.HTTP_ERROR, f"is not a valid URL: {shown}") from None
         except httpcore.ProtocolError:
-            raise RowFailure(Status.HTTP_ERROR, f"the answer is not valid HTTP: {shown}") from None
+            raise RowFailure(
+                Status.HTTP_ERROR, f"the response is not valid HTTP: {shown}"
+            ) from None
 
     def _follow(self, url: httpx.URL, transfer: Transfer, shown: str) -> None:
-        """Ask again, or where an answer redirects to, until there is an image."""
-        # Only the row's own URL has a password: what a redirect names is never sent.
+        """Follow redirects and retry until a response has an image."""
+        # Only the row's own URL may have a password: one in a redirect is never sent.
         headers = _HEADERS | _authorization(url)
         retries = redirects = 0
         while True:
-            pause = _FIRST_PAUSE_SECONDS * 2**retries * random.uniform(1, 1.5)
+            delay = _FIRST_DELAY_SECONDS * 2**retries * random.uniform(1, 1.5)
             try:
-                with self._answer(url, headers, transfer) as answer:
-                    code, said = answer.status, httpx.Headers(answer.headers)
+                with self._response(url, headers, transfer) as response:
+                    code, received = response.status, httpx.Headers(response.headers)
                     if 200 <= code < 300:
-                        lent = partial(self._turns.lent, _host(url))
-                        read_body(answer, said, transfer, shown, while_waiting=lent)
+                        released = partial(self._hosts.released, _host(url))
+                        read_body(response, received, transfer, shown, while_waiting=released)
                         return
             except (
                 httpcore.ConnectTimeout,
@@ -114,41 +120,41 @@ class HttpClient:
             ) as error:
                 if retries == MAX_RETRIES or _is_permanent(error):
                     if redirects and isinstance(error, NameNotResolvedError):
-                        # Which names a network knows is not to be learnt by redirects.
+                        # A redirect must not reveal which names a network can resolve.
                         raise AddressRefusedError from None
                     raise
             else:
-                if code in _REDIRECTS and "Location" in said:
+                if code in _REDIRECTS and "Location" in received:
                     redirects += 1
                     if redirects > MAX_REDIRECTS:
                         raise RowFailure(
                             Status.HTTP_ERROR, f"more than {MAX_REDIRECTS} redirects: {shown}"
                         )
-                    target = _redirected(url, said["Location"], shown)
+                    target = _redirected(url, received["Location"], shown)
                     if _origin(target) != _origin(url):
-                        # Not even where a later hop leads back.
+                        # Credentials are not sent again, even if a later redirect leads back.
                         headers = _HEADERS
                     url = target
                     continue
-                pause = _asked_pause(said) or pause
+                delay = _retry_after_seconds(received) or delay
                 is_worth_a_retry = code == 429 or code >= 500
                 if (
                     not is_worth_a_retry
                     or retries == MAX_RETRIES
-                    or not transfer.has_time_for(pause)
+                    or not transfer.has_time_for(delay)
                 ):
                     raise RowFailure(Status.HTTP_ERROR, f"HTTP status {code}: {shown}")
             retries += 1
-            time.sleep(min(pause, transfer.remaining_seconds()))
+            time.sleep(min(delay, transfer.remaining_seconds()))
 
     @contextmanager
-    def _answer(
+    def _response(
         self, url: httpx.URL, headers: dict[str, str], transfer: Transfer
     ) -> Iterator[httpcore.Response]:
-        """Send one request when the host's turn comes, and keep its answer open for the block."""
+        """Send one request within the host's limit, and keep the response open for the block."""
         host = _host(url)
-        with transfer.uncounted():
-            self._turns.begin(host)
+        with transfer.pause_deadline():
+            self._hosts.acquire(host)
         try:
             if self._is_closed:
                 raise RowFailure(Status.READ_ERROR, "the task has ended")
@@ -158,21 +164,21 @@ class HttpClient:
                     scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
                 ),
                 headers=[(b"Host", url.netloc), *_encode(headers)],
-                # Waiting for a free connection is part of the time, too.
+                # Waiting for a free connection counts too.
                 extensions={"timeout": {"pool": transfer.remaining_seconds()}},
             )
-            with closing(self._pool.handle_request(request)) as answer:
-                yield answer
+            with closing(self._pool.handle_request(request)) as response:
+                yield response
         finally:
-            self._turns.end(host)
+            self._hosts.release(host)
 
 
 def _parse(text: str) -> httpx.URL:
-    """Read a URL of a row or of a redirect.
+    """Parse the URL of a row or of a redirect.
 
     Raises:
-        httpx.InvalidURL: It is none, or not one of http and https.
-        AddressRefusedError: Its host is an address in a spelling that is not for a URL.
+        httpx.InvalidURL: It is not an HTTP(S) URL.
+        AddressRefusedError: Its host is an address in a spelling that URLs do not allow.
     """
     try:
         url = httpx.URL(text)
@@ -182,20 +188,20 @@ def _parse(text: str) -> httpx.URL:
             raise AddressRefusedError from None
         raise httpx.InvalidURL(str(error)) from None
     if not host or (url.port is not None and not 0 <= url.port <= _MAX_PORT):
-        raise httpx.InvalidURL("no host, or a port that is none")
+        raise httpx.InvalidURL("no host, or an invalid port")
     return url
 
 
 def _host(url: httpx.URL) -> str:
-    # As it is sent; httpx's own property decodes names, and fails where they are no IDNA.
+    # As it is sent; httpx's `host` decodes IDNA names, and raises for invalid ones.
     return url.raw_host.decode("ascii")
 
 
 def _is_address_spelt_oddly(text: str) -> bool:
-    """Say whether what is wrong with a URL is the spelling of an address, as in `0127.0.0.1`."""
+    """Return whether a URL is invalid because of an address's spelling, as in `0127.0.0.1`."""
     try:
         parts = urlsplit(text)
-        parts.port  # noqa: B018 - it raises where the port is what is wrong
+        parts.port  # noqa: B018 - raises if the port is invalid
         host = parts.hostname or ""
     except ValueError:
         return False
@@ -217,7 +223,7 @@ def _redirected(url: httpx.URL, location: str, shown: str) -> httpx.URL:
 
 
 def _authorization(url: httpx.URL) -> dict[str, str]:
-    """Make the header for the user and password of a row's own URL; a redirect's have none."""
+    """Return the header for the user name and password of a row's own URL."""
     if not url.userinfo:
         return {}
     user, _, password = url.userinfo.partition(b":")
@@ -230,31 +236,31 @@ def _encode(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
 
 
 def _origin(url: httpx.URL) -> tuple[str, bytes, int | None]:
-    # httpx leaves out the port that a scheme has anyway.
+    # httpx omits the default port of a scheme.
     return url.scheme, url.raw_host, url.port
 
 
-def _asked_pause(headers: httpx.Headers) -> float | None:
-    """Return the seconds that the server asks to wait for, None where it asks for nothing."""
-    asked = headers.get("Retry-After", "").strip()
-    if asked.isdecimal():
-        return float(asked)
+def _retry_after_seconds(headers: httpx.Headers) -> float | None:
+    """Return the delay that `Retry-After` requests, None without a valid one."""
+    value = headers.get("Retry-After", "").strip()
+    if value.isdecimal():
+        return float(value)
     try:
-        moment = parsedate_to_datetime(asked)
+        moment = parsedate_to_datetime(value)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
         return max(0.0, (moment - datetime.now(UTC)).total_seconds())
     except (ValueError, OverflowError, TypeError):
-        # No date, or one beyond those that Python has.
+        # Not a date, or one out of Python's range.
         return None
 
 
 def _is_permanent(error: Exception) -> bool:
-    """Say whether a connection fails in the same way next time: its certificate is refused."""
+    """Return whether a retry would fail in the same way: the certificate is rejected."""
     return isinstance(error.__cause__, ssl.SSLError) or "CERTIFICATE" in str(error)
 
 
 def _cause(error: Exception) -> str:
-    # What follows is the name that a certificate lacks, perhaps a redirect's.
-    said = str(error).partition(" for '")[0]
-    return " ".join(said.split()) or type(error).__name__
+    # The rest is the host name that the certificate lacks, perhaps a redirect's.
+    message = str(error).partition(" for '")[0]
+    return " ".join(message.split()) or type(error).__name__

@@ -1,9 +1,9 @@
-"""Where connections are made: every hop of every fetch resolves, dials and reads here.
+"""The network backend of httpcore: every request of a fetch resolves, connects and reads here.
 
-httpx limits each read, not their sum, so a server that sends a byte now and then would hold a
-thread for ever. Here the thread's own transfer limits each step to the seconds that it has left.
-Between the resolution of a name and the connection to exactly the address that it gave, the rules
-judge it; a connection that is kept serves only the host for which it was judged.
+httpx limits each read, not their sum, so a server that sends single bytes could hold a thread
+forever. Here each step is limited by the remaining seconds of the thread's transfer. The address
+rules are checked between resolving a name and connecting to exactly the resolved address. A pooled
+connection serves only the host for which it was checked.
 """
 
 import queue
@@ -19,18 +19,18 @@ import httpcore
 from spark_vision.images.addresses import AddressRules, address_in
 from spark_vision.images.transfer import Transfer
 
-# A resolver may hang for ever, in a thread that nobody can end.
+# A resolver may hang forever, in a thread that cannot be ended.
 MAX_RESOLVER_THREADS = 32
 CONNECT_SHARE = 1 / 3
-"""How much of the time that is left one connection may take, so that there is time for others."""
+"""Fraction of the remaining time for one connection attempt, so that others have time too."""
 
 _current = threading.local()
 _resolver_threads = threading.BoundedSemaphore(MAX_RESOLVER_THREADS)
 
 
 @contextmanager
-def bounded_by(transfer: Transfer) -> Iterator[None]:
-    """Let a transfer's deadline limit all network steps that this thread takes within."""
+def apply_deadline(transfer: Transfer) -> Iterator[None]:
+    """Limit all network steps of this thread within the block by a transfer's deadline."""
     _current.transfer = transfer
     try:
         yield
@@ -43,8 +43,8 @@ def _seconds_left() -> float:
     return transfer.remaining_seconds()
 
 
-class Dialer(httpcore.NetworkBackend):
-    """Connects to what the rules allow, within the time that is left to the thread's transfer."""
+class RestrictedBackend(httpcore.NetworkBackend):
+    """Connects to allowed addresses, within the remaining time of the thread's transfer."""
 
     def __init__(self, rules: AddressRules) -> None:
         self._rules = rules
@@ -58,10 +58,10 @@ class Dialer(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        """Resolve a name and connect to the first of its allowed addresses that answers.
+        """Resolve a name and connect to the first allowed address that accepts.
 
         Raises:
-            AddressRefusedError: None of its addresses may be reached.
+            AddressRefusedError: No address is allowed.
         """
         self._rules.check_name(host)
         literal = address_in(host)
@@ -79,11 +79,11 @@ class Dialer(httpcore.NetworkBackend):
                     raise
             else:
                 return _DeadlineStream(stream)
-        raise AssertionError("the rules choose one address at least")
+        raise AssertionError("the rules return at least one address")
 
 
 class _DeadlineStream(httpcore.NetworkStream):
-    """A connection that may be used by one transfer after another, each with its own deadline."""
+    """A pooled connection, used by one transfer after another, each with its own deadline."""
 
     def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
@@ -115,11 +115,11 @@ class _DeadlineStream(httpcore.NetworkStream):
 
 
 class NameNotResolvedError(httpcore.ConnectError):
-    """A name has no address, or the resolver failed."""
+    """A host name has no address, or the resolver failed."""
 
 
 def _resolve(host: str, port: int) -> list[str]:
-    """Look a name up, in a thread of its own, as the system's resolver takes no deadline."""
+    """Resolve a host name in a separate thread: the system's resolver has no timeout."""
     answers: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
 
     def ask() -> None:

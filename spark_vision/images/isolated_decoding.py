@@ -1,8 +1,8 @@
-"""Decoding in a process of its own: whatever a decoder does there costs one image.
+"""Decodes images in child processes, where a crash or a hang costs only one image.
 
-A Python worker has one such process for each thread that decodes in it at a time, started when the
-first image needs it and kept for the next task. It is killed when it is late or answers nonsense,
-and ends by itself when the worker does.
+A Python worker has one such process per thread that decodes at the same time. It is started when
+the first image needs it and reused by later tasks. It is killed after a timeout or an invalid
+answer, and ends when the worker does.
 """
 
 import os
@@ -19,13 +19,13 @@ import numpy as np
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images.child_process import import_path, module_command
 from spark_vision.images.decoder_messages import (
+    CONTINUE,
     FAILURE,
-    GO_ON,
-    LEAVE_IT,
-    MOST_TEXT_BYTES,
+    MAX_TEXT_BYTES,
     PIXELS,
     READY,
     SIZE,
+    SKIP,
     Answer,
     Request,
     receive,
@@ -34,22 +34,22 @@ from spark_vision.images.decoder_messages import (
     send_request,
 )
 from spark_vision.images.headers import Format
-from spark_vision.images.pillow_decoding import CheckSize, Pixels, upright_pixels
+from spark_vision.images.pillow_decoding import CheckSize, Pixels, allocate_upright
 from spark_vision.operators import ImageLimits
 
 START_SECONDS = 60.0
 END_SECONDS = 5.0
 EXTRA_MEMORY_BYTES = 128 * 2**20
 _BAND_BYTES = 2**20
-# An ordinary image's pixels pass without a wait; the system may allow less.
+# The pixels of an ordinary image fit; the system may allow less.
 _BUFFER_BYTES = 2**20
-# Of the worker's environment a decoder gets what Python needs to start, and nothing secret.
+# A decoder gets only the environment variables that Python needs to start, and no secrets.
 _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PYTHONHOME")
 
 _idle: list["DecoderProcess"] = []
 _lock = threading.Lock()
 _is_possible: bool | None = None
-"""Whether a process can be started in this worker; None before the first."""
+"""Whether this worker can start a process; None before the first attempt."""
 
 
 def decode_isolated(
@@ -59,34 +59,34 @@ def decode_isolated(
     limits: ImageLimits,
     orientation: int = 0,
 ) -> Pixels | None:
-    """As `decode_by_pillow`, in a process that is killed if need be.
+    """Decode like `decode_by_pillow`, but in a process that can be killed.
 
     Args:
         data: The whole file.
-        format: What its header says it is.
-        check_size: Given width and height before pixels are decoded; raises to refuse them.
-        limits: Their `decode_seconds` bound the time, and `max_pixels` the memory: 4 bytes each,
-            and a constant.
-        orientation: How the header says that the image is to be turned; 0 asks the decoder.
+        format: The format from its header.
+        check_size: Called with width and height before pixels are decoded; raises to reject them.
+        limits: `decode_seconds` limits the time, and `max_pixels` the memory: 4 bytes per pixel
+            plus a constant.
+        orientation: EXIF orientation from the header; 0 leaves it to the decoder.
 
     Returns:
-        As `decode_by_pillow`; None where no process can be started, which stderr says once.
+        As `decode_by_pillow`; None where no process can be started, which is logged once to stderr.
 
     Raises:
-        RowFailure: As `decode_by_pillow`; `timeout` for a decoder that is late, and `decode_error`
-            for one that dies.
+        RowFailure: As `decode_by_pillow`; `timeout` if the decoder exceeds its time, `decode_error`
+            if it crashes.
     """
     try:
         return _decode_once(data, format, check_size, limits, orientation)
     except _KilledError:
-        # Where memory runs out the system ends a decoder first, whatever image it has.
+        # If memory runs out, the kernel kills a decoder first, regardless of its image.
         with suppress(_KilledError):
             return _decode_once(data, format, check_size, limits, orientation)
     raise _dead(format, -signal.SIGKILL)
 
 
 class _KilledError(Exception):
-    """The process was ended by signal 9, which no decoder sends to itself."""
+    """The process was killed by signal 9, which no decoder sends to itself."""
 
 
 def _decode_once(
@@ -112,7 +112,7 @@ def _decode_once(
         raise _dead(format, code) from None
     except ValueError as error:
         process.kill()
-        reason = f"the decoder answered nonsense on this {format}: {error}"
+        reason = f"the decoder sent an invalid answer for this {format}: {error}"
         raise RowFailure(Status.DECODE_ERROR, reason) from None
     except BaseException:
         process.kill()
@@ -122,15 +122,15 @@ def _decode_once(
 
 
 class DecoderProcess:
-    """One process that decodes, as the worker sees it.
+    """The worker's side of one decoder process.
 
     Raises:
-        OSError: None can be started here.
+        OSError: The process cannot be started.
     """
 
     def __init__(self) -> None:
         if not sys.executable:
-            raise OSError("the Python interpreter's path is not known")
+            raise OSError("the path of the Python interpreter is unknown")
         self._connection, other = socket.socketpair()
         with other:
             for each in (self._connection, other):
@@ -149,19 +149,19 @@ class DecoderProcess:
         self._connection.settimeout(START_SECONDS)
         try:
             if receive(self._connection, 1) != READY:
-                raise OSError("it did not say that it is ready")
+                raise OSError("it did not report that it is ready")
         except (OSError, EOFError) as error:
             code = self.kill()
             raise OSError(str(error) or f"it ended with code {code}") from error
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     @property
     def is_alive(self) -> bool:
-        """Whether it still runs."""
+        """Whether the process is running."""
         return self._process.poll() is None
 
     def decode(
@@ -172,11 +172,11 @@ class DecoderProcess:
         limits: ImageLimits,
         orientation: int,
     ) -> Pixels:
-        """Have one image decoded; see `decode_isolated`.
+        """Decode one image; see `decode_isolated`.
 
         Raises:
-            RowFailure: The process is as good as before.
-            TimeoutError, EOFError, ConnectionError, ValueError: It is not.
+            RowFailure: The process can be reused.
+            TimeoutError, EOFError, ConnectionError, ValueError: It cannot.
         """
         deadline = time.monotonic() + limits.decode_seconds
         # Pillow and its decoders hold the file up to three times.
@@ -189,16 +189,16 @@ class DecoderProcess:
         try:
             check_size((width, height))
         except RowFailure:
-            self._connection.sendall(LEAVE_IT)
+            self._connection.sendall(SKIP)
             raise
-        # The check may have waited for memory that other images hold.
+        # The check may have waited for memory.
         deadline = time.monotonic() + limits.decode_seconds
-        self._connection.sendall(GO_ON)
+        self._connection.sendall(CONTINUE)
         *size, turned = self._receive(PIXELS, deadline)
-        # Pillow itself turns a TIFF upright.
+        # Pillow applies a TIFF's orientation itself.
         if size not in ([width, height], [height, width]) or not 1 <= turned <= 8:
             raise ValueError(f"{size[0]} × {size[1]} pixels instead of {width} × {height}")
-        upright, stored = upright_pixels(size[0], size[1], turned)
+        upright, stored = allocate_upright(size[0], size[1], turned)
         if turned == 1:
             self._fill(upright, deadline)
         else:
@@ -211,13 +211,13 @@ class DecoderProcess:
         return upright
 
     def kill(self) -> int:
-        """End it at once, and give the code that it ended with."""
+        """Kill the process and return its exit code."""
         self._connection.close()
         self._process.kill()
         return self._process.wait()
 
     def end(self) -> int:
-        """Wait for one that is ending, not for long, and give the code that it ended with."""
+        """Wait briefly for the process to exit, then kill it; return its exit code."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(END_SECONDS)
         return self.kill()
@@ -226,7 +226,7 @@ class DecoderProcess:
         self._wait_until(deadline)
         answer: Answer = receive_answer(self._connection)
         if answer.kind == FAILURE:
-            if answer.first + answer.second > MOST_TEXT_BYTES:
+            if answer.first + answer.second > MAX_TEXT_BYTES:
                 raise ValueError(f"a reason of {answer.first + answer.second:,} bytes")
             status = receive(self._connection, answer.first).decode()
             reason = receive(self._connection, answer.second).decode()
@@ -240,15 +240,15 @@ class DecoderProcess:
         receive_into(self._connection, pixels.data.cast("B"))
 
     def _wait_until(self, deadline: float) -> None:
-        # A timeout of 0 would mean not to wait at all.
+        # A timeout of 0 would make the socket non-blocking.
         self._connection.settimeout(max(1e-3, deadline - time.monotonic()))
 
 
 def _take() -> DecoderProcess | None:
-    """Give a process that is idle, or a new one; None where there can be none.
+    """Return an idle process or a new one; None where none can be started.
 
     Raises:
-        RowFailure: `out_of_memory`: there have been some, and this host can start no other now.
+        RowFailure: `out_of_memory`: earlier ones were started, but no further one can be now.
     """
     global _is_possible
     while True:
@@ -269,12 +269,12 @@ def _take() -> DecoderProcess | None:
             _is_possible = before or False
         if before:
             raise RowFailure(
-                Status.OUT_OF_MEMORY, f"no process can be started to decode it ({error})"
+                Status.OUT_OF_MEMORY, f"no decoder process can be started ({error})"
             ) from None
         if before is None:
             print(
                 f"spark_vision: no decoder process can be started ({error}); this Python worker "
-                "decodes GIF, BMP, TIFF and AVIF itself, and an image that ends a decoder ends it",
+                "decodes GIF, BMP, TIFF and AVIF itself, and a decoder that crashes ends it",
                 file=sys.stderr,
                 flush=True,
             )
@@ -290,7 +290,7 @@ def _give_back(process: DecoderProcess) -> None:
 
 
 def _forget() -> None:
-    """A forked process must not talk to the decoders of its parent."""
+    """Forget the parent's decoders in a forked process."""
     global _lock
     _lock = threading.Lock()
     _idle.clear()
@@ -318,7 +318,7 @@ def _environment() -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
-        # Memory of a large image goes back to the system; that of ordinary ones is kept.
+        # Return memory of large images to the system; keep that of ordinary ones.
         "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
         "MALLOC_TRIM_THRESHOLD_": str(16 * 2**20),
     }

@@ -1,7 +1,7 @@
-"""The segments of a JPEG up to its first scan: size, orientation, and what its scans will cost.
+"""Reads the segments of a JPEG up to its first scan: size, orientation, and the cost of decoding.
 
-A walk of one step per segment, bounded in steps and bytes, whatever the bytes are. Only a JPEG in
-several scans (progressive, or one scan per channel) is walked further, for the number of them.
+It takes one step per segment, with limits on steps and bytes for any input. Only for a JPEG with
+several scans (progressive, or one scan per channel) it reads further, to count the scans.
 """
 
 import re
@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
-from spark_vision.images.orientation import EXIF_PREFIX, stated_orientation, xmp_orientation
+from spark_vision.images.orientation import EXIF_PREFIX, find_exif_orientation, xmp_orientation
 
-MOST_HEADER_BYTES = 16 * 2**20
-MOST_SEGMENTS = 4096
-MOST_SCANS = 1000
+MAX_HEADER_BYTES = 16 * 2**20
+MAX_SEGMENTS = 4096
+MAX_SCANS = 1000
 
 _MARKER_AND_LENGTH = Struct(">HH")
-# Decoders skip stray bytes, fill bytes and marks without a length that stand between segments.
+# Decoders skip stray bytes, fill bytes and markers without a length between segments.
 _NEXT_SEGMENT = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
-# After a scan the next segment begins at a mark that decoders do not pass over within pixels.
+# After a scan the next segment begins at a marker that cannot occur within pixel data.
 _AFTER_SCAN = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 _START_OF_SCAN = 0xFFDA
 _END_OF_IMAGE = 0xFFD9
@@ -31,13 +31,13 @@ _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 
 
 class JpegHeader(NamedTuple):
-    """What a JPEG says of itself.
+    """The header of a JPEG.
 
     Attributes:
         size: Width and height in pixels.
-        orientation: As in EXIF, 1 to 8.
-        peak_bytes: What decoding takes.
-        work: Samples that the scans pass over, 0 where there is one scan.
+        orientation: EXIF orientation, 1 to 8.
+        peak_bytes: Peak memory for decoding.
+        work: Number of samples in all scans, 0 if there is one scan.
     """
 
     size: tuple[int, int]
@@ -47,7 +47,7 @@ class JpegHeader(NamedTuple):
 
 
 def read_jpeg(data: memoryview) -> JpegHeader:
-    """Read everything that stands before the pixels.
+    """Read everything before the pixel data.
 
     Raises:
         RowFailure: `incomplete`, `decode_error`, or `too_large` for a header of more bytes or
@@ -56,13 +56,13 @@ def read_jpeg(data: memoryview) -> JpegHeader:
     exif: bytes | None = None
     xmp = b""
     frame_at = 0
-    at, end = 2, min(len(data), MOST_HEADER_BYTES)
-    for _ in range(MOST_SEGMENTS):
+    at, end = 2, min(len(data), MAX_HEADER_BYTES)
+    for _ in range(MAX_SEGMENTS):
         if at + 4 > end:
             if end < len(data):
                 break
             if frame_at:
-                # The decoder will find no pixels; that there are too many comes first.
+                # The decoder will find no pixels; a size above the limit is reported first.
                 return _measure(data, frame_at, end, exif, xmp)
             raise RowFailure(Status.INCOMPLETE, "the JPEG ends within its header")
         marker, length = _MARKER_AND_LENGTH.unpack_from(data, at)
@@ -87,7 +87,7 @@ def read_jpeg(data: memoryview) -> JpegHeader:
         at += 2 + length
     raise RowFailure(
         Status.TOO_LARGE,
-        f"the JPEG has a header of over {MOST_HEADER_BYTES:,} bytes or {MOST_SEGMENTS:,} segments",
+        f"the JPEG has a header of over {MAX_HEADER_BYTES:,} bytes or {MAX_SEGMENTS:,} segments",
     )
 
 
@@ -99,7 +99,7 @@ def _measure(
         raise RowFailure(Status.INCOMPLETE, "the JPEG ends within its header")
     size = width, height = frame[7] << 8 | frame[8], frame[5] << 8 | frame[6]
     channel_count = frame[9]
-    orientation = stated_orientation(exif) if exif is not None else None
+    orientation = find_exif_orientation(exif) if exif is not None else None
     if orientation is None:
         orientation = xmp_orientation(xmp) if xmp else 1
     peak_bytes = width * height * cost.RESULT + width * cost.ROW
@@ -113,9 +113,9 @@ def _measure(
 
 
 def _count_scans(data: memoryview, at: int) -> int:
-    """Count the scans up to the end of the image; another image or a film may follow it."""
+    """Count the scans up to the end of the image; another image or a video may follow it."""
     scan_count = 0
-    for _ in range(MOST_SEGMENTS):
+    for _ in range(MAX_SEGMENTS):
         found = _AFTER_SCAN.search(data, at)
         if not found or found.end() + 2 > len(data):
             return scan_count
@@ -123,18 +123,18 @@ def _count_scans(data: memoryview, at: int) -> int:
         if marker == _END_OF_IMAGE:
             return scan_count
         scan_count += marker == _START_OF_SCAN
-        if scan_count > MOST_SCANS:
+        if scan_count > MAX_SCANS:
             break
         at = found.end() + length
-    raise RowFailure(Status.TOO_LARGE, f"the JPEG has more than {MOST_SCANS:,} scans")
+    raise RowFailure(Status.TOO_LARGE, f"the JPEG has more than {MAX_SCANS:,} scans")
 
 
 def _count_samples(size: tuple[int, int], channels: bytes) -> int:
-    """Count the samples of all channels, of which some have fewer than there are pixels."""
+    """Count the samples of all channels, some of which may be subsampled."""
     factors = [(max(1, each >> 4), max(1, each & 15)) for each in channels[1::3]]
-    most_across = max((across for across, _ in factors), default=1)
-    most_down = max((down for _, down in factors), default=1)
-    # Whole blocks of 8 × 8, as many as the largest channel needs for a whole unit.
-    units_across = -(-size[0] // (8 * most_across))
-    units_down = -(-size[1] // (8 * most_down))
+    max_across = max((across for across, _ in factors), default=1)
+    max_down = max((down for _, down in factors), default=1)
+    # Minimum coded units: 8 × 8 blocks, times the largest sampling factors.
+    units_across = -(-size[0] // (8 * max_across))
+    units_down = -(-size[1] // (8 * max_down))
     return sum(64 * units_across * across * units_down * down for across, down in factors)

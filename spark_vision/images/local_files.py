@@ -1,9 +1,9 @@
-"""Local files below roots, whatever symbolic links, `..` and races make of a path.
+"""Reads local files below allowed roots, safe against symbolic links, `..` and races.
 
-A path that is not written below a root is refused before the file system is asked. What is opened
-then is looked at before it is read: a link may have led out, to a device, or to a pipe. Files of a
-network are read by a thread that is left behind at the deadline; on a disk of this machine no read
-hangs, and a thread would cost more than the reading.
+A path that is not below a root is rejected before the file system is accessed. The opened file is
+checked before it is read, because a link may lead outside, to a device, or to a pipe. Files on a
+network file system are read by a thread that is abandoned at the deadline; reads from local disks
+do not hang, and a thread would cost more than the read.
 """
 
 import os
@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from spark_vision.errors import RowFailure, Status
+from spark_vision.images.deadline_threads import DeadlineThreadPool
 from spark_vision.images.mounts import MOUNTS, may_hang
-from spark_vision.images.patience import PatientThreads
-from spark_vision.images.read_failure import read_failure
-from spark_vision.images.refusal import refuse
+from spark_vision.images.read_failures import blocked_failure, read_failure
 from spark_vision.images.transfer import Transfer
 from spark_vision.images.urls import redact
-from spark_vision.operators.places import KERNEL_FOLDERS, is_shared_memory
+from spark_vision.operators.locations import KERNEL_FOLDERS, is_shared_memory
 
 _PIECE_BYTES = 2**20
-# A descriptor of this kind opens nothing: no pipe is waited for, no device is touched.
+# O_PATH does not open the file itself, so it neither waits for a pipe nor accesses a device.
 _PATH_ONLY = getattr(os, "O_PATH", 0)
 _SELF = "/proc/self/fd"
 
@@ -31,7 +30,7 @@ class LocalFiles:
     """Reads files below roots, from any number of threads.
 
     Args:
-        roots: Absolute folders; where they are links, they are followed now.
+        roots: Absolute folders; symbolic links are resolved now.
     """
 
     def __init__(self, roots: Iterable[str]) -> None:
@@ -40,27 +39,27 @@ class LocalFiles:
         self._written, self._real = _Roots([*written, *real]), _Roots(real)
         mounts = MOUNTS.read_text(errors="replace") if MOUNTS.exists() else ""
         self._may_hang = any(may_hang(root, mounts) for root in real)
-        self._threads = PatientThreads()
+        self._threads = DeadlineThreadPool()
         self._can_pin = bool(_PATH_ONLY) and Path(_SELF).is_dir()
 
     def read(self, path: str, transfer: Transfer) -> None:
         """Read one file into its transfer.
 
         Raises:
-            RowFailure: `blocked` for whatever is not below a root, be it there or not;
+            RowFailure: `blocked` for a path that is not below a root, whether it exists or not;
                 `read_error`, `too_large` or `timeout`.
         """
         if not self._is_written_below(path):
-            raise refuse(redact(path))
+            raise blocked_failure(redact(path))
         if not self._may_hang:
             self._read(path, transfer, lambda work, undo=None: work(), os.close)
             return
         with self._threads.take() as thread:
 
             def close(descriptor: int) -> None:
-                # Its number would be another file's before a thread that is late reads it.
+                # An abandoned thread may still read it: a reused number would be another file's.
                 if thread.is_abandoned:
-                    thread.leave(lambda: os.close(descriptor))
+                    thread.enqueue(lambda: os.close(descriptor))
                 else:
                     os.close(descriptor)
 
@@ -72,7 +71,7 @@ class LocalFiles:
             )
 
     def close(self) -> None:
-        """End the threads that wait."""
+        """End the idle threads."""
         self._threads.close()
 
     def _read(
@@ -86,24 +85,24 @@ class LocalFiles:
         try:
             descriptor, size = call(lambda: open_file(path), lambda made: os.close(made[0]))
             try:
-                transfer.expect(size)
-                # One byte more than is allowed shows that there is more.
+                transfer.check_size(size)
+                # Reading one byte more than allowed detects a file that is too large.
                 while piece := call(
-                    lambda: os.read(descriptor, min(_PIECE_BYTES, transfer.allowance + 1))
+                    lambda: os.read(descriptor, min(_PIECE_BYTES, transfer.remaining_bytes + 1))
                 ):
-                    transfer.keep(piece)
+                    transfer.append(piece)
             finally:
                 close(descriptor)
         except RowFailure:
             raise
         except _LedOutError:
-            raise refuse(redact(path)) from None
+            raise blocked_failure(redact(path)) from None
         except _NoFileError:
             raise RowFailure(Status.READ_ERROR, f"is not a regular file: {redact(path)}") from None
         except (OSError, ValueError) as error:
-            # What is missing, or closed, outside of the roots must not show.
+            # An error must not reveal what exists outside the roots.
             if not isinstance(error, TimeoutError) and not self._leads_below(path, call):
-                raise refuse(redact(path)) from None
+                raise blocked_failure(redact(path)) from None
             raise read_failure(error, redact(path)) from None
 
     def _leads_below(self, path: str, call: Callable[..., Any]) -> bool:
@@ -116,12 +115,12 @@ class LocalFiles:
         if "\0" in path:
             return False
         full = path if path.startswith("/") else f"{os.getcwd()}/{path}"  # noqa: PTH109 - speed
-        # Two slashes at the start are kept by normpath.
+        # normpath keeps two slashes at the start.
         full = "/" + os.path.normpath(full).lstrip("/")
         return self._written.hold(full)
 
     def _pin(self, path: str) -> tuple[int, int]:
-        """Hold what a path leads to without opening it, judge that, and open just that."""
+        """Resolve a path to a pinned file, check it, and open exactly that file."""
         found = os.open(path, _PATH_ONLY | os.O_CLOEXEC)
         try:
             pinned = f"{_SELF}/{found}"
@@ -133,7 +132,7 @@ class LocalFiles:
             os.close(found)
 
     def _resolve(self, path: str) -> tuple[int, int]:
-        """As above, for systems that cannot hold a file without opening it."""
+        """Do the same on systems without O_PATH."""
         real = os.path.realpath(path)
         if not self._real.hold(real):
             raise _LedOutError
@@ -142,7 +141,7 @@ class LocalFiles:
 
 
 class _LedOutError(Exception):
-    """A path is written below a root, and leads elsewhere."""
+    """A path below a root leads outside."""
 
 
 class _NoFileError(Exception):
@@ -150,7 +149,7 @@ class _NoFileError(Exception):
 
 
 class _Roots:
-    """Folders, compared as texts: this is asked twice for each row."""
+    """Folders, compared as strings for speed: called twice per row."""
 
     def __init__(self, folders: Iterable[str]) -> None:
         below = {f"{folder.rstrip('/')}/" for folder in folders}

@@ -1,10 +1,10 @@
-"""Whether a folder's files lie on disks of this machine, or on a network, where a read may hang."""
+"""Detects whether a folder is on a local disk or on a network file system, where reads may hang."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from spark_vision.operators.places import is_kernel_path
+from spark_vision.operators.locations import is_kernel_path
 
 MOUNTS = Path("/proc/self/mountinfo")
 _OF_THIS_MACHINE = re.compile(
@@ -14,11 +14,11 @@ _OF_THIS_MACHINE = re.compile(
 
 
 def may_hang(folder: str, mounts: str) -> bool:
-    """Say whether something that is mounted at, above or below a folder is not of this machine.
+    """Return whether a network file system is mounted at, above or below a folder.
 
     Args:
-        folder: Absolute, and no link.
-        mounts: The text of /proc/self/mountinfo; empty where a system has none.
+        folder: An absolute path without symbolic links.
+        mounts: The text of /proc/self/mountinfo; empty on systems without it.
     """
     folder = f"{folder.rstrip('/')}/"
     nearest, nearest_kind = "", "overlay"
@@ -26,7 +26,7 @@ def may_hang(folder: str, mounts: str) -> bool:
         if is_kernel_path(point.rstrip("/")):
             continue
         if folder.startswith(point):
-            # Of two at one point, the later covers the earlier.
+            # A later mount at the same point covers the earlier one.
             if len(point) >= len(nearest):
                 nearest, nearest_kind = point, kind
         elif point.startswith(folder) and not _OF_THIS_MACHINE.fullmatch(kind):

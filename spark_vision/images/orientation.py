@@ -1,14 +1,14 @@
-"""EXIF orientation: reading it from the metadata, and turning the pixels upright.
+"""Reads the EXIF orientation from metadata, and applies it to the pixels.
 
-Both decoders go by this reading, so that they agree: torchvision overlooks EXIF that stands after
-another metadata segment. XMP is asked where EXIF says nothing, as Pillow does.
+Both decoders use it, so that they agree: torchvision misses EXIF data after another metadata
+segment. As in Pillow, XMP is used where EXIF has no orientation.
 """
 
 import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    # A decoder's process reads orientations too, and starts in a tenth of a second without torch.
+    # The decoder process imports this too, and starts faster without torch.
     import torch
 
 EXIF_PREFIX = b"Exif\x00\x00"
@@ -27,13 +27,13 @@ def exif_orientation(exif: bytes) -> int:
         exif: The metadata without the `Exif` prefix of JPEG.
 
     Returns:
-        1 to 8; 1 (upright) too where it is missing or makes no sense.
+        1 to 8; 1 (upright) also if it is missing or invalid.
     """
-    return stated_orientation(exif) or 1
+    return find_exif_orientation(exif) or 1
 
 
-def stated_orientation(exif: bytes) -> int | None:
-    """As `exif_orientation`, but None where there is none, so that XMP may have one."""
+def find_exif_orientation(exif: bytes) -> int | None:
+    """Read the orientation like `exif_orientation`, but return None if there is none."""
     if exif[:2] not in (b"II", b"MM"):
         return None
     is_little = exif[:2] == b"II"
@@ -54,19 +54,19 @@ def stated_orientation(exif: bytes) -> int | None:
 
 
 def xmp_orientation(xmp: bytes) -> int:
-    """Read the orientation from XMP, which is XML; 1 where it has none."""
+    """Read the orientation from XMP, which is XML; 1 if it has none."""
     match = _XMP_ORIENTATION.search(xmp)
     value = int(match[1]) if match else 1
     return value if 1 <= value <= 8 else 1
 
 
-def turn_upright(image: "torch.Tensor", orientation: int) -> "torch.Tensor":
-    """Undo the rotation and mirroring that an EXIF orientation names.
+def apply_orientation(image: "torch.Tensor", orientation: int) -> "torch.Tensor":
+    """Undo the rotation and mirroring of an EXIF orientation.
 
-    A large image is turned in place, so that no second one takes memory beside it.
+    A large image is flipped in place, to avoid a second copy in memory.
 
     Args:
-        image: `[channels, height, width]`; what it holds afterwards is not defined.
+        image: `[channels, height, width]`; its content afterwards is undefined.
         orientation: 1 to 8.
 
     Returns:

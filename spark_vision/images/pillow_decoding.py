@@ -1,13 +1,13 @@
-"""Decoding by Pillow, without torch: in this process, or in one that may be killed.
+"""Decodes with Pillow, without torch: in this process, or in a child process.
 
-The decoders are called by class, so that these formats and no others are ever tried. Pixels are
-brought to RGB in bands of rows, so that beside Pillow's own image only the result takes memory.
-Samples that are not 8 bits wide are scaled so that the widest value is white:
+The decoder class is chosen by format, so Pillow tries no other formats. Pixels are converted to RGB
+in bands of rows, so that only the result takes memory besides Pillow's own image. Samples that are
+not 8 bits wide are scaled so that the maximum value is white:
 
-- 16 bits: value / 257, rounded; of 16-bit RGB in TIFF Pillow gives only the upper byte, which is
-  at most one level away from that.
-- Floating point (TIFF): 0 is black and 1 white, values outside are clipped, not-a-number is black.
-- Signed and 32-bit integers (TIFF) have no white that is agreed on, and are refused.
+- 16 bits: value / 257, rounded. For 16-bit RGB in TIFF Pillow returns only the upper byte, which
+  differs by at most one level.
+- Floating point (TIFF): 0 is black and 1 white, other values are clipped, NaN is black.
+- Signed and 32-bit integers (TIFF) have no agreed white, and are rejected.
 """
 
 import io
@@ -30,10 +30,10 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from spark_vision.errors import RowFailure, Status
-from spark_vision.images.completeness import ends_early
 from spark_vision.images.headers import Format
-from spark_vision.images.orientation import EXIF_PREFIX, stated_orientation, xmp_orientation
+from spark_vision.images.orientation import EXIF_PREFIX, find_exif_orientation, xmp_orientation
 from spark_vision.images.png_chunks import check_png
+from spark_vision.images.truncation import is_truncated
 
 CheckSize = Callable[[tuple[int, int]], None]
 Pixels = npt.NDArray[np.uint8]
@@ -48,8 +48,8 @@ _DECODERS: dict[Format, type[ImageFile]] = {
     Format.AVIF: AvifImageFile,
 }
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
-_CUT_SHORT = re.compile("truncated|no more images", re.IGNORECASE)
-_NOT_READ = re.compile("^Unsupported|unknown pixel mode|not yet supported")
+_TRUNCATED = re.compile("truncated|no more images", re.IGNORECASE)
+_UNSUPPORTED = re.compile("^Unsupported|unknown pixel mode|not yet supported")
 _NO_MEMORY = re.compile("out of memory", re.IGNORECASE)
 _SIGNED = 2
 _BAND_PIXELS = 2**18
@@ -59,20 +59,20 @@ _BOTH_BYTES = {
     "RGBA;16B": ("RGBA;16B", "RGBA;16L"),
     "LA;16B": ("RGBA",),
 }
-"""By Pillow's layout of a 16-bit PNG: the layouts that together give the two bytes of a sample."""
+"""Pillow's layouts of a 16-bit PNG, and the layouts that together yield both bytes of a sample."""
 
 _LEVELS = ((np.arange(2**16, dtype=np.uint32) + 128) // 257).astype(np.uint8)
 """The 8-bit level of each 16-bit value."""
 
 
 class StoredRows(NamedTuple):
-    """A decoded image, its rows as the file has them.
+    """A decoded image, with its rows as stored in the file.
 
     Attributes:
-        width: Pixels in a row.
-        height: Rows.
-        orientation: As in EXIF, 1 to 8.
-        bands: The rows in order, some at a time: uint8 `[rows, width, 3]` RGB.
+        width: Pixels per row.
+        height: Number of rows.
+        orientation: EXIF orientation, 1 to 8.
+        bands: Groups of rows in order: uint8 `[rows, width, 3]` RGB.
     """
 
     width: int
@@ -82,23 +82,23 @@ class StoredRows(NamedTuple):
 
 
 def decode_by_pillow(data: memoryview, format: Format, check_size: CheckSize) -> Pixels:
-    """Decode the first frame, upright, on white.
+    """Decode the first frame, upright, with alpha composited on white.
 
     Args:
         data: The whole file.
-        format: What its header says it is.
-        check_size: Given width and height before pixels are decoded; raises to refuse them.
+        format: The format from its header.
+        check_size: Called with width and height before pixels are decoded; raises to reject them.
 
     Returns:
         uint8 `[height, width, 3]` RGB.
 
     Raises:
-        RowFailure: What `check_size` raises, `unsupported_format`, `incomplete`, `decode_error`,
+        RowFailure: As `check_size`, or `unsupported_format`, `incomplete`, `decode_error`,
             `too_large` or `out_of_memory`.
     """
-    with failures_named(data, format):
+    with translate_errors(data, format):
         rows = decode_rows(data, format, check_size)
-        upright, stored = upright_pixels(rows.width, rows.height, rows.orientation)
+        upright, stored = allocate_upright(rows.width, rows.height, rows.orientation)
         top = 0
         for band in rows.bands:
             stored[top : top + len(band)] = band
@@ -106,17 +106,17 @@ def decode_by_pillow(data: memoryview, format: Format, check_size: CheckSize) ->
         return upright
 
 
-def upright_pixels(width: int, height: int, orientation: int) -> tuple[Pixels, Pixels]:
-    """Make room for the pixels of an upright image.
+def allocate_upright(width: int, height: int, orientation: int) -> tuple[Pixels, Pixels]:
+    """Allocate the pixels of an upright image.
 
     Args:
-        width: Of the image as the file has it.
-        height: Likewise.
-        orientation: How it is to be turned, 1 to 8.
+        width: Width as stored in the file.
+        height: Height as stored in the file.
+        orientation: EXIF orientation, 1 to 8.
 
     Returns:
-        The upright image, uint8 `[height, width, 3]` without values yet; and a view of it in which
-        it lies as in the file, so that rows of the file written there come out upright.
+        The upright image, uint8 `[height, width, 3]`, uninitialized; and a view of it with the
+        orientation of the file, into which the stored rows are written.
     """
     is_turned = orientation >= 5
     upright = np.empty((width, height, 3) if is_turned else (height, width, 3), np.uint8)
@@ -125,36 +125,36 @@ def upright_pixels(width: int, height: int, orientation: int) -> tuple[Pixels, P
 
 
 @contextmanager
-def failures_named(data: memoryview, format: Format) -> Iterator[None]:
-    """Turn whatever a decoder raises of a file into a failure of its row."""
+def translate_errors(data: memoryview, format: Format) -> Iterator[None]:
+    """Translate any exception of a decoder into a failure of its row."""
     try:
         yield
     except RowFailure:
         raise
     except DecompressionBombError as error:
         raise RowFailure(Status.TOO_LARGE, f"the {format} is a decompression bomb") from error
-    except Exception as error:  # Hostile bytes make decoders raise nearly anything.
+    except Exception as error:  # Malformed files make decoders raise almost anything.
         reason = str(error) or type(error).__name__
         if isinstance(error, MemoryError) or _NO_MEMORY.search(reason):
-            named = Status.OUT_OF_MEMORY, f"no memory for the pixels of the {format}"
-        elif _NOT_READ.search(reason):
-            named = Status.UNSUPPORTED_FORMAT, f"a {format} of a kind not read: {reason}"
-        elif _CUT_SHORT.search(reason) or ends_early(format, data):
-            named = Status.INCOMPLETE, f"the {format} ends before its pixels do"
+            failure = Status.OUT_OF_MEMORY, f"not enough memory for the pixels of the {format}"
+        elif _UNSUPPORTED.search(reason):
+            failure = Status.UNSUPPORTED_FORMAT, f"unsupported kind of {format}: {reason}"
+        elif _TRUNCATED.search(reason) or is_truncated(format, data):
+            failure = Status.INCOMPLETE, f"the pixel data of the {format} is truncated"
         else:
-            named = Status.DECODE_ERROR, f"the {format} is corrupt: {reason}"
-        raise RowFailure(*named) from error
+            failure = Status.DECODE_ERROR, f"the {format} is corrupt: {reason}"
+        raise RowFailure(*failure) from error
 
 
 def decode_rows(data: memoryview, format: Format, check_size: CheckSize) -> StoredRows:
-    """Decode the first frame as it is stored.
+    """Decode the first frame as stored.
 
     Raises:
-        RowFailure: What `check_size` raises, or `unsupported_format`.
-        Exception: Whatever else the decoder raises, here or between the bands.
+        RowFailure: As `check_size`, or `unsupported_format`.
+        Exception: Any other exception of the decoder, here or between the bands.
     """
     if format is Format.AVIF and not features.check("avif"):
-        raise RowFailure(Status.UNSUPPORTED_FORMAT, "this build of Pillow does not read AVIF")
+        raise RowFailure(Status.UNSUPPORTED_FORMAT, "this build of Pillow does not support AVIF")
     source = check_png(data) if format is Format.PNG else data
     image = _DECODERS[format](io.BytesIO(source))
     check_size(image.size)
@@ -168,9 +168,9 @@ def decode_rows(data: memoryview, format: Format, check_size: CheckSize) -> Stor
 
 
 def _check_samples(image: ImageFile) -> None:
-    """Refuse samples without an agreed white, before they are decoded."""
+    """Reject samples without an agreed white, before they are decoded."""
     if image.mode == "LAB":
-        raise RowFailure(Status.UNSUPPORTED_FORMAT, "the CIELAB colour space is not read")
+        raise RowFailure(Status.UNSUPPORTED_FORMAT, "the CIELAB colour space is not supported")
     if isinstance(image, TiffImageFile):
         is_signed = _SIGNED in image.tag_v2.get(SAMPLEFORMAT, ())
         if image.mode == "I" or is_signed:
@@ -178,26 +178,26 @@ def _check_samples(image: ImageFile) -> None:
             raise RowFailure(
                 Status.UNSUPPORTED_FORMAT,
                 f"{'signed' if is_signed else 'unsigned'} {bits}-bit integers have no agreed "
-                "white; read are unsigned 8 and 16 bits, and floats",
+                "white; supported are unsigned 8 and 16 bits, and floats",
             )
 
 
 def _orientation(image: ImageFile) -> int:
     if isinstance(image, TiffImageFile):
-        # Pillow has turned it already.
+        # Pillow has applied it already.
         return 1
     exif = image.info.get("exif") or b""
-    stated = stated_orientation(exif.removeprefix(EXIF_PREFIX))
+    stated = find_exif_orientation(exif.removeprefix(EXIF_PREFIX))
     if stated is not None:
         return stated
     xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
     return xmp_orientation(xmp.encode() if isinstance(xmp, str) else xmp)
 
 
-def _bands(image: Image, most_pixels: int = _BAND_PIXELS) -> Iterator[Image]:
-    """Cut an image into pieces of whole rows."""
+def _bands(image: Image, max_pixels: int = _BAND_PIXELS) -> Iterator[Image]:
+    """Split an image into bands of whole rows."""
     width, height = image.size
-    row_count = max(1, most_pixels // width)
+    row_count = max(1, max_pixels // width)
     if row_count >= height:
         yield image
         return
@@ -206,7 +206,7 @@ def _bands(image: Image, most_pixels: int = _BAND_PIXELS) -> Iterator[Image]:
 
 
 def _to_rgb(image: Image) -> Image:
-    """Bring loaded pixels to 8-bit RGB."""
+    """Convert loaded pixels to 8-bit RGB."""
     transparent_value = image.info.get("transparency")
     if image.mode.startswith("I;16"):
         samples = np.asarray(image)
@@ -228,8 +228,8 @@ def _to_rgb(image: Image) -> Image:
 def _load_both_bytes(image: ImageFile, source: bytes | memoryview) -> list[ImageFile]:
     """Decode a 16-bit PNG of several channels with both bytes of each sample.
 
-    Pillow would keep the upper byte only. Told that the pixels are laid out in another way, it
-    gives the lower byte too.
+    Pillow would keep only the upper byte. With a different pixel layout it returns the lower byte
+    too.
     """
     layouts = _BOTH_BYTES[str(image.tile[0].args)]
     layers = [image, *(PngImageFile(io.BytesIO(source)) for _ in layouts[1:])]
@@ -241,7 +241,7 @@ def _load_both_bytes(image: ImageFile, source: bytes | memoryview) -> list[Image
 
 def _sixteen_bit_bands(image: ImageFile, layers: list[ImageFile]) -> Iterator[Pixels]:
     transparent_value = image.info.get("transparency")
-    # Beside the samples of a band stand several arrays made of them.
+    # Smaller bands, as several arrays are made of each.
     pieces = (_bands(layer, _BAND_PIXELS // 4) for layer in layers)
     for bands in zip(*pieces, strict=True):
         upper, *lower = (np.asarray(band).astype(np.uint16) for band in bands)

@@ -1,25 +1,25 @@
-"""What Pillow does not do with the chunks of a PNG: check its pixels, and leave out its profile.
+"""Checks the chunks of a PNG and removes its colour profile, before Pillow decodes it.
 
-Pillow reads over the checksums of pixel data, so that a damaged file would give wrong pixels. And
-it refuses a file whose colour profile is over 1 MiB, which is never applied here.
+Pillow ignores the checksums of pixel data, so a damaged file would yield wrong pixels. It also
+rejects a file with a colour profile over 1 MiB, although profiles are never applied here.
 """
 
 import zlib
 
-MOST_CHUNKS = 2**16
+MAX_CHUNKS = 2**16
 _MAGIC_BYTES = 8
 
 
 def check_png(data: memoryview) -> bytes | memoryview:
-    """Check the pixel data's checksums, and give the file without its colour profile.
+    """Check the pixel data's checksums, and return the file without its colour profile.
 
     Args:
-        data: The whole file; one that ends early is given back as far as it goes.
+        data: The whole file; a truncated one is returned as far as it goes.
 
     Raises:
-        ValueError: A checksum is wrong; there is a second header, by which Pillow would go, though
-            the first one was judged; or there are more chunks than any encoder writes: each of them
-            costs Pillow microseconds.
+        ValueError: A checksum is wrong; there is a second header, which Pillow would use although
+            only the first was checked; or there are more chunks than any encoder writes, each of
+            which costs Pillow microseconds.
     """
     kept_from, at, count = 0, _MAGIC_BYTES, 0
     kept: list[memoryview] = []
@@ -27,8 +27,8 @@ def check_png(data: memoryview) -> bytes | memoryview:
         kind = bytes(data[at + 4 : at + 8])
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
         count += 1
-        if count > MOST_CHUNKS:
-            raise ValueError(f"it has more than {MOST_CHUNKS:,} chunks")
+        if count > MAX_CHUNKS:
+            raise ValueError(f"it has more than {MAX_CHUNKS:,} chunks")
         if end > len(data):
             break
         if kind == b"IHDR" and at != _MAGIC_BYTES:

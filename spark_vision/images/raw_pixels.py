@@ -1,4 +1,4 @@
-"""The pixels of Spark's image struct as an RGB tensor."""
+"""Converts the pixels of Spark's image struct to an RGB tensor."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from spark_vision.images.sources import RawImage
 
 _BAND_PIXELS = 2**18
 _CHANNELS_OF_MODE = {0: 1, 16: 3, 24: 4}
-"""OpenCV's CV_8UC1 (gray), CV_8UC3 (BGR) and CV_8UC4 (BGRA): all that Spark itself writes."""
+"""OpenCV's CV_8UC1 (gray), CV_8UC3 (BGR) and CV_8UC4 (BGRA): the only modes that Spark writes."""
 
 
 def decode_raw(image: RawImage) -> torch.Tensor:
-    """Turn gray, BGR or BGRA bytes into RGB, alpha composited on white.
+    """Convert gray, BGR or BGRA bytes to RGB, with alpha composited on white.
 
     Args:
-        image: Of at least one pixel.
+        image: An image with at least one pixel.
 
     Returns:
         uint8 `[3, height, width]`, interleaved in memory.
@@ -30,19 +30,19 @@ def decode_raw(image: RawImage) -> torch.Tensor:
     if channels is None:
         raise RowFailure(
             Status.UNSUPPORTED_FORMAT,
-            f"the image struct has the mode {image.mode}; read are 0 (gray), 16 (BGR), 24 (BGRA)",
+            f"the image struct has mode {image.mode}; supported: 0 (gray), 16 (BGR), 24 (BGRA)",
         )
     expected = image.height * image.width * channels
     if channels != image.channels or len(image.data) > expected:
         raise RowFailure(
             Status.DECODE_ERROR,
-            f"the image struct does not add up: {image.height} × {image.width} pixels of mode "
+            f"the image struct is inconsistent: {image.height} × {image.width} pixels of mode "
             f"{image.mode}, nChannels {image.channels}, {len(image.data):,} bytes",
         )
     if len(image.data) < expected:
         raise RowFailure(
             Status.INCOMPLETE,
-            f"the image struct has {len(image.data):,} of {expected:,} bytes of pixels",
+            f"the image struct has only {len(image.data):,} of {expected:,} bytes of pixels",
         )
     pixels = image.data.numpy().reshape(image.height, image.width, channels)
     rgb = np.empty((image.height, image.width, 3), np.uint8)
@@ -53,11 +53,11 @@ def decode_raw(image: RawImage) -> torch.Tensor:
 
 
 def _to_rgb(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-    """Convert a band of rows, `[rows, width, 1, 3 or 4]`; what stands beside it stays small."""
+    """Convert a band of rows, `[rows, width, 1, 3 or 4]`; bands keep temporary arrays small."""
     channels = pixels.shape[2]
     if channels == 4:
         alpha = pixels[..., 3:].astype(np.uint16)
-        # Adding 127 before the division by 255 rounds to the nearest.
+        # Adding 127 before the division by 255 rounds to nearest.
         blended: npt.NDArray[np.uint16] = (
             pixels[..., :3] * alpha + (255 - alpha) * 255 + 127
         ) // 255

@@ -1,7 +1,6 @@
-"""Rows of an Arrow column as images still to be decoded: bytes, image structs, base64, addresses.
+"""Reads the rows of an Arrow column as encoded images: bytes, image structs, base64, URLs.
 
-Null and, in a string column, blank text are `null_input`. Bytes of length 0 are a value, and not
-an image: decoding says so.
+Null values and blank strings are `null_input`. Empty bytes are a value; decoding rejects them.
 """
 
 from abc import ABC, abstractmethod
@@ -14,12 +13,12 @@ import torch
 
 from spark_vision.errors import InputTypeError, RowFailure, Status
 from spark_vision.images.base64_text import decode_base64
-from spark_vision.images.byte_rows import ByteRows, tensor_over
-from spark_vision.images.fetch import MAX_ADDRESS_CHARACTERS, Fetcher, too_long
+from spark_vision.images.byte_rows import ByteRows, tensor_view
+from spark_vision.images.fetch import MAX_ADDRESS_CHARACTERS, Fetcher, address_too_long
 from spark_vision.operators import ImageLimits, ImageOperator
 
 EncodedImage: TypeAlias = torch.Tensor
-"""The bytes of an image file: uint8 `[bytes]`, often a view of memory that must not be written."""
+"""The bytes of an image file: uint8 `[bytes]`, often a view of read-only memory."""
 
 _BINARY_TYPES = ("binary", "large_binary", "binary_view")
 _STRING_TYPES = ("string", "large_string", "string_view")
@@ -30,14 +29,14 @@ _UNDEFINED_MODE = -1
 
 @dataclass(frozen=True)
 class RawImage:
-    """Pixels without a file format, as Spark's image struct holds them.
+    """The pixels of Spark's image struct.
 
     Attributes:
-        height: Rows of pixels.
-        width: Pixels in a row.
-        channels: Bytes of a pixel.
-        mode: OpenCV's number of the pixel type, such as 16 for three bytes in the order BGR.
-        data: The pixels row by row, uint8 `[bytes]`; a view that must not be written.
+        height: Number of rows.
+        width: Pixels per row.
+        channels: Bytes per pixel.
+        mode: OpenCV's pixel type, such as 16 for three bytes in the order BGR.
+        data: The pixels row by row, uint8 `[bytes]`; a read-only view.
     """
 
     height: int
@@ -48,10 +47,10 @@ class RawImage:
 
 
 class ImageColumn(ABC):
-    """One Arrow array of images, read a row at a time, from any thread."""
+    """One Arrow array of images, read row by row, from any thread."""
 
     needs_fetch: bool = False
-    """Whether reading a row blocks on a network or a disk."""
+    """Whether reading a row blocks on network or disk."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -63,20 +62,20 @@ class ImageColumn(ABC):
         """Return one row's image, not decoded.
 
         Args:
-            row: From 0, within this array.
-            on_bytes: Told the size of each piece before it is fetched into memory; it may block.
-                Only rows that are fetched call it.
+            row: Index within this array.
+            on_bytes: Called with the size of each fetched piece before it is kept in memory; it
+                may block. Not called for rows that need no fetch.
 
         Raises:
-            RowFailure: `null_input`, or what kept the bytes from being read.
+            RowFailure: `null_input`, or the reason why the bytes cannot be read.
         """
 
 
 def check_input_type(data_type: pa.DataType, image_src_type: str) -> None:
-    """Refuse a column that cannot hold images.
+    """Reject a column type that cannot hold images.
 
     Raises:
-        InputTypeError: Naming the type, what is allowed, and what to change.
+        InputTypeError: The message names the type, what is allowed, and what to change.
     """
     kind = data_type.value_type if pa.types.is_dictionary(data_type) else data_type
     if _is_binary(kind) or pa.types.is_null(kind):
@@ -85,7 +84,7 @@ def check_input_type(data_type: pa.DataType, image_src_type: str) -> None:
         if image_src_type != "image_binary":
             return
         raise InputTypeError(
-            "the image column holds strings, but image_src_type='image_binary' reads binary; "
+            "the image column has strings, but image_src_type='image_binary' requires binary; "
             "set image_src_type to 'image_url' or 'image_base64', or pass a binary column"
         )
     allowed = (
@@ -93,7 +92,7 @@ def check_input_type(data_type: pa.DataType, image_src_type: str) -> None:
         "(a row of binaryFile), or strings with image_src_type 'image_url' or 'image_base64'"
     )
     if not pa.types.is_struct(kind):
-        raise InputTypeError(f"the image column has the type {kind}; {allowed}")
+        raise InputTypeError(f"the image column has type {kind}; {allowed}")
     fields = {field.name: field.type for field in kind}
     if _BINARY_FILE_FIELD in fields and _is_binary(fields[_BINARY_FILE_FIELD]):
         return
@@ -103,12 +102,12 @@ def check_input_type(data_type: pa.DataType, image_src_type: str) -> None:
     ):
         raise InputTypeError(
             f"the image column is a struct of {', '.join(fields) or 'nothing'}; {allowed}; "
-            "select the field that holds the image"
+            "select the field with the image"
         )
 
 
 def open_column(array: pa.Array, operator: ImageOperator, fetcher: Fetcher) -> ImageColumn:
-    """Open an array of images for reading; cheap, whatever its length.
+    """Open an array of images for reading; cheap for any length.
 
     Raises:
         InputTypeError: As `check_input_type` does.
@@ -162,20 +161,20 @@ class _StringColumn(ImageColumn):
             raise _null_input()
         text = data.numpy().data
         if not bytes(text[:64]).strip() and not bytes(text).strip():
-            raise RowFailure(Status.NULL_INPUT, "the text is blank")
+            raise RowFailure(Status.NULL_INPUT, "the string is blank")
         if self._fetcher is None or bytes(text[:64]).lstrip()[:5].lower() == b"data:":
-            return tensor_over(decode_base64(text, self._max_bytes))
-        if len(text) > 4 * MAX_ADDRESS_CHARACTERS:  # the most bytes that UTF-8 needs for them
-            raise too_long()
+            return tensor_view(decode_base64(text, self._max_bytes))
+        if len(text) > 4 * MAX_ADDRESS_CHARACTERS:  # UTF-8 needs at most 4 bytes per character
+            raise address_too_long()
         try:
             address = str(text, "utf-8")
         except UnicodeDecodeError:
             raise RowFailure(Status.READ_ERROR, "the address is not valid UTF-8") from None
-        return tensor_over(self._fetcher.fetch(address, on_bytes))
+        return tensor_view(self._fetcher.fetch(address, on_bytes))
 
 
 class _ImageStructColumn(ImageColumn):
-    """Spark's image struct; an image that Spark could not read has the mode -1 there."""
+    """A column of Spark's image struct; its mode is -1 for an image that Spark could not read."""
 
     def __init__(self, array: pa.StructArray, limits: ImageLimits) -> None:
         self._is_null = array.is_null().to_pylist()
@@ -204,7 +203,7 @@ def _open_struct(array: pa.StructArray, limits: ImageLimits) -> ImageColumn:
     fields = {field.name: field.type for field in array.type}
     if _BINARY_FILE_FIELD not in fields or not _is_binary(fields[_BINARY_FILE_FIELD]):
         return _ImageStructColumn(array, limits)
-    # A null struct may lie over a content that is not null; flatten counts both.
+    # A null struct may have non-null content; flatten combines both masks.
     content = array.flatten()[list(fields).index(_BINARY_FILE_FIELD)]
     return _BinaryColumn(ByteRows(content), limits)
 

@@ -1,8 +1,8 @@
-"""The first directory of a TIFF: size, and what decoding takes, before any decoder opens it.
+"""Reads the first directory of a TIFF: size and cost of decoding, before any decoder opens it.
 
-Directories are bounded in entries, and their values in bytes: hardly more than the file has, which
-honest ones, that do not overlap, cannot exceed. Classic TIFF and BigTIFF differ only in how wide
-their numbers are.
+The number of entries is limited, and the total bytes of their values to little more than the file
+size, which values that do not overlap cannot exceed. Classic TIFF and BigTIFF differ only in the
+width of their numbers.
 """
 
 from typing import Literal, NamedTuple
@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
 
-MOST_ENTRIES = 1024
-MOST_NUMBERS = 2**20
-"""Values of one entry that are numbers, each of which becomes a Python object."""
+MAX_ENTRIES = 1024
+MAX_NUMBERS = 2**20
+"""Maximum numbers in one entry, as each becomes a Python object."""
 
 _SHARED_BYTES = 2**16
-"""Small values of several entries may stand at one place."""
+"""Small values of several entries may overlap by this much."""
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIPS, _TILES = 273, 324
@@ -36,12 +36,12 @@ _UNCOMPRESSED = 1
 
 
 class TiffHeader(NamedTuple):
-    """What the first picture of a TIFF says of itself.
+    """The header of the first picture of a TIFF.
 
     Attributes:
         size: Width and height in pixels, as stored.
-        peak_bytes: What decoding takes.
-        work: To decompress strips or tiles, of which more may be stored than is shown.
+        peak_bytes: Peak memory for decoding.
+        work: Work for decompressing strips or tiles, which may hold more pixels than are shown.
     """
 
     size: tuple[int, int]
@@ -58,7 +58,7 @@ class _Layout(NamedTuple):
 
 
 def read_tiff(data: memoryview) -> TiffHeader:
-    """Read the first directory, and those that it points to.
+    """Read the first directory and check those that it points to.
 
     Raises:
         RowFailure: `incomplete`, `decode_error`, or `too_large` for directories of more entries or
@@ -71,12 +71,12 @@ def read_tiff(data: memoryview) -> TiffHeader:
         if at >= _HEADER_BYTES:
             _check_directory(data, layout, at, name)
     if _WIDTH not in tags or _HEIGHT not in tags:
-        raise RowFailure(Status.DECODE_ERROR, "the TIFF does not say how large it is")
+        raise RowFailure(Status.DECODE_ERROR, "the TIFF has no width or height")
     return _measure(tags)
 
 
 def _check_directory(data: memoryview, layout: _Layout, at: int, name: str) -> None:
-    """Bound a directory that pixels do not need: editors leave pointers that lead nowhere."""
+    """Check the limits of an optional directory; dangling pointers to it are ignored."""
     try:
         _read_directory(data, layout, at, name)
     except RowFailure as failure:
@@ -97,7 +97,7 @@ def _read_layout(data: memoryview) -> _Layout:
 def _read_directory(
     data: memoryview, layout: _Layout, at: int, name: str
 ) -> dict[int, tuple[int, int]]:
-    """Check a directory, and give the numbers of `_READ`: by tag the greatest and the count."""
+    """Check a directory; return the maximum value and the count of each tag in `_READ`."""
     order, count_bytes, entry_bytes, offset_bytes, _ = layout
 
     def number(at: int, size: int) -> int:
@@ -107,7 +107,7 @@ def _read_directory(
     start = at + count_bytes
     if start + entry_count * entry_bytes > len(data):
         raise _incomplete()
-    if entry_count > MOST_ENTRIES:
+    if entry_count > MAX_ENTRIES:
         raise _too_large(f"the {name} directory of the TIFF has {entry_count:,} entries")
     values: dict[int, tuple[int, int]] = {}
     far_bytes = 0
@@ -124,13 +124,13 @@ def _read_directory(
                 raise _incomplete()
             reason = f"the values of the {name} directory of the TIFF have more bytes than the file"
             raise RowFailure(Status.TOO_LARGE, reason)
-        if count > MOST_NUMBERS and unit and kind not in _TEXTS:
+        if count > MAX_NUMBERS and unit and kind not in _TEXTS:
             raise _too_large(f"the TIFF has {count:,} values in its entry {tag}")
         if tag not in _READ or tag in values or kind not in _WHOLE_NUMBERS or not count:
             continue
         if value_at + size > len(data):
             raise _incomplete()
-        # Of several values, such as the bits of each channel, the first few decide.
+        # For several values, such as the bits of each channel, the first few suffice.
         few = [number(value_at + unit * index, unit) for index in range(min(count, 8))]
         values[tag] = max(few), count
     return values
@@ -147,7 +147,7 @@ def _measure(tags: dict[int, tuple[int, int]]) -> TiffHeader:
     if is_ycbcr:
         image = cost.COLOR
     is_turned = value(_ORIENTATION, 1) != 1
-    peak_bytes = cost.bytes_of(size, image + max(cost.RESULT, image if is_turned else 0))
+    peak_bytes = cost.estimate_bytes(size, image + max(cost.RESULT, image if is_turned else 0))
     piece_count = max((tags[tag][1] for tag in (_STRIPS, _TILES) if tag in tags), default=0)
     peak_bytes += cost.TIFF_PIECE_BYTES * piece_count
     if value(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED and not is_ycbcr:
@@ -167,4 +167,4 @@ def _incomplete() -> RowFailure:
 
 
 def _too_large(reason: str) -> RowFailure:
-    return RowFailure(Status.TOO_LARGE, f"{reason}, more than any that is read")
+    return RowFailure(Status.TOO_LARGE, f"{reason}, which is above the limit")

@@ -1,4 +1,4 @@
-"""One image on its way into memory: the seconds and bytes that it may still take."""
+"""The fetch of one image into memory, limited in seconds and bytes."""
 
 import io
 import time
@@ -9,17 +9,17 @@ from typing import Any
 from spark_vision.errors import RowFailure, Status
 from spark_vision.operators import ImageLimits
 
-# Headers, redirects and the framing of chunks, beside an image of the greatest size.
+# For headers, redirects and chunk framing, in addition to an image of the maximum size.
 _EXTRA_RECEIVED_BYTES = 2**20
 
 
 class Transfer:
-    """Collects the bytes of one image, and ends the fetch that takes too long or grows too big.
+    """Collects the bytes of one image, and fails if the fetch takes too long or gets too large.
 
     Args:
-        limits: Their `fetch_seconds` run from now; their `max_bytes` count what is kept.
-        on_bytes: Told the size of each piece before it is kept. It may block; that time does not
-            count.
+        limits: `fetch_seconds` start now; `max_bytes` limits the bytes that are kept.
+        on_bytes: Called with the size of each piece before it is kept. It may block; that time
+            does not count.
     """
 
     def __init__(self, limits: ImageLimits, on_bytes: Callable[[int], None] | None = None) -> None:
@@ -33,15 +33,15 @@ class Transfer:
         self._received_bytes = 0
 
     @property
-    def allowance(self) -> int:
-        """Bytes that may still come."""
+    def remaining_bytes(self) -> int:
+        """Bytes that may still be kept."""
         return self._max_bytes - self._size
 
     def remaining_seconds(self) -> float:
-        """Return the seconds that are left, more than 0.
+        """Return the seconds until the deadline, above 0.
 
         Raises:
-            RowFailure: `timeout`: none are.
+            RowFailure: `timeout` if the deadline has passed.
         """
         left = self._deadline - time.monotonic()
         if left <= 0:
@@ -51,11 +51,11 @@ class Transfer:
         return left
 
     def has_time_for(self, seconds: float) -> bool:
-        """Say whether a pause would end before the deadline."""
+        """Return whether a delay would end before the deadline."""
         return time.monotonic() + seconds < self._deadline
 
-    def expect(self, size: int) -> None:
-        """Refuse a size of the whole image, before it is read.
+    def check_size(self, size: int) -> None:
+        """Check the size of the whole image before it is read.
 
         Raises:
             RowFailure: `too_large`.
@@ -66,27 +66,30 @@ class Transfer:
             )
 
     def count_received(self, size: int) -> None:
-        """Count what a server sends, of whatever meaning.
+        """Count all bytes that a server sends, including headers.
 
         Raises:
-            RowFailure: `too_large`: much more than an image may have.
+            RowFailure: `too_large` for far more than the maximum size of an image.
         """
         self._received_bytes += size
         if self._received_bytes > 2 * self._max_bytes + _EXTRA_RECEIVED_BYTES:
             raise RowFailure(
-                Status.TOO_LARGE, f"far more than the {self._max_bytes:,} bytes allowed were sent"
+                Status.TOO_LARGE,
+                f"the server sent far more than the {self._max_bytes:,} bytes allowed",
             )
 
     @contextmanager
-    def uncounted(self) -> Iterator[None]:
-        """Let the time of the block not count: what it waits for is not the server."""
+    def pause_deadline(self) -> Iterator[None]:
+        """Exclude the block's time from the deadline: it does not wait for the server."""
         before = time.monotonic()
         try:
             yield
         finally:
             self._deadline += time.monotonic() - before
 
-    def keep(self, piece: bytes, while_waiting: AbstractContextManager[Any] | None = None) -> None:
+    def append(
+        self, piece: bytes, while_waiting: AbstractContextManager[Any] | None = None
+    ) -> None:
         """Add the next bytes.
 
         Args:
@@ -96,14 +99,14 @@ class Transfer:
         Raises:
             RowFailure: `too_large` or `timeout`.
         """
-        self.expect(self._size + len(piece))
+        self.check_size(self._size + len(piece))
         if self._on_bytes is not None:
-            with while_waiting or nullcontext(), self.uncounted():
+            with while_waiting or nullcontext(), self.pause_deadline():
                 self._on_bytes(len(piece))
         self.remaining_seconds()
         self._kept.write(piece)
         self._size += len(piece)
 
     def data(self) -> bytes:
-        """Return what was kept."""
+        """Return the bytes kept so far."""
         return self._kept.getvalue()

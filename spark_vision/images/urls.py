@@ -1,7 +1,7 @@
-"""What a message may show of an address: only what is known to hold no secret; in doubt `…`.
+"""Redacts addresses for messages: only parts that cannot be secret are shown, the rest as `…`.
 
-A string of a column may be no address at all: a connection string, JSON, a key. So a rule says what
-is shown, and not what is hidden.
+A string in a column may be anything: a connection string, JSON, a key. So the rules list what is
+shown, not what is hidden.
 """
 
 import re
@@ -13,11 +13,11 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}):(/*)")
 _HOST = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
 _CONTAINER = re.compile(r"[a-z0-9$-]{1,63}@[a-z0-9]{1,24}\.[\w.-]+")
 _CONTAINER_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")
-# Schemes whose addresses may have no host.
+# Schemes whose URLs may have no host.
 _HOSTLESS = ("file", "local", "hdfs", "webhdfs", "dbfs", "memory")
-# An image for screens of twice as many pixels, the only `@` that many ordinary names have.
+# A suffix for high-resolution screens, such as `@2x`, the only `@` in many ordinary file names.
 _SCREENS = re.compile(r"@[1-4]x(?=\.\w{1,5}$)")
-# What is cut with everything after it: queries, fragments, parameters, also in disguise.
+# The start of a query, fragment or parameter, also encoded: the rest is cut.
 _CUT = re.compile(r"[?#;？＃；]|%3[FfBb]|%23|&(?=[\w.-]+=)")
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
 _FOLDER_OF_A_PARTITION = re.compile(r"[\w-]{1,40}=[\w.:%+ -]{0,40}")
@@ -30,10 +30,11 @@ _DIGEST = re.compile(r"[0-9a-f-]{25,64}")
 
 
 def redact(address: str) -> str:
-    """Return what a message may show of an address: scheme, host and path, no more.
+    """Return what a message may show of an address: at most scheme, host and path.
 
-    User names, passwords, query strings and fragments are cut, also of a local path, as a signed
-    URL may have lost its scheme. A path without a scheme is shown where it looks like a file's.
+    User names, passwords, query strings and fragments are removed. This applies to local paths too,
+    which may be signed URLs without a scheme. A path without a scheme is shown only if it looks
+    like a file path.
     """
     text = address.strip()
     if len(text) > _LONGEST:
@@ -56,7 +57,7 @@ def _redact_url(scheme: str, slashes: str, rest: str) -> str:
         return f"{scheme}:{slashes[:-1]}{path}" if len(slashes) in (0, 1, 3) else hidden
     if len(slashes) != 2:
         return hidden
-    # A password may hold anything, and then no character says where the host begins.
+    # A password may contain any character, so the start of the host may be ambiguous.
     authority, path = re.fullmatch(r"([^/?#;]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
     users, _, host = authority.rpartition("@")
     if name in _CONTAINER_SCHEMES and _CONTAINER.fullmatch(authority):
@@ -82,7 +83,7 @@ def _redact_path(path: str) -> str:
 
 
 def _redact_segments(path: str) -> str:
-    """Cut a path where something that looks like a setting begins."""
+    """Cut a path at the first segment that looks like a setting."""
     shown = []
     for segment in _CUT.split(path, maxsplit=1)[0].split("/"):
         if "=" in segment and (
@@ -101,7 +102,7 @@ _USERS_IN_TEXT = re.compile(
 
 
 def redact_text(text: str) -> str:
-    """Return a message without the user names and passwords of the URLs that it holds."""
+    """Return a message without the user names and passwords of URLs in it."""
 
     def hide(found: re.Match[str]) -> str:
         scheme = found[1].partition(":")[0].lower()
@@ -112,7 +113,7 @@ def redact_text(text: str) -> str:
 
 
 def holds_user(address: str) -> bool:
-    """Say whether a URL has a user name or password; one with an `@` in its path has none."""
+    """Return whether a URL has a user name or password; an `@` in its path does not count."""
     url = _URL.match(address)
     if url is not None:
         scheme, authority = url[1].lower(), address[url.end() :].partition("/")[0]
@@ -121,7 +122,7 @@ def holds_user(address: str) -> bool:
         elif "@" in authority:
             is_plain = scheme in _CONTAINER_SCHEMES and bool(_CONTAINER.fullmatch(authority))
         else:
-            # What looks like a port may be a password's beginning, before the slash in it.
+            # What looks like a port may be the start of a password that contains a slash.
             is_plain = ":" not in authority or scheme in _HOSTLESS
         if is_plain:
             return False

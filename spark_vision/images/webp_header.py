@@ -1,23 +1,23 @@
-"""The chunks of a WebP: size, orientation, whether it is one opaque frame, and its cost."""
+"""Reads the chunks of a WebP: size, orientation, whether it is one opaque frame, and its cost."""
 
 from typing import NamedTuple
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
-from spark_vision.images.orientation import EXIF_PREFIX, stated_orientation, xmp_orientation
+from spark_vision.images.orientation import EXIF_PREFIX, find_exif_orientation, xmp_orientation
 
-MOST_CHUNKS = 256
+MAX_CHUNKS = 256
 _ANIMATION, _XMP, _EXIF, _ALPHA = 0x02, 0x04, 0x08, 0x10
 
 
 class WebpHeader(NamedTuple):
-    """What a WebP says of itself.
+    """The header of a WebP.
 
     Attributes:
         size: Width and height in pixels.
-        orientation: As in EXIF, 1 to 8, where it is plain.
-        is_plain: One opaque frame.
-        peak_bytes: What decoding takes.
+        orientation: EXIF orientation, 1 to 8; read for plain images only.
+        is_plain: Whether it is one opaque frame.
+        peak_bytes: Peak memory for decoding.
     """
 
     size: tuple[int, int]
@@ -27,10 +27,10 @@ class WebpHeader(NamedTuple):
 
 
 def read_webp(data: memoryview) -> WebpHeader:
-    """Read the chunks before the pixels, and the metadata after them where flags name it.
+    """Read the chunks before the pixels, and the metadata after them that the flags announce.
 
     Raises:
-        RowFailure: `incomplete`, or `decode_error` for what is no WebP.
+        RowFailure: `incomplete`, or `decode_error` for an invalid WebP.
     """
     start = bytes(data[:30])
     kind = start[12:16]
@@ -48,16 +48,16 @@ def read_webp(data: memoryview) -> WebpHeader:
         if start[20] & (_ANIMATION | _ALPHA):
             return _weigh(size, is_plain=False)
         return _look_into(data, size, start[20])
-    raise RowFailure(Status.DECODE_ERROR, "the WebP does not begin with a chunk that is known")
+    raise RowFailure(Status.DECODE_ERROR, "the WebP does not begin with a known chunk")
 
 
 def _look_into(data: memoryview, size: tuple[int, int], flags: int) -> WebpHeader:
-    """Find the pixels, which may have alpha that no flag names, and the metadata after them."""
+    """Find the pixels, which may have alpha without a flag, and the metadata after them."""
     wanted = {kind for kind, flag in ((b"EXIF", _EXIF), (b"XMP ", _XMP)) if flags & flag}
     metadata: dict[bytes, bytes] = {}
     is_lossless: bool | None = None
     at = 12
-    for _ in range(MOST_CHUNKS):
+    for _ in range(MAX_CHUNKS):
         kind = bytes(data[at : at + 4])
         length = _little(data[at + 4 : at + 8])
         if kind == b"VP8L" and is_lossless is None:
@@ -74,7 +74,7 @@ def _look_into(data: memoryview, size: tuple[int, int], flags: int) -> WebpHeade
         at += 8 + length + length % 2
         if is_lossless is not None and (not wanted or at >= len(data)):
             exif = metadata.get(b"EXIF", b"").removeprefix(EXIF_PREFIX)
-            orientation = stated_orientation(exif) or xmp_orientation(metadata.get(b"XMP ", b""))
+            orientation = find_exif_orientation(exif) or xmp_orientation(metadata.get(b"XMP ", b""))
             return _weigh(size, True, is_lossless, orientation)
     return _weigh(size, is_plain=False)
 
@@ -83,7 +83,7 @@ def _weigh(
     size: tuple[int, int], is_plain: bool, is_lossless: bool = False, orientation: int = 1
 ) -> WebpHeader:
     beside = cost.WEBP_BY_PILLOW if not is_plain else cost.WEBP_LOSSLESS if is_lossless else 0
-    return WebpHeader(size, orientation, is_plain, cost.bytes_of(size, cost.RESULT + beside))
+    return WebpHeader(size, orientation, is_plain, cost.estimate_bytes(size, cost.RESULT + beside))
 
 
 def _little(data: bytes | memoryview) -> int:

@@ -1,1 +1,1 @@
-"""Checkpoints, their preprocessing and their models; torch and transformers, never pyspark."""
+"""Checkpoints, preprocessing and models; uses torch and transformers, never pyspark."""

@@ -1,7 +1,7 @@
-"""What a Qwen-VL model takes of an image and its prompt: uint8 patches, and token ids around them.
+"""Prepares the inputs of a Qwen-VL model from images and prompts: uint8 patches and token ids.
 
-The sizes are those of the checkpoint's own processor (`smart_resize`): both sides a multiple of the
-merged patches, the pixels within bounds, the shape kept as nearly as that allows.
+Sizes follow the checkpoint's own processor (`smart_resize`): both sides a multiple of the merged
+patch size, the number of pixels within bounds, the aspect ratio kept as closely as possible.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def load(checkpoint: Checkpoint, operator: QwenVLImageUnderstanding) -> "QwenVLI
 
     Raises:
         InvalidOptionError: `min_pixels` or `max_pixels` contradicts the checkpoint's other bound.
-        UnsupportedCheckpointError: The processor cannot be loaded, or is of another kind.
+        UnsupportedCheckpointError: The processor cannot be loaded, or is not supported.
     """
     from transformers import AutoConfig, AutoProcessor
 
@@ -50,13 +50,13 @@ def load(checkpoint: Checkpoint, operator: QwenVLImageUnderstanding) -> "QwenVLI
 
 
 class QwenVLInputs:
-    """Turns images with prompts into a model's inputs, and its tokens into text.
+    """Converts images with prompts into a model's inputs, and its tokens into text.
 
     Args:
-        processor: The checkpoint's own, of transformers.
-        operator: Its sizes, and the seed of what is drawn.
-        folder: Of the checkpoint, for messages.
-        context_length: Most tokens that the model takes.
+        processor: The checkpoint's transformers processor.
+        operator: For its sizes and its sampling seed.
+        folder: The checkpoint's folder, for messages.
+        context_length: Maximum tokens of the model's context.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class QwenVLInputs:
         self._context_length = context_length
         self._prompts = ChatPrompts(processor, folder)
         self._tokenizer = processor.tokenizer
-        # Any token does, as padding is masked.
+        # Any token works, as padding is masked.
         self._pad_token_id = int(self._tokenizer.pad_token_id or 0)
         size = dict(images.size)
-        least = operator.min_pixels or int(size["shortest_edge"])
-        most = operator.max_pixels or int(size["longest_edge"])
-        if least > most:
+        min_pixels = operator.min_pixels or int(size["shortest_edge"])
+        max_pixels = operator.max_pixels or int(size["longest_edge"])
+        if min_pixels > max_pixels:
             raise InvalidOptionError(
                 f"{type(operator).__name__}.min_pixels got {operator.min_pixels} and max_pixels "
                 f"got {operator.max_pixels}, but those of {folder} are {size['shortest_edge']} and "
@@ -96,21 +96,17 @@ class QwenVLInputs:
         self._resized_size = partial(
             smart_resize,
             factor=self._patch_size * self._merge_size,
-            min_pixels=least,
-            max_pixels=most,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
         )
 
     def prepare(self, image: torch.Tensor, prompt: str) -> CaptionInput:
-        """Resize one image, cut it into patches, and put it into its prompt.
-
-        Args:
-            image: uint8 `[3, height, width]` RGB, planar or interleaved in memory.
-            prompt: What is asked of it.
+        """Resize one image, split it into patches, and tokenize its prompt.
 
         Raises:
             RowFailure: `bad_dimensions`: the image is over 200 times as long as wide, or takes
-                more tokens than the model has; `bad_prompt`: the prompt does, or has over 131,072
-                characters.
+                more tokens than the model's context; `bad_prompt`: the prompt takes more tokens
+                than that, or has over 131,072 characters.
         """
         rows, columns = self._grid_of(*image.shape[1:])
         image_token_count = rows * columns // self._merge_size**2
@@ -122,7 +118,7 @@ class QwenVLInputs:
         return CaptionInput(torch.tensor(token_ids), patches, (1, rows, columns), seed)
 
     def collate(self, inputs: Sequence[CaptionInput]) -> CaptionBatch:
-        """Pad the inputs to one length on the left, and join their patches."""
+        """Pad the inputs on the left to one length, and concatenate their patches."""
         longest = max(len(each.token_ids) for each in inputs)
         token_ids = torch.full((len(inputs), longest), self._pad_token_id)
         attention_mask = torch.zeros_like(token_ids)
@@ -138,7 +134,7 @@ class QwenVLInputs:
         )
 
     def decode(self, generated: GeneratedTokens) -> list[str]:
-        """Turn each row's tokens into text, without control tokens."""
+        """Decode each row's tokens to text, without control tokens."""
         rows = zip(generated.token_ids.tolist(), generated.lengths.tolist(), strict=True)
         texts: list[str] = self._tokenizer.batch_decode(
             [ids[:length] for ids, length in rows],
@@ -162,7 +158,7 @@ class QwenVLInputs:
     def _encode(self, prompt: str, image_token_count: int) -> list[int]:
         if image_token_count >= self._context_length:
             raise self._too_long(Status.BAD_DIMENSIONS, "image", image_token_count)
-        # By characters first: the tokens of a long text take seconds, and much memory.
+        # Characters first, because tokenizing a long text takes seconds and much memory.
         if len(prompt) > MAX_PROMPT_CHARACTERS:
             raise RowFailure(
                 Status.BAD_PROMPT,
@@ -179,17 +175,17 @@ class QwenVLInputs:
 
     def _too_long(self, status: Status, what: str, count: int) -> RowFailure:
         return RowFailure(
-            status, f"the {what} takes {count} tokens, and the model has {self._context_length}"
+            status, f"the {what} takes {count} tokens, but the context is {self._context_length}"
         )
 
     def _cut(self, image: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """Cut an image into patches: those that the model merges are neighbours."""
+        """Split an image into patches, ordered so that those that the model merges are adjacent."""
         merge, patch = self._merge_size, self._patch_size
         squares = image.reshape(3, rows // merge, merge, patch, columns // merge, merge, patch)
         return squares.permute(1, 4, 2, 5, 0, 3, 6).reshape(rows * columns, 3, patch, patch)
 
     def _seed(self, patches: torch.Tensor, token_ids: list[int]) -> int:
-        """Derive a seed from the operator's and from all that the model sees of the row."""
+        """Derive a seed from the operator's seed and the model's input for the row."""
         digest = hashlib.blake2b(digest_size=8)
         digest.update(f"{self._operator.seed} {token_ids}".encode())
         digest.update(patches.numpy().tobytes())

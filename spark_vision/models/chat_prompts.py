@@ -1,7 +1,7 @@
-"""From a prompt to token ids: the checkpoint's chat template, with a place for the image.
+"""Tokenizes prompts with the checkpoint's chat template, with a placeholder for the image.
 
-What a user writes is text and nothing else: a control token that is spelled out in a prompt, such
-as `<|im_start|>`, is encoded as the characters it is written with.
+A prompt is always plain text: a control token spelled out in it, such as `<|im_start|>`, is encoded
+as its characters.
 """
 
 import re
@@ -12,23 +12,23 @@ from typing import Any
 
 from spark_vision.errors import RowFailure, Status, UnsupportedCheckpointError
 
-# Stands for the prompt while the template is taken apart; of Unicode's private use, so that no
-# template has it.
+# Replaces the prompt when the template is split; uses private-use characters, which no template
+# contains.
 _PLACEHOLDER = "\ue0f0prompt\ue0f1"
 _KEPT_PROMPT_COUNT = 256
-# Longer ones hardly come twice, and their tokens would take memory.
+# Longer prompts rarely repeat, and their tokens would take memory.
 _KEPT_CHARACTER_COUNT = 4096
 
 
 class ChatPrompts:
-    """Encodes prompts; threads may share it.
+    """Encodes prompts; thread-safe.
 
     Args:
-        processor: The checkpoint's own, of transformers, with a chat template.
-        folder: Of the checkpoint, for messages.
+        processor: The checkpoint's transformers processor, with a chat template.
+        folder: The checkpoint's folder, for messages.
 
     Raises:
-        UnsupportedCheckpointError: It has no chat template, or one with no place for an image.
+        UnsupportedCheckpointError: There is no chat template, or it has no place for an image.
     """
 
     def __init__(self, processor: Any, folder: str) -> None:
@@ -37,11 +37,11 @@ class ChatPrompts:
         self._image_token_id = int(processor.image_token_id)
         added = self._tokenizer.get_added_vocab()
         self._control_ids = frozenset(added.values())
-        # A token of one character cannot be taken apart; it is no control token either.
+        # A single character cannot be split, and is not a control token.
         names = sorted((name for name in added if len(name) > 1), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, names)) or r"(?!)")
-        # The tokenizers of transformers are not made for several threads at a time.
-        self._tokenizing = threading.Lock()
+        # The tokenizers of transformers are not thread-safe.
+        self._lock = threading.Lock()
         try:
             self._head, self._tail = self._render(_PLACEHOLDER).split(_PLACEHOLDER)
             self.split("x")
@@ -52,26 +52,26 @@ class ChatPrompts:
         self._split_kept = lru_cache(maxsize=_KEPT_PROMPT_COUNT)(self.split)
 
     def encode(self, prompt: str, image_token_count: int) -> list[int]:
-        """Encode one prompt about one image.
+        """Encode one prompt with one image.
 
         Args:
             prompt: Any text.
-            image_token_count: Tokens that the image takes.
+            image_token_count: Number of image tokens.
 
         Raises:
-            RowFailure: `bad_prompt`: control tokens cannot be kept out of it.
+            RowFailure: `bad_prompt` if control tokens in it cannot be neutralized.
         """
         split = self._split_kept if len(prompt) <= _KEPT_CHARACTER_COUNT else self.split
         before, after = split(prompt)
         return [*before, *[self._image_token_id] * image_token_count, *after]
 
     def split(self, prompt: str) -> tuple[list[int], list[int]]:
-        """Encode what comes before the image and after it.
+        """Encode the text before and after the image.
 
         Raises:
-            RowFailure: `bad_prompt`: control tokens cannot be kept out of it.
+            RowFailure: `bad_prompt` if control tokens in it cannot be neutralized.
         """
-        with self._tokenizing:
+        with self._lock:
             if self._control.search(prompt):
                 ids = self._encode(self._head)
                 for piece in self._harmless_pieces(prompt):
@@ -80,7 +80,7 @@ class ChatPrompts:
             else:
                 ids = self._encode(self._render(prompt))
         if ids.count(self._image_token_id) != 1:
-            raise RowFailure(Status.BAD_PROMPT, "the prompt holds a control token for images")
+            raise RowFailure(Status.BAD_PROMPT, "the prompt has a control token for images")
         place = ids.index(self._image_token_id)
         return ids[:place], ids[place + 1 :]
 
@@ -92,7 +92,7 @@ class ChatPrompts:
         return rendered
 
     def _harmless_pieces(self, prompt: str) -> Iterator[str]:
-        """Cut a prompt after the first character of each control token that it spells out."""
+        """Split a prompt after the first character of each control token that it spells out."""
         start = 0
         while found := self._control.search(prompt, start):
             yield prompt[start : found.start() + 1]
@@ -107,5 +107,5 @@ class ChatPrompts:
     def _encode_text(self, piece: str) -> list[int]:
         ids = self._encode(piece, is_start=False)
         if not self._control_ids.isdisjoint(ids):
-            raise RowFailure(Status.BAD_PROMPT, "the prompt holds a control token")
+            raise RowFailure(Status.BAD_PROMPT, "the prompt has a control token")
         return ids

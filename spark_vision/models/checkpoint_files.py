@@ -1,6 +1,6 @@
-"""A checkpoint's folder as Hugging Face lays it out: what it holds, and what it lacks.
+"""The files in a checkpoint's folder, in Hugging Face's layout: required, present, missing.
 
-Weights are never loaded here, and neither torch nor transformers is imported.
+It never loads weights, and imports neither torch nor transformers.
 """
 
 import json
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from spark_vision.errors import UnsupportedCheckpointError
-from spark_vision.models.settings_files import (
+from spark_vision.models.config_files import (
     MAX_VOCABULARY_BYTES,
     check_size,
+    read_config,
     read_json,
-    read_settings,
 )
 from spark_vision.operators import Operator, reads_images
 from spark_vision.operators.options import FrozenMapping
 
 CONFIG_FILE = "config.json"
-# The first of these that a folder or repository has is its weights; an index names its shards.
+# The first of these that is present has the weights; an index lists its shards.
 SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
 PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -40,16 +40,16 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-# Of a zip archive as torch writes it, and of a bare pickle of protocol 2 and above.
+# The first bytes of a zip archive written by torch, and of a pickle of protocol 2 to 5.
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-# What decides how a model that writes is asked, and how it ends.
+# Files that affect how a generative model is prompted, and when it stops.
 CHAT_FILES = (
     "generation_config.json",
     "chat_template.jinja",
     "chat_template.json",
     "video_preprocessor_config.json",
 )
-# The pickles of a file in torch's format before 1.6: magic number, protocol, system, weights.
+# The pickles in torch's file format before 1.6: magic number, protocol, system, weights.
 _LEGACY_PICKLE_COUNT = 4
 
 
@@ -58,9 +58,9 @@ class Checkpoint:
     """A folder with a model's configuration and weights.
 
     Attributes:
-        folder: Where it is on this host.
-        model_type: The family, in the words of its config.json.
-        config: All of its config.json.
+        folder: Its folder on this host.
+        model_type: The `model_type` in its config.json.
+        config: The content of its config.json.
     """
 
     folder: Path
@@ -72,11 +72,11 @@ def open_folder(folder: Path) -> Checkpoint:
     """Read the configuration of a checkpoint.
 
     Raises:
-        UnsupportedCheckpointError: config.json is not a configuration with a model_type, or has
-            sizes that no model has; or another file is too large to be what it is called.
+        UnsupportedCheckpointError: config.json has no model_type or has invalid sizes, or another
+            file is too large for its name.
     """
     path = folder / CONFIG_FILE
-    config = read_settings(path)
+    config = read_config(path)
     for name in (*PROCESSOR_FILES, *TOKENIZER_FILES, *CHAT_FILES):
         if (folder / name).is_file():
             check_size(folder / name, MAX_VOCABULARY_BYTES)
@@ -89,46 +89,46 @@ def open_folder(folder: Path) -> Checkpoint:
     return Checkpoint(folder, model_type, FrozenMapping(config))
 
 
-def missing_parts(folder: Path, operator: Operator) -> list[str]:
-    """Say what a folder lacks of the files that an operator reads, in words for a message."""
+def missing_files(folder: Path, operator: Operator) -> list[str]:
+    """List the files that an operator needs and a folder lacks, for a message."""
     missing = []
     if not (folder / CONFIG_FILE).is_file():
         missing.append(CONFIG_FILE)
-    weights = first_present(folder, SAFETENSORS_FILES + PICKLE_FILES)
+    weights = first_existing(folder, SAFETENSORS_FILES + PICKLE_FILES)
     if weights is None:
         missing.append(f"weights ({SAFETENSORS_FILES[0]} or {PICKLE_FILES[0]})")
     else:
         missing += [path.name for path in _shards(weights) if not path.is_file()]
-    if reads_images(operator) and first_present(folder, PROCESSOR_FILES) is None:
+    if reads_images(operator) and first_existing(folder, PROCESSOR_FILES) is None:
         missing.append(f"an image processor ({' or '.join(PROCESSOR_FILES)})")
     has_texts = "text" in operator.reads or "prompt" in operator.reads
-    if has_texts and first_present(folder, VOCABULARY_FILES) is None:
+    if has_texts and first_existing(folder, VOCABULARY_FILES) is None:
         missing.append(f"a tokenizer ({', '.join(VOCABULARY_FILES)})")
     return missing
 
 
-def first_present(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """Return the first of the files that the folder has."""
+def first_existing(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """Return the first of the files that exists in the folder."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def weight_files(checkpoint: Checkpoint) -> list[Path]:
-    """List the files that hold the weights: one, or the shards of an index.
+    """List the weight files: a single one, or the shards of an index.
 
     Raises:
-        UnsupportedCheckpointError: There is none, or an index cannot be read.
+        UnsupportedCheckpointError: There are no weights, or an index cannot be read.
     """
-    weights = first_present(checkpoint.folder, SAFETENSORS_FILES + PICKLE_FILES)
+    weights = first_existing(checkpoint.folder, SAFETENSORS_FILES + PICKLE_FILES)
     if weights is None:
         raise UnsupportedCheckpointError(f"{checkpoint.folder} has no weights")
     return _shards(weights)
 
 
 def weight_names(checkpoint: Checkpoint) -> frozenset[str]:
-    """List the names of a checkpoint's weights from the files' headers; no weight is read.
+    """Return the names of a checkpoint's weights from the files' headers, without reading weights.
 
-    A pickled file is scanned for its texts, never unpickled. So a few of what is given back are no
-    names of weights.
+    A pickled file is scanned for strings, never unpickled. So some of the result may not be names
+    of weights.
 
     Raises:
         UnsupportedCheckpointError: A header cannot be read.
@@ -137,7 +137,7 @@ def weight_names(checkpoint: Checkpoint) -> frozenset[str]:
 
 
 def check_headers(checkpoint: Checkpoint) -> None:
-    """Make sure that safetensors files are what their names say, before a library opens them.
+    """Check the headers of safetensors files, before a library opens them.
 
     Raises:
         UnsupportedCheckpointError: A header cannot be read.
@@ -164,18 +164,18 @@ def read_safetensors_header(file: IO[bytes]) -> bytes:
     """Read the JSON that a safetensors file starts with.
 
     Raises:
-        ValueError: The file is shorter than it says.
+        ValueError: The file is not in this format, or is truncated.
     """
     start = file.read(9)
-    # A length can look like the start of a pickle; what follows it is a JSON object, always.
+    # The length can look like the start of a pickle, but a JSON object always follows it.
     if start.startswith(PICKLE_STARTS) and start[8:] != b"{":
         raise ValueError(
-            "it is a pickle under the name of another format; save the weights as safetensors, or "
-            f"name the file {PICKLE_FILES[0]}"
+            "it is a pickle with the extension of another format; save the weights as safetensors, "
+            f"or rename the file to {PICKLE_FILES[0]}"
         )
     file.seek(8)
     size = int.from_bytes(start[:8], "little")
-    # The length comes from the file: it must not decide how much memory is taken.
+    # The length is untrusted: it must not determine how much memory is allocated.
     if size > 100_000_000:
         raise ValueError(f"its header would be {size} bytes long")
     header = file.read(size)
@@ -192,7 +192,7 @@ def _shards(weights: Path) -> list[Path]:
     except (LookupError, TypeError, AttributeError) as error:
         raise UnsupportedCheckpointError(f"{weights} is not an index of weights") from error
     if not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise UnsupportedCheckpointError(f"{weights} names files outside of its folder")
+        raise UnsupportedCheckpointError(f"{weights} lists files outside its folder")
     return [weights.parent / name for name in names]
 
 

@@ -1,12 +1,12 @@
-"""Where an operator's checkpoint is: a folder, the local Hugging Face cache, or the hub.
+"""Finds an operator's checkpoint: in a folder, in the local Hugging Face cache, or on the hub.
 
-Importing this costs neither torch nor transformers, so the driver can look before any task runs.
+It imports neither torch nor transformers, so the driver can check before any task runs.
 """
 
 from pathlib import Path
 
 from spark_vision.errors import CheckpointNotFoundError
-from spark_vision.models.checkpoint_files import Checkpoint, missing_parts, open_folder
+from spark_vision.models.checkpoint_files import Checkpoint, missing_files, open_folder
 from spark_vision.models.fingerprint import fingerprint
 from spark_vision.models.hub import cached_folder, download
 from spark_vision.operators import Operator
@@ -15,21 +15,21 @@ __all__ = ["Checkpoint", "find_checkpoint", "fingerprint", "resolve_checkpoint"]
 
 
 def find_checkpoint(operator: Operator) -> Checkpoint | None:
-    """Find an operator's checkpoint on this host, without the network.
+    """Find an operator's checkpoint on this host, without network access.
 
-    Looks at `model_path/name`, at `name` as a folder, and into the local Hugging Face cache, where
-    only a snapshot with every file that the operator reads counts.
+    Searches `model_path/name`, then `name` as a folder, then the local Hugging Face cache, where a
+    snapshot must have every file that the operator needs.
 
     Returns:
-        The checkpoint, or None where this host does not have it.
+        The checkpoint, or None if this host does not have it.
 
     Raises:
-        CheckpointNotFoundError: The folder is there and lacks files.
-        UnsupportedCheckpointError: Its config.json cannot be used.
+        CheckpointNotFoundError: The folder exists but lacks files.
+        UnsupportedCheckpointError: Its config.json is not supported.
     """
     for folder in _folders(operator):
         if folder.is_dir():
-            missing = missing_parts(folder, operator)
+            missing = missing_files(folder, operator)
             if missing:
                 raise CheckpointNotFoundError(
                     f"the folder {folder} is not a checkpoint that {type(operator).__name__} can "
@@ -37,7 +37,7 @@ def find_checkpoint(operator: Operator) -> Checkpoint | None:
                 )
             return open_folder(folder)
     cached = cached_folder(operator)
-    if cached is None or missing_parts(cached, operator):
+    if cached is None or missing_files(cached, operator):
         return None
     return open_folder(cached)
 
@@ -46,15 +46,15 @@ def resolve_checkpoint(operator: Operator) -> Checkpoint:
     """Find an operator's checkpoint on this host, or download it from the hub, once per host.
 
     Raises:
-        CheckpointNotFoundError: It is nowhere; the message names every place looked into.
-        UnsupportedCheckpointError: Its config.json cannot be used.
+        CheckpointNotFoundError: It was not found; the message lists every place searched.
+        UnsupportedCheckpointError: Its config.json is not supported.
     """
     found = find_checkpoint(operator)
     if found is not None:
         return found
-    looked_into = ", ".join(f"the folder {folder} (not there)" for folder in _folders(operator))
-    folder = download(operator, looked_into)
-    missing = missing_parts(folder, operator)
+    searched = ", ".join(f"the folder {folder} (missing)" for folder in _folders(operator))
+    folder = download(operator, searched)
+    missing = missing_files(folder, operator)
     if missing:
         raise CheckpointNotFoundError(
             f"{operator.checkpoint_name!r} on the hub is not a checkpoint that "

@@ -1,4 +1,4 @@
-"""CLIP, Chinese-CLIP and SigLIP: images and texts as vectors of one space."""
+"""CLIP, Chinese-CLIP and SigLIP: vectors of images and texts in one space."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,16 +28,9 @@ class ImageTextModel:
     def embed_images(
         self, pixels: torch.Tensor, scaling: PixelScaling, pooling: str
     ) -> torch.Tensor:
-        """Compute the vector of each image in the space that it shares with texts.
+        """Compute the vector of each image; `pooling` must be `projection`.
 
-        Args:
-            pixels: uint8 `[images, 3, height, width]` RGB on the CPU. Sizes other than the one
-                trained on are computed with interpolated position embeddings.
-            scaling: The processor's rescale and normalise steps.
-            pooling: `projection`, the only one.
-
-        Returns:
-            float32 `[images, dimension]`, contiguous, on the CPU, not normalised.
+        For sizes other than the one trained on, position embeddings are interpolated.
         """
         if pooling != "projection":
             raise ValueError(f"{type(self._model).__name__} has no pooling {pooling!r}")
@@ -48,14 +41,7 @@ class ImageTextModel:
 
     @torch.inference_mode()
     def embed_texts(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Compute the vector of each text in the space that it shares with images.
-
-        Args:
-            tokens: int64 `[texts, tokens]` tensors by name, of the checkpoint's own tokenizer.
-
-        Returns:
-            float32 `[texts, dimension]`, contiguous, on the CPU, not normalised.
-        """
+        """Compute the vector of each text, in the same space as images."""
         moved = {name: ids.to(self._model.device) for name, ids in tokens.items()}
         return _to_vectors(self._model.get_text_features(**moved))
 
@@ -64,7 +50,7 @@ def load(checkpoint: Checkpoint, dtype: str, device: torch.device) -> ImageTextM
     """Load a CLIP, Chinese-CLIP or SigLIP checkpoint.
 
     Raises:
-        UnsupportedCheckpointError: Weights are missing or misshapen.
+        UnsupportedCheckpointError: Weights are missing or have a wrong shape.
     """
     import transformers
 
@@ -79,6 +65,6 @@ def load(checkpoint: Checkpoint, dtype: str, device: torch.device) -> ImageTextM
 
 
 def _to_vectors(output: Any) -> torch.Tensor:
-    # Since version 5 the features come inside an output, as its pooler_output.
+    # Since version 5, transformers returns the features as pooler_output.
     features: torch.Tensor = output.pooler_output
     return features.to("cpu", torch.float32).contiguous()

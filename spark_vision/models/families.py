@@ -1,7 +1,7 @@
-"""Which family a checkpoint belongs to, which operators it serves, and how its parts are loaded.
+"""Maps a checkpoint's `model_type` to its family, and loads its model and preprocessing.
 
-The mapping below is the only place that knows the families; a new one is a line here and a module
-with a `load` function. Importing this costs neither torch nor transformers.
+`FAMILIES` is the only list of families; a new one needs a line there and a module with a `load`
+function. This module imports neither torch nor transformers.
 """
 
 from collections.abc import Mapping
@@ -48,19 +48,19 @@ FAMILIES: Mapping[str, str] = {
     "qwen2_5_vl": _QWEN_VL,
     "qwen3_vl": _QWEN_VL,
 }
-# What transformers takes where a config.json is silent, as published ones are.
+# The defaults of transformers, which published config.json files omit.
 _HIDDEN_SIZE = 768
 _PROJECTION_SIZE = 512
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What is known of a model before its weights are loaded.
+    """The properties of a model that are known before its weights are loaded.
 
     Attributes:
-        model_type: The checkpoint's family.
-        dimension: Length of every vector; of every token's vector with pooling `tokens`. None
-            where the model writes.
+        model_type: The checkpoint's `model_type`.
+        dimension: Length of each vector, or of each token's vector with pooling `tokens`. None
+            for a generative model.
     """
 
     model_type: str
@@ -68,11 +68,11 @@ class ModelDescription:
 
 
 def check_operator(checkpoint: Checkpoint, operator: Operator) -> ModelDescription:
-    """Check that a checkpoint can do what an operator asks, without loading weights.
+    """Check that a checkpoint supports an operator's options, without loading weights.
 
     Raises:
-        UnsupportedCheckpointError: Its family is unknown, is not the operator's, or has no such
-            pooling.
+        UnsupportedCheckpointError: Its family is unknown, not supported by the operator, or lacks
+            the pooling.
         InvalidOptionError: `image_processor_kwargs` has an unknown setting.
     """
     family = _family(checkpoint).rpartition(".")[2]
@@ -89,13 +89,13 @@ def check_operator(checkpoint: Checkpoint, operator: Operator) -> ModelDescripti
     vision = _vision_config(checkpoint)
     if reads_images(operator) and vision.get("num_channels", 3) != 3:
         raise UnsupportedCheckpointError(
-            f"{checkpoint.folder} takes images of {vision['num_channels']} channels; only RGB "
+            f"{checkpoint.folder} expects images with {vision['num_channels']} channels; only RGB "
             "models are supported"
         )
     if checkpoint.model_type == "siglip" and vision.get("vision_use_head") is False:
         raise UnsupportedCheckpointError(
-            f"{checkpoint.folder} has no attention pooling head (vision_use_head is false), so its "
-            "images have no vector in the space of its texts"
+            f"{checkpoint.folder} has no attention pooling head (vision_use_head is false), so it "
+            "has no image vectors in the space of its text vectors"
         )
     return ModelDescription(checkpoint.model_type, _dimension(checkpoint, operator))
 
@@ -103,16 +103,18 @@ def check_operator(checkpoint: Checkpoint, operator: Operator) -> ModelDescripti
 def load_model(
     checkpoint: Checkpoint, dtype: str, device: "torch.device", flash_attention: bool = False
 ) -> "Model":
-    """Load a checkpoint's weights: one object, which also is a TextEmbedder where it has texts.
+    """Load a checkpoint's model; a CLIP-like model is both an ImageEmbedder and a TextEmbedder.
 
     Args:
-        checkpoint: Of a family that this package knows.
+        checkpoint: A checkpoint of a supported family.
         dtype: float32, float16 or bfloat16; a CPU computes float16 as bfloat16.
-        device: Where the weights stay.
-        flash_attention: Use the package flash-attn where it, the device and the family allow it.
+        device: The device of the weights.
+        flash_attention: Use the flash-attn package if it is installed and the device and family
+            support it.
 
     Raises:
-        UnsupportedCheckpointError: The family is unknown, or weights are missing or misshapen.
+        UnsupportedCheckpointError: The family is unknown, or weights are missing or have a wrong
+            shape.
     """
     family = _family(checkpoint)
     options = {"flash_attention": flash_attention} if family == _QWEN_VL else {}
@@ -126,7 +128,7 @@ def load_preprocessor(
 
     Raises:
         InvalidOptionError: A setting is unknown, or its value is not allowed.
-        UnsupportedCheckpointError: Its processor gives no RGB images.
+        UnsupportedCheckpointError: Its processor does not return RGB images.
     """
     from spark_vision.models import preprocessing
 
@@ -134,24 +136,24 @@ def load_preprocessor(
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> "TextTokenizer":
-    """Load the tokenizer of a checkpoint with texts.
+    """Load the tokenizer of a checkpoint with a text tower.
 
     Raises:
         UnsupportedCheckpointError: It cannot be loaded.
     """
-    from spark_vision.models import tokenizing
+    from spark_vision.models import tokenizer
 
-    return tokenizing.load(checkpoint)
+    return tokenizer.load(checkpoint)
 
 
 def load_caption_preprocessor(
     checkpoint: Checkpoint, operator: QwenVLImageUnderstanding
 ) -> "CaptionPreprocessor":
-    """Load what turns images and prompts into the inputs of a model that writes.
+    """Load the preprocessor of images and prompts for a generative model.
 
     Raises:
-        InvalidOptionError: The operator's bounds of pixels contradict the checkpoint's.
-        UnsupportedCheckpointError: Its processor cannot be loaded, or is of another kind.
+        InvalidOptionError: The operator's pixel bounds contradict the checkpoint's.
+        UnsupportedCheckpointError: Its processor cannot be loaded, or is not supported.
     """
     from spark_vision.models import caption_inputs
 
@@ -163,8 +165,8 @@ def _family(checkpoint: Checkpoint) -> str:
         return FAMILIES[checkpoint.model_type]
     if checkpoint.model_type == "siglip2":
         raise UnsupportedCheckpointError(
-            f"{checkpoint.folder} is a SigLIP 2 checkpoint of variable resolution (NaFlex), which "
-            "is not supported yet; use a SigLIP 2 checkpoint of fixed resolution, such as "
+            f"{checkpoint.folder} is a SigLIP 2 checkpoint with variable resolution (NaFlex), "
+            "which is not supported yet; use a SigLIP 2 checkpoint with fixed resolution, such as "
             "google/siglip2-base-patch16-224"
         )
     raise UnsupportedCheckpointError(
@@ -176,18 +178,17 @@ def _family(checkpoint: Checkpoint) -> str:
 def _check_pooler(checkpoint: Checkpoint) -> None:
     if checkpoint.model_type != "vit":
         raise UnsupportedCheckpointError(
-            f"{checkpoint.folder} is of model_type {checkpoint.model_type!r}, which has no trained "
+            f"{checkpoint.folder} has model_type {checkpoint.model_type!r}, which has no trained "
             "pooler: its pooler_output is the CLS token; use pooling='cls'"
         )
     if not has_trained_pooler(checkpoint):
         raise UnsupportedCheckpointError(
-            f"{checkpoint.folder} has no trained pooler among its weights; use pooling='cls' or "
-            "'mean'"
+            f"{checkpoint.folder} has no trained pooler in its weights; use pooling='cls' or 'mean'"
         )
 
 
 def has_trained_pooler(checkpoint: Checkpoint) -> bool:
-    """Whether a ViT checkpoint has weights for the pooler, which many were published without."""
+    """Return whether a ViT checkpoint has pooler weights; many were published without them."""
     poolers = {"pooler.dense.weight", "vit.pooler.dense.weight"}
     return not poolers.isdisjoint(weight_names(checkpoint))
 

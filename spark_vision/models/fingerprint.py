@@ -1,4 +1,4 @@
-"""The identity of what a checkpoint computes, cheap for files of many GB."""
+"""Computes the fingerprint of a checkpoint, cheap even for files of many GB."""
 
 import hashlib
 from collections.abc import Iterator
@@ -21,14 +21,13 @@ SAMPLE_BYTES = 16 * 2**10
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Identify what a checkpoint computes, by the contents of its files.
+    """Compute a fingerprint of a checkpoint from the contents of its files.
 
-    Configuration, processor, tokenizer, chat template and generation settings count in full. A file
-    of weights counts by its size, its safetensors header, its first and last MiB and 64 evenly
-    spaced samples of 16 KiB (in full where it is smaller than those together): training changes
-    nearly every byte, so a model that was
-    trained further is told apart; an edit of a few bytes between the samples is not. Names of
-    files count, the folder's name, dates and permissions do not.
+    Configuration, processor, tokenizer, chat template and generation settings are hashed in full.
+    Of a weight file it hashes the size, the safetensors header, the first and last MiB, and 64
+    evenly spaced samples of 16 KiB; a smaller file is hashed in full. Training changes nearly every
+    byte, so a further trained model gets another fingerprint; an edit of a few bytes between the
+    samples does not change it. File names count; the folder's name, dates and permissions do not.
 
     Returns:
         64 hexadecimal digits (SHA-256).

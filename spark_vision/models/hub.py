@@ -1,7 +1,7 @@
-"""Checkpoints of the Hugging Face hub: in the local cache, or downloaded into it once per host.
+"""Finds Hugging Face hub checkpoints in the local cache, or downloads them once per host.
 
-HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are read at each call: one worker serves jobs that
-differ in them, and `huggingface_hub` reads most of them only once. No message holds a token.
+HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are read at each call: a worker serves jobs with
+different values, and `huggingface_hub` reads most of them only once. No message contains a token.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from spark_vision.models.checkpoint_files import (
     PROCESSOR_FILES,
     SAFETENSORS_FILES,
     TOKENIZER_FILES,
-    missing_parts,
+    missing_files,
 )
 from spark_vision.operators import Operator
 
@@ -28,7 +28,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def cached_folder(operator: Operator) -> Path | None:
-    """Return the snapshot that the local cache has of an operator's checkpoint and revision."""
+    """Return the cached snapshot of an operator's checkpoint and revision, or None."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -40,44 +40,47 @@ def cached_folder(operator: Operator) -> Path | None:
             revision=operator.revision,
         )
     except HFValidationError:
-        return None  # a path, which no hub has
+        return None  # A path, not a name on the hub.
     return Path(config).parent if isinstance(config, str) else None
 
 
-def download(operator: Operator, looked_into: str) -> Path:
-    """Download the files that any operator reads of a checkpoint; safetensors where it has them.
+def download(operator: Operator, searched: str) -> Path:
+    """Download the files of a checkpoint that operators need, safetensors if available.
 
     Args:
-        operator: Names the checkpoint and its revision.
-        looked_into: Where it was not found before, for the message.
+        operator: Provides the checkpoint's name and revision.
+        searched: The places already searched, for the message.
 
     Returns:
         The folder of its snapshot in the local cache.
 
     Raises:
-        CheckpointNotFoundError: With every place looked into, the reason, and what to change.
+        CheckpointNotFoundError: The message lists the places searched, the reason, and what to
+            change.
     """
     name = operator.checkpoint_name
     try:
         if not _HUB_NAME.fullmatch(name):
-            raise _HubFailure("a folder's path, which no hub has; correct model_path or model_name")
+            raise _HubFailure(
+                "the name is a path, not a hub name; correct model_path or model_name"
+            )
         with _one_process_at_a_time(name):
             cached = cached_folder(operator)
             # Another process may have downloaded it while this one waited for the lock.
-            if cached is not None and not missing_parts(cached, operator):
+            if cached is not None and not missing_files(cached, operator):
                 return cached
             return _fetch(operator)
     except _HubFailure as failure:
         revision = f" at revision {operator.revision!r}" if operator.revision else ""
         raise CheckpointNotFoundError(
-            f"no checkpoint {name!r}{revision}; looked into {looked_into}, the local cache "
-            f"{_cache_folder()} (not there, or not all of it), and the hub "
+            f"no checkpoint {name!r}{revision}; searched {searched}, the local cache "
+            f"{_cache_folder()} (missing or incomplete), and the hub "
             f"{_without_credentials(_endpoint())}: {failure}"
         ) from failure.__cause__
 
 
 class _HubFailure(Exception):  # noqa: N818 - becomes the error's last sentence
-    """Why the hub gives no checkpoint, and what to change."""
+    """Why the checkpoint cannot be downloaded, and what to change."""
 
 
 def _cache_folder() -> Path:
@@ -121,7 +124,7 @@ def _fetch(operator: Operator) -> Path:
             allow_patterns=_needed([file.rfilename for file in listed]),
         )
     except HFValidationError as error:
-        raise _HubFailure("not a name that a hub can have; correct model_name") from error
+        raise _HubFailure("the name is not a valid hub name; correct model_name") from error
     except OfflineModeIsEnabled as error:
         raise _HubFailure(
             "HF_HUB_OFFLINE is set; unset it, or put the checkpoint under model_path"
@@ -132,11 +135,11 @@ def _fetch(operator: Operator) -> Path:
         raise _HubFailure("the download was cut off; try again") from error
     except OSError as error:
         raise _HubFailure(
-            f"cannot write the cache ({error}); set HF_HOME to a folder that can be written"
+            f"cannot write the cache ({error}); set HF_HOME to a writable folder"
         ) from error
     except Exception as error:
-        # The HTTP library of huggingface_hub has changed with its versions, and so did what it
-        # raises for a host that does not answer.
+        # Versions of huggingface_hub use different HTTP libraries, which raise different errors
+        # for an unreachable host.
         raise _HubFailure(
             f"no connection ({type(error).__name__}); put the checkpoint under model_path, or set "
             "HF_ENDPOINT to a mirror that this host can reach"
@@ -145,7 +148,7 @@ def _fetch(operator: Operator) -> Path:
 
 
 def _needed(present: list[str]) -> list[str]:
-    """Choose the files to download: other formats of the same weights stay where they are."""
+    """Choose the files to download; other formats of the same weights are skipped."""
     kind = next((kind for kind in (SAFETENSORS_FILES, PICKLE_FILES) if set(kind) & {*present}), ())
     weights = next((name for name in kind if name in present), None)
     chosen = [CONFIG_FILE, *PROCESSOR_FILES, *TOKENIZER_FILES, *CHAT_FILES]
@@ -159,16 +162,16 @@ def _needed(present: list[str]) -> list[str]:
 
 def _http_reason(status_code: int, operator: Operator) -> str:
     if status_code == 404:
-        return "it has no such model or revision (404); correct model_name or revision"
+        return "no such model or revision (404); correct model_name or revision"
     if status_code in (401, 403):
         from huggingface_hub import get_token
 
-        held = "the token that HF_TOKEN gives has no access" if get_token() else "no token is set"
+        token = "the token in HF_TOKEN has no access" if get_token() else "no token is set"
         return (
-            f"access is refused ({status_code}) and {held}: there is no such model, or it is "
-            "private or gated; correct model_name, or set HF_TOKEN to a token that may read it"
+            f"access is denied ({status_code}) and {token}: the model does not exist, or is "
+            "private or gated; correct model_name, or set HF_TOKEN to a token with read access"
         )
-    return f"it answers with HTTP status {status_code}; try again, or set HF_ENDPOINT to a mirror"
+    return f"it returned HTTP status {status_code}; try again, or set HF_ENDPOINT to a mirror"
 
 
 @contextmanager
@@ -179,7 +182,7 @@ def _one_process_at_a_time(name: str) -> Iterator[None]:
         lock = (folder / name.replace("/", "--")).open("w")
     except OSError as error:
         raise _HubFailure(
-            f"cannot write the cache ({error}); set HF_HOME to a folder that can be written"
+            f"cannot write the cache ({error}); set HF_HOME to a writable folder"
         ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Loads a checkpoint's weights by its transformers class, and refuses one that lacks some."""
+"""Loads a checkpoint's weights with its transformers class, and rejects incomplete weights."""
 
 import logging
 import pickle
@@ -14,7 +14,7 @@ from spark_vision.models.precision import ATTENTION
 
 logger = logging.getLogger(__name__)
 
-# Parameters that no vector depends on: of the training's loss, and of masked images.
+# Parameters for the training loss and for masked images, which do not affect vectors.
 _UNUSED = ("logit_scale", "logit_bias", "mask_token")
 _SHOWN_NAME_COUNT = 4
 
@@ -27,15 +27,15 @@ def load_pretrained(
     attention: str = ATTENTION,
     **kwargs: Any,
 ) -> Any:
-    """Load a model for inference: all its weights, no gradients, on its device.
+    """Load a model with all its weights for inference, without gradients, on its device.
 
     Args:
-        model_class: A class of transformers, with no heads that the checkpoint may lack.
-        checkpoint: Where the weights are.
-        dtype: The type of the weights in memory.
-        device: Where they stay.
-        attention: The implementation of attention, in the words of transformers.
-        **kwargs: For the class's constructor.
+        model_class: A transformers class without heads that the checkpoint may lack.
+        checkpoint: The checkpoint with the weights.
+        dtype: The dtype of the weights in memory.
+        device: The device of the weights.
+        attention: transformers' name of the attention implementation.
+        **kwargs: Arguments of the class's constructor.
 
     Raises:
         UnsupportedCheckpointError: Weights are missing, have another shape, or cannot be read.
@@ -43,7 +43,7 @@ def load_pretrained(
     check_headers(checkpoint)
     if any(path.suffix != ".safetensors" for path in weight_files(checkpoint)):
         logger.warning(
-            "%s has its weights as pickles only; they are loaded as plain tensors "
+            "%s has only pickled weights; they are loaded as plain tensors "
             "(torch.load with weights_only=True)",
             checkpoint.folder,
         )
@@ -61,13 +61,13 @@ def load_pretrained(
     except MemoryError:
         raise
     except pickle.UnpicklingError as error:
-        # What torch says of it advises to run what the file holds.
+        # torch's own message suggests executing the file's content.
         raise UnsupportedCheckpointError(
-            f"the pickled weights in {checkpoint.folder} hold more than tensors, or are damaged, "
-            "and are not loaded; save them as safetensors"
+            f"the pickled weights in {checkpoint.folder} contain more than tensors, or are "
+            "corrupt, and are not loaded; save them as safetensors"
         ) from error
     except Exception as error:
-        # Every reader of every format has its own errors; each means that these files are no
+        # Each format's reader has its own errors; all of them mean that these files are not
         # weights of this family.
         raise UnsupportedCheckpointError(
             f"cannot load {checkpoint.folder} as {model_class.__name__}: {error}"
@@ -77,14 +77,14 @@ def load_pretrained(
         shown = ", ".join(missing[:_SHOWN_NAME_COUNT])
         raise UnsupportedCheckpointError(
             f"{checkpoint.folder} lacks {len(missing)} weights of {model_class.__name__}, such as "
-            f"{shown}; the file is incomplete, or of another model"
+            f"{shown}; the file is incomplete, or belongs to another model"
         )
     return model.to(device).eval().requires_grad_(False)
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep its report on unused heads and its progress bar out of an executor's log."""
+    """Keep transformers' report on unused heads and its progress bar out of the executor log."""
     from transformers.utils import logging
 
     their_logging: Any = logging

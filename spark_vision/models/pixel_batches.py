@@ -1,4 +1,4 @@
-"""Batches of pixels: stacked from images, then rescaled and normalised on the model's device."""
+"""Stacks images into batches, and rescales and normalises them on the model's device."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from spark_vision.models.protocols import PixelScaling
 def stack_pixels(images: Sequence[torch.Tensor]) -> torch.Tensor:
     """Stack preprocessed images, keeping interleaved pixels interleaved.
 
-    It is ten times as fast as `torch.stack`, which makes them planar.
+    This is ten times as fast as `torch.stack`, which would make them planar.
 
     Args:
         images: uint8 `[3, height, width]` tensors of one shape.
@@ -24,17 +24,17 @@ def stack_pixels(images: Sequence[torch.Tensor]) -> torch.Tensor:
 def scale_pixels(
     pixels: torch.Tensor, scaling: PixelScaling, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Turn uint8 pixels into what the model was trained on.
+    """Rescale and normalise uint8 pixels to the model's input.
 
-    The arithmetic is float32 whatever the model's type, so that a half precision model sees the
-    nearest values to the true ones. Bytes travel to the device, not floats.
+    The arithmetic is float32 for any dtype, so that a half precision model gets correctly rounded
+    values. Bytes are copied to the device, not floats.
 
     Args:
         pixels: uint8 `[images, 3, height, width]` RGB, planar or interleaved (channels last); or
             planar with more dimensions before the channels.
-        scaling: What to compute.
-        device: Where to.
-        dtype: The model's type.
+        scaling: The rescale and normalise steps.
+        device: The model's device.
+        dtype: The model's dtype.
 
     Returns:
         `[images, 3, height, width]` of the dtype on the device, in the memory format of the pixels.
@@ -45,8 +45,8 @@ def scale_pixels(
     if pixels.is_contiguous():
         return _multiply_add(pixels, factor[:, None, None], shift[:, None, None], device, dtype)
     image_count, _, height, width = pixels.shape
-    # A row of interleaved pixels is one run of width * 3 values; with channels as the inner
-    # dimension, three values long, the same products take five times as long on a CPU.
+    # A row of interleaved pixels is one run of width * 3 values. With an inner dimension of three
+    # channels, the same products take five times as long on a CPU.
     rows = pixels.permute(0, 2, 3, 1).reshape(image_count, height, width * 3)
     scaled = _multiply_add(rows, factor.repeat(width), shift.repeat(width), device, dtype)
     return scaled.view(image_count, height, width, 3).permute(0, 3, 1, 2)
@@ -61,7 +61,7 @@ def _multiply_add(
 ) -> torch.Tensor:
     if device.type != "cpu":
         return torch.addcmul(shift, pixels.to(device).to(torch.float32), factor).to(dtype)
-    # An image of floats stays in a core's cache between the two steps; a batch would not.
+    # One image of floats fits into a core's cache between the two steps; a batch does not.
     scaled = torch.empty(pixels.shape, dtype=torch.float32)
     for image, place in zip(pixels, scaled, strict=True):
         torch.addcmul(shift, image.to(torch.float32), factor, out=place)

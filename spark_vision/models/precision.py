@@ -1,4 +1,4 @@
-"""In which floating point type a model computes on a device, and by which attention."""
+"""Chooses the dtype and the attention implementation of a model on a device."""
 
 import logging
 from functools import cache
@@ -7,55 +7,55 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-# Scaled dot product attention of torch itself: fast on every device, and no extra package.
+# torch's own scaled dot product attention: fast on every device, without an extra package.
 ATTENTION = "sdpa"
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the type that a model computes in.
+    """Return the dtype of a model's computation.
 
-    A CPU computes float16 as bfloat16, and says so once: CPUs have no products of float16, and
-    emulating them takes hundreds of times longer.
+    A CPU computes float16 as bfloat16, which is logged once: CPUs lack float16 multiplication, and
+    emulating it takes hundreds of times longer.
 
     Args:
         name: float32, float16 or bfloat16.
-        device: Where the model is.
+        device: The model's device.
     """
     if device.type == "cpu" and name == "float16":
-        _say_float16_is_bfloat16()
+        _warn_float16_is_bfloat16()
         return torch.bfloat16
     return _DTYPES[name]
 
 
 def choose_attention(flash_attention: bool, dtype: torch.dtype, device: torch.device) -> str:
-    """Return the implementation of attention, in the words of transformers.
+    """Return transformers' name of the attention implementation.
 
     Args:
-        flash_attention: Whether the package flash-attn is wanted. Without it, without a GPU or in
-            float32, it is torch's own, which is said once.
-        dtype: What the model computes in.
-        device: Where it is.
+        flash_attention: Whether to use the flash-attn package. If it is not installed, without a
+            GPU, or in float32, torch's own attention is used, which is logged once.
+        dtype: The dtype of the model's computation.
+        device: The model's device.
     """
     from transformers.utils.import_utils import is_flash_attn_2_available
 
     if not flash_attention:
         return ATTENTION
     if device.type != "cuda" or dtype == torch.float32 or not is_flash_attn_2_available():
-        _say_attention_is_torchs()
+        _warn_attention_is_torchs()
         return ATTENTION
     return "flash_attention_2"
 
 
 @cache
-def _say_attention_is_torchs() -> None:
+def _warn_attention_is_torchs() -> None:
     logger.warning(
-        "use_flash_attention_2 needs the package flash-attn, a GPU and half precision; torch's own "
+        "use_flash_attention_2 needs the flash-attn package, a GPU and half precision; torch's own "
         "attention (SDPA) is used"
     )
 
 
 @cache
-def _say_float16_is_bfloat16() -> None:
-    logger.warning("a CPU computes float16 as bfloat16, which it has fast products for")
+def _warn_float16_is_bfloat16() -> None:
+    logger.warning("a CPU computes float16 as bfloat16, for which it has fast multiplication")

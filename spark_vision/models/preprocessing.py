@@ -1,8 +1,8 @@
-"""A checkpoint's image processor as tensor operations on uint8, rescale and normalise left out.
+"""A checkpoint's image processor as tensor operations on uint8, without rescale and normalise.
 
-The settings are read off the processor that transformers instantiates, never off its JSON file. A
-processor that resizes and crops as most do is replaced by the same operations without its overhead
-per image; any other runs as it is.
+The settings come from the processor that transformers instantiates, never from its JSON file. A
+processor with the common resize and crop is replaced by the same operations without its overhead
+per image; any other is run itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,20 +24,20 @@ def load(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> ImagePreproces
     """Load the image processor of a checkpoint.
 
     Args:
-        checkpoint: Whose processor.
-        overrides: Settings of the processor by name, in place of its own.
+        checkpoint: The checkpoint with the processor.
+        overrides: Settings by name that override the processor's own.
 
     Raises:
         InvalidOptionError: A setting is unknown, or its value is not allowed.
-        UnsupportedCheckpointError: The processor cannot be loaded, or gives no RGB images.
+        UnsupportedCheckpointError: The processor cannot be loaded, or does not return RGB images.
     """
     check_overrides(checkpoint, overrides)
     processor = _instantiate(checkpoint, overrides)
-    return _fast_equivalent(processor) or _ProcessorAsItIs(processor, checkpoint)
+    return _fast_equivalent(processor) or _ProcessorWrapper(processor, checkpoint)
 
 
 class _ResizeAndCrop:
-    """What most processors do: resize, then cut out the middle; each only where it is on."""
+    """The common steps of image processors: resize, then centre crop; each may be off."""
 
     def __init__(
         self,
@@ -60,13 +60,13 @@ class _ResizeAndCrop:
         return image if self._crop is None else _cut_middle(image, *self._crop)
 
 
-class _ProcessorAsItIs:
-    """The processor of transformers itself, its rescale and normalise steps switched off."""
+class _ProcessorWrapper:
+    """The transformers processor itself, without its rescale and normalise steps."""
 
     def __init__(self, processor: Any, checkpoint: Checkpoint) -> None:
         self.scaling = scaling_of(processor)
         self._processor = processor
-        # A processor of patches or of several crops is better refused here than on every row.
+        # Rejects a processor that returns patches or several crops here, not on every row.
         trial = torch.zeros(3, 64, 48, dtype=torch.uint8)
         try:
             result = self(trial)
@@ -74,7 +74,7 @@ class _ProcessorAsItIs:
             raise _unusable(checkpoint, processor, str(error)) from error
         if result.ndim != 3 or result.shape[0] != 3:
             shape = list(result.shape)
-            raise _unusable(checkpoint, processor, f"it makes {shape} of an image")
+            raise _unusable(checkpoint, processor, f"it returns the shape {shape}")
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         output = self._processor(
@@ -105,7 +105,7 @@ def _instantiate(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Any:
         if settings:
             raise InvalidOptionError(
                 f"image_processor_kwargs got {settings!r}, which the image processor of "
-                f"{checkpoint.folder} refuses: {error}"
+                f"{checkpoint.folder} rejects: {error}"
             ) from error
         raise UnsupportedCheckpointError(
             f"cannot load the image processor of {checkpoint.folder}: {error}"
@@ -113,7 +113,7 @@ def _instantiate(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Any:
 
 
 def _fast_equivalent(processor: Any) -> _ResizeAndCrop | None:
-    """Return the same operations, or None where the processor may do something of its own."""
+    """Return equivalent operations, or None if the processor may have other steps."""
     from transformers.image_processing_backends import TorchvisionBackend
 
     own_steps = ("_preprocess", "resize", "center_crop", "process_image", "preprocess")
@@ -138,7 +138,7 @@ def _fast_equivalent(processor: Any) -> _ResizeAndCrop | None:
 
 
 def interpolation_of(resample: Any) -> InterpolationMode | None:
-    """Translate Pillow's filter as the torchvision backend does; None where it has none."""
+    """Translate a Pillow filter like the torchvision backend; None if it has no equivalent."""
     from transformers.image_utils import pil_torch_interpolation_mapping
     from transformers.utils.import_utils import is_torchvision_greater_or_equal
 
@@ -154,7 +154,7 @@ def interpolation_of(resample: Any) -> InterpolationMode | None:
 
 
 def scaling_of(processor: Any) -> PixelScaling:
-    """Read the rescale and normalise steps off an image processor."""
+    """Return the rescale and normalise steps of an image processor."""
     normalize = processor.do_normalize
     return PixelScaling(
         rescale_factor=float(processor.rescale_factor) if processor.do_rescale else 1.0,
@@ -170,7 +170,7 @@ def _per_channel(value: float | Sequence[float]) -> tuple[float, float, float]:
 
 
 def _cut_middle(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Cut out the middle, with black around an image that is smaller, and let the rest go."""
+    """Crop the centre, padding a smaller image with black, and free the rest."""
     interleaved = image.permute(1, 2, 0)
     image_height, image_width = interleaved.shape[:2]
     top, left = max(0, image_height - height) // 2, max(0, image_width - width) // 2
@@ -189,6 +189,6 @@ def _to_bytes(pixels: torch.Tensor) -> torch.Tensor:
 
 def _unusable(checkpoint: Checkpoint, processor: Any, reason: str) -> UnsupportedCheckpointError:
     return UnsupportedCheckpointError(
-        f"the image processor of {checkpoint.folder}, {type(processor).__name__}, gives no RGB "
-        f"image of a fixed number of pixels: {reason}"
+        f"the image processor of {checkpoint.folder}, {type(processor).__name__}, does not return "
+        f"one RGB image: {reason}"
     )

@@ -1,14 +1,14 @@
-"""Which settings of an image processor an operator may override, known without torch."""
+"""The settings of an image processor that an operator may override; needs no torch."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from spark_vision.errors import InvalidOptionError, UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import PROCESSOR_FILES, Checkpoint
-from spark_vision.models.settings_files import read_settings
+from spark_vision.models.config_files import read_config
 
-# What Hugging Face's image processors share, apart from what is not a setting of the pixels (the
-# device, the format of tensors, grouping).
+# The common settings of Hugging Face's image processors that affect pixels; not device, tensor
+# format and grouping.
 COMMON_SETTINGS = (
     "crop_size",
     "default_to_square",
@@ -31,10 +31,10 @@ _NOT_SETTINGS = frozenset(
 
 
 def check_overrides(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> None:
-    """Refuse a setting that the checkpoint's image processor cannot have.
+    """Reject settings that the checkpoint's image processor does not have.
 
     Raises:
-        InvalidOptionError: Naming the setting and those that there are.
+        InvalidOptionError: A setting is unknown; the message lists the allowed ones.
         UnsupportedCheckpointError: The processor's file cannot be read.
     """
     allowed = sorted({*COMMON_SETTINGS, *_own_settings(checkpoint)} - _NOT_SETTINGS)
@@ -52,10 +52,10 @@ def _own_settings(checkpoint: Checkpoint) -> set[str]:
         path = checkpoint.folder / file_name
         if path.is_file():
             try:
-                settings = read_settings(path)
+                settings = read_config(path)
                 names |= settings.get("image_processor", settings).keys()
             except AttributeError as error:
                 raise UnsupportedCheckpointError(
-                    f"{path} has no settings of an image processor"
+                    f"{path} has no image processor settings"
                 ) from error
     return names

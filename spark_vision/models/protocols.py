@@ -1,7 +1,7 @@
-"""What a loaded model can do, in the terms of the code that feeds it.
+"""The interfaces of models and of their preprocessing.
 
-These protocols are the one place where a model is reached, whether it lives in the Python worker or
-in a process of its own: uint8 pixels or token ids go in, float32 vectors or token ids come out.
+A model is used only through these protocols, whether it lives in the Python worker or in the model
+server: uint8 pixels or token ids go in, float32 vectors or token ids come out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ import torch
 
 @dataclass(frozen=True)
 class PixelScaling:
-    """How uint8 pixels become the floats that the model was trained on.
+    """How uint8 pixels are converted to the model's input.
 
     The result is `(pixel * rescale_factor - mean) / std`, per channel, as in Hugging Face's image
-    processors. A step that a processor switches off has rescale_factor 1, or mean 0 and std 1.
+    processors. A disabled step has rescale_factor 1, or mean 0 and std 1.
     """
 
     rescale_factor: float
@@ -26,7 +26,7 @@ class PixelScaling:
 
 @runtime_checkable
 class ImageEmbedder(Protocol):
-    """A model that turns pixels into vectors."""
+    """A model that computes vectors of images."""
 
     def embed_images(
         self, pixels: torch.Tensor, scaling: PixelScaling, pooling: str
@@ -47,13 +47,13 @@ class ImageEmbedder(Protocol):
 
 @runtime_checkable
 class TextEmbedder(Protocol):
-    """A model that turns token ids into vectors of the space its images live in."""
+    """A model that computes vectors of texts, in the same space as its images."""
 
     def embed_texts(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Compute one vector per text.
 
         Args:
-            tokens: What the checkpoint's tokenizer gives: int64 `[texts, tokens]` tensors by name.
+            tokens: Output of the checkpoint's tokenizer: int64 `[texts, tokens]` tensors by name.
 
         Returns:
             float32 `[texts, dimension]` on the CPU, contiguous, not normalised.
@@ -66,11 +66,11 @@ class GenerationSettings:
     """How a caption is generated; every value is plain JSON.
 
     Attributes:
-        max_new_tokens: Most tokens of a caption, its end included.
-        do_sample: Draw each token; otherwise take the most probable one.
-        temperature: Divides the logits before a draw.
-        top_k: Draw among so many of the most probable tokens; 0 means all.
-        top_p: Draw among the most probable tokens that together have this probability.
+        max_new_tokens: Maximum tokens of a caption, including its stop token.
+        do_sample: Sample each token; otherwise take the most probable one (greedy).
+        temperature: Divides the logits before sampling.
+        top_k: Sample from this many of the most probable tokens; 0 means all.
+        top_p: Sample from the most probable tokens whose probabilities add up to this.
         repetition_penalty: Divides the logits of tokens that occurred; None: the checkpoint's.
     """
 
@@ -83,16 +83,16 @@ class GenerationSettings:
 
 
 class CaptionBatch(NamedTuple):
-    """Prompts with an image each, as a model of images and text takes them; all on the CPU.
+    """A batch of prompts with one image each; all on the CPU.
 
     Attributes:
-        token_ids: int64 `[images, tokens]`, padded on the left, the image's place taken by one
-            image token for each square of merged patches.
-        attention_mask: int64 `[images, tokens]`: 0 where a row is padded, else 1.
-        patches: uint8 `[patches of all images, 3, patch_size, patch_size]` RGB, an image's after
-            another's, in the order in which the model merges them.
+        token_ids: int64 `[images, tokens]`, padded on the left, with one image token per square of
+            merged patches.
+        attention_mask: int64 `[images, tokens]`: 0 for padding, else 1.
+        patches: uint8 `[patches of all images, 3, patch_size, patch_size]` RGB, image after image,
+            in the order in which the model merges them.
         grids: int64 `[images, 3]`: frames (1), rows and columns of patches.
-        seeds: int64 `[images]`: what a sampled caption is drawn by.
+        seeds: int64 `[images]`: the sampling seed of each caption.
     """
 
     token_ids: torch.Tensor
@@ -103,13 +103,13 @@ class CaptionBatch(NamedTuple):
 
 
 class GeneratedTokens(NamedTuple):
-    """What was generated for each row of a batch; all on the CPU.
+    """The generated tokens of each row of a batch; all on the CPU.
 
     Attributes:
-        token_ids: int64 `[images, new_tokens]`, the prompt left out; padded after the caption.
-        lengths: int64 `[images]`: tokens of each caption, the one that ends it left out.
-        truncated: bool `[images]`: the caption was cut at `max_new_tokens`.
-        finite: bool `[images]`: False where the model gave NaN or infinity on the way.
+        token_ids: int64 `[images, new_tokens]`, without the prompt; padded after the caption.
+        lengths: int64 `[images]`: tokens of each caption, without its stop token.
+        truncated: bool `[images]`: whether the caption was truncated at `max_new_tokens`.
+        finite: bool `[images]`: False if the model returned NaN or infinity at any step.
     """
 
     token_ids: torch.Tensor
@@ -120,30 +120,29 @@ class GeneratedTokens(NamedTuple):
 
 @runtime_checkable
 class ImageCaptioner(Protocol):
-    """A model that writes about images."""
+    """A model that generates texts about images."""
 
     def generate(
         self, batch: CaptionBatch, scaling: PixelScaling, settings: GenerationSettings
     ) -> GeneratedTokens:
-        """Write a text about each image of a batch.
+        """Generate a text about each image of a batch.
 
-        A row's result does not depend on the other rows, apart from the last bits of the
-        arithmetic.
+        A row's result does not depend on other rows, except for rounding errors.
 
         Args:
-            batch: As the checkpoint's `CaptionPreprocessor` makes it.
+            batch: The output of `CaptionPreprocessor.collate`.
             scaling: Applied once per batch on the model's device.
-            settings: Stop and padding tokens are the checkpoint's own.
+            settings: How to generate; stop and padding tokens are the checkpoint's own.
         """
         ...
 
 
 class ImagePreprocessor(Protocol):
-    """The weight-free half of a checkpoint: from a decoded image to the pixels its model takes."""
+    """The image processor of a checkpoint: from a decoded image to the model's pixels."""
 
     @property
     def scaling(self) -> PixelScaling:
-        """The rescale and normalise steps, left to the model's device."""
+        """The rescale and normalise steps, which run on the model's device."""
         ...
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
@@ -159,10 +158,14 @@ class ImagePreprocessor(Protocol):
 
 
 class TextTokenizer(Protocol):
-    """The weight-free half of a text tower."""
+    """The tokenizer of a text tower."""
 
     def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """Tokenize, pad and truncate as the checkpoint's own tokenizer does for its model."""
+        """Tokenize, pad and truncate a batch of texts like the checkpoint's own tokenizer.
+
+        Returns:
+            int64 `[texts, tokens]` tensors by the argument names of the model's text tower.
+        """
         ...
 
 
@@ -174,7 +177,7 @@ class CaptionInput:
         token_ids: int64 `[tokens]`.
         patches: uint8 `[patches, 3, patch_size, patch_size]`.
         grid: Frames (1), rows and columns of patches.
-        seed: What a sampled caption is drawn by.
+        seed: The sampling seed of its caption.
     """
 
     token_ids: torch.Tensor
@@ -184,34 +187,34 @@ class CaptionInput:
 
     @property
     def nbytes(self) -> int:
-        """What it takes in memory."""
+        """Its size in memory, in bytes."""
         return self.patches.nbytes + self.token_ids.nbytes
 
 
 class CaptionPreprocessor(Protocol):
-    """The weight-free half of a checkpoint that captions; threads may share it."""
+    """The preprocessor of a captioning checkpoint; thread-safe."""
 
     @property
     def scaling(self) -> PixelScaling:
-        """The rescale and normalise steps, left to the model's device."""
+        """The rescale and normalise steps, which run on the model's device."""
         ...
 
     def prepare(self, image: torch.Tensor, prompt: str) -> CaptionInput:
-        """Resize one image, cut it into patches, and put it into its prompt.
+        """Resize one image, split it into patches, and tokenize its prompt.
 
         Args:
             image: uint8 `[3, height, width]` RGB, planar or interleaved in memory.
-            prompt: What is asked of it.
+            prompt: The prompt for the image.
 
         Raises:
-            RowFailure: `bad_dimensions` or `bad_prompt`: the model does not take it.
+            RowFailure: `bad_dimensions` or `bad_prompt` if the model does not support it.
         """
         ...
 
     def collate(self, inputs: Sequence[CaptionInput]) -> CaptionBatch:
-        """Pad the inputs to one length, and join their patches."""
+        """Pad the inputs to one length, and concatenate their patches."""
         ...
 
     def decode(self, generated: GeneratedTokens) -> list[str]:
-        """Turn each row's tokens into text, without control tokens."""
+        """Decode each row's tokens to text, without control tokens."""
         ...

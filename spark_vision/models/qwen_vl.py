@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: texts about images."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: generate texts about images."""
 
 import copy
 import itertools
@@ -10,7 +10,7 @@ import torch
 from spark_vision.errors import UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import Checkpoint
 from spark_vision.models.loading import load_pretrained
-from spark_vision.models.next_token import OWN_FIELDS, NextToken, stop_tokens
+from spark_vision.models.logits_processor import HANDLED_FIELDS, RowwiseLogitsProcessor, stop_tokens
 from spark_vision.models.pixel_batches import scale_pixels
 from spark_vision.models.precision import choose_attention, choose_dtype
 from spark_vision.models.protocols import (
@@ -20,9 +20,9 @@ from spark_vision.models.protocols import (
     PixelScaling,
 )
 
-# Patches that become floats at a time, so that a large batch does not stand there twice: 10 MB.
+# Patches converted to floats at a time (10 MB), so that no second copy of a large batch is made.
 SCALED_AT_ONCE = 4096
-# One greedy text for each row, whatever else a generation_config asks for.
+# One greedy text per row, overriding the generation_config.
 _ONE_TEXT: dict[str, Any] = {
     "max_length": None,
     "max_time": None,
@@ -40,7 +40,7 @@ _ONE_TEXT: dict[str, Any] = {
 
 
 class QwenVLModel:
-    """A loaded model that writes about images.
+    """A loaded Qwen-VL model.
 
     Args:
         model: A Qwen2VL-, Qwen2_5_VL- or Qwen3VLForConditionalGeneration, ready for inference.
@@ -48,9 +48,9 @@ class QwenVLModel:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._given = model.generation_config
-        # Whatever a call leaves out is filled from the model's own, which says nothing now.
-        model.generation_config = type(self._given)()
+        self._generation_config = model.generation_config
+        # `generate` takes missing settings from the model's own config, so that is emptied.
+        model.generation_config = type(self._generation_config)()
         self._claiming = threading.Lock()
         self._is_claimed = False
         self._of_thread = threading.local()
@@ -59,22 +59,17 @@ class QwenVLModel:
     def generate(
         self, batch: CaptionBatch, scaling: PixelScaling, settings: GenerationSettings
     ) -> GeneratedTokens:
-        """Write a text about each image of a batch.
+        """Generate a text about each image of a batch.
 
         Stop and padding tokens, and rules such as a ban on repeated n-grams, come from the
-        checkpoint's generation_config; how tokens are drawn comes from the settings. Its ways to
-        search for a text, such as beams, are not followed.
-
-        Args:
-            batch: As `CaptionPreprocessor.collate` makes it.
-            scaling: The processor's rescale and normalise steps.
-            settings: How to generate.
+        checkpoint's generation_config; sampling comes from the settings. Search strategies of the
+        generation_config, such as beam search, are ignored.
         """
         model = self._model_of_thread()
         device = model.device
-        config = copy.deepcopy(self._given)
-        config.update(max_new_tokens=settings.max_new_tokens, **_ONE_TEXT, **OWN_FIELDS)
-        next_token = NextToken(batch, settings, self._given, device)
+        config = copy.deepcopy(self._generation_config)
+        config.update(max_new_tokens=settings.max_new_tokens, **_ONE_TEXT, **HANDLED_FIELDS)
+        logits_processor = RowwiseLogitsProcessor(batch, settings, self._generation_config, device)
         token_ids = batch.token_ids.to(device)
         is_image = token_ids == self._model.config.image_token_id
         output = model.generate(
@@ -84,14 +79,14 @@ class QwenVLModel:
             pixel_values=self._pixel_values(batch.patches, scaling),
             image_grid_thw=batch.grids.to(device),
             generation_config=config,
-            logits_processor=[next_token],
+            logits_processor=[logits_processor],
         )
-        return self._cut_at_stop(output[:, token_ids.shape[1] :].cpu(), settings, next_token)
+        return self._cut_at_stop(output[:, token_ids.shape[1] :].cpu(), settings, logits_processor)
 
     def _model_of_thread(self) -> Any:
-        """Give each thread a model of its own, with the weights of all.
+        """Return this thread's own model object, which shares the weights.
 
-        A model keeps the positions of a running batch in itself.
+        A model object stores the positions of the current batch, so threads cannot share it.
         """
         if not hasattr(self._of_thread, "model"):
             with self._claiming:
@@ -101,18 +96,23 @@ class QwenVLModel:
         return self._of_thread.model
 
     def _cut_at_stop(
-        self, new_ids: torch.Tensor, settings: GenerationSettings, next_token: NextToken
+        self,
+        new_ids: torch.Tensor,
+        settings: GenerationSettings,
+        logits_processor: RowwiseLogitsProcessor,
     ) -> GeneratedTokens:
-        is_stop = torch.isin(new_ids, torch.tensor(stop_tokens(self._given), dtype=torch.int64))
+        is_stop = torch.isin(
+            new_ids, torch.tensor(stop_tokens(self._generation_config), dtype=torch.int64)
+        )
         stopped = is_stop.any(dim=1)
         lengths = torch.where(stopped, is_stop.int().argmax(dim=1), new_ids.shape[1])
-        if self._given.forced_eos_token_id is not None:
-            # An end in the last place there is was forced.
+        if self._generation_config.forced_eos_token_id is not None:
+            # A stop token at the last position was forced.
             stopped &= lengths < settings.max_new_tokens - 1
-        return GeneratedTokens(new_ids, lengths, ~stopped, next_token.finite.cpu())
+        return GeneratedTokens(new_ids, lengths, ~stopped, logits_processor.finite.cpu())
 
     def _pixel_values(self, patches: torch.Tensor, scaling: PixelScaling) -> torch.Tensor:
-        """Give each patch as many frames as the model takes at a time: `[patches, values]`."""
+        """Scale the patches and repeat each per frame of a temporal patch: `[patches, values]`."""
         device, dtype = self._model.device, self._model.dtype
         count, channels, height, width = patches.shape
         frames = self._model.config.vision_config.temporal_patch_size
@@ -134,13 +134,14 @@ def load(
     """Load a Qwen-VL checkpoint.
 
     Args:
-        checkpoint: Of one of the three families.
+        checkpoint: A Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint.
         dtype: float32, float16 or bfloat16.
-        device: Where the weights stay.
-        flash_attention: Use the package flash-attn where it and the device allow it.
+        device: The device of the weights.
+        flash_attention: Use the flash-attn package if it is installed and the device supports it.
 
     Raises:
-        UnsupportedCheckpointError: Weights are missing or misshapen, or its texts end at strings.
+        UnsupportedCheckpointError: Weights are missing or have a wrong shape, or the
+            generation_config has stop_strings.
     """
     import transformers
 
@@ -160,6 +161,6 @@ def load(
     if model.generation_config.stop_strings:
         raise UnsupportedCheckpointError(
             f"the generation_config of {checkpoint.folder} has stop_strings, which are not "
-            "supported; take them out, or use stop tokens (eos_token_id)"
+            "supported; remove them, or use stop tokens (eos_token_id)"
         )
     return QwenVLModel(model)

@@ -1,4 +1,4 @@
-"""To which size an image is resized: the rules of Hugging Face's image processors, to the pixel."""
+"""Computes the size to which an image is resized, exactly like Hugging Face's image processors."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,19 +6,19 @@ from spark_vision.errors import RowFailure, Status
 
 ResizedSize = Callable[[int, int], tuple[int, int]]
 
-# An image of 1 × 60,000 pixels whose shortest edge becomes 224 would take 9 GB before its crop.
-# This is 100 MB, and lets sides differ 668-fold at that size.
+# Resizing the shortest edge of a 1 × 60,000 image to 224 would take 9 GB before the crop. This
+# limit is 100 MB, and allows an aspect ratio of 668 at that size.
 MAX_RESIZED_PIXELS = 2**25
 
 
 def resized_size_rule(size: Mapping[str, int | None]) -> ResizedSize | None:
-    """Return the rule that a processor's `size` stands for: (height, width) to (height, width).
+    """Return the function from (height, width) to the resized (height, width) for a `size` setting.
 
     Args:
         size: `height` and `width`; or `shortest_edge`, with or without `longest_edge`.
 
     Returns:
-        The rule, or None for a `size` of another kind.
+        The function, or None for any other `size`.
     """
     named = {name: value for name, value in size.items() if value}
     match named:
@@ -32,7 +32,7 @@ def resized_size_rule(size: Mapping[str, int | None]) -> ResizedSize | None:
 
 
 def check_resized_size(height: int, width: int, resized: tuple[int, int]) -> None:
-    """Refuse an image that is too long and thin to be resized.
+    """Reject an image with an aspect ratio too extreme to be resized.
 
     Raises:
         RowFailure: With status `bad_dimensions`.

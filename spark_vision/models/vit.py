@@ -1,4 +1,4 @@
-"""ViT, DINOv2 and DINOv2 with registers: image vectors by CLS token, patch mean or pooler."""
+"""ViT, DINOv2 and DINOv2 with registers: vectors of images."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ class VisionTransformer:
         self._special_token_count = 1 + getattr(config, "num_register_tokens", 0)
         size = config.image_size
         self._native_size = (size, size) if isinstance(size, int) else tuple(size)
-        # DINOv2 fits its position embeddings to any image size; ViT only when told to.
+        # DINOv2 always interpolates its position embeddings; ViT only on request.
         self._must_ask_to_interpolate = config.model_type == "vit"
 
     @torch.inference_mode()
@@ -35,16 +35,9 @@ class VisionTransformer:
     ) -> torch.Tensor:
         """Compute one vector, or one row of token vectors, per image.
 
-        Args:
-            pixels: uint8 `[images, 3, height, width]` RGB on the CPU. Sizes other than the one
-                trained on are computed with interpolated position embeddings.
-            scaling: The processor's rescale and normalise steps.
-            pooling: `cls`; `mean` of the patch tokens; `pooler`, the trained one; `tokens`, all of
-                them after the last layer norm, in the model's order: CLS, registers, then patches
-                row by row.
-
-        Returns:
-            float32 `[images, dimension]`, or `[images, tokens, dimension]`, contiguous, on the CPU.
+        `mean` averages the patch tokens. `tokens` returns all of them after the last layer norm:
+        CLS, registers, then patches row by row. For sizes other than the one trained on, position
+        embeddings are interpolated.
         """
         scaled = scale_pixels(pixels, scaling, self._model.device, self._model.dtype)
         options: dict[str, Any] = {}
@@ -72,7 +65,7 @@ def load(checkpoint: Checkpoint, dtype: str, device: torch.device) -> VisionTran
     """Load a ViT, DINOv2 or DINOv2-with-registers checkpoint.
 
     Raises:
-        UnsupportedCheckpointError: Weights are missing or misshapen.
+        UnsupportedCheckpointError: Weights are missing or have a wrong shape.
     """
     import transformers
 

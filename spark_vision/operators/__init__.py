@@ -1,7 +1,7 @@
-"""The operators: what to compute, as frozen dataclasses that are validated once, on the driver.
+"""The operators: frozen dataclasses that describe what to compute, validated once on the driver.
 
 Names and defaults follow the operators that users migrate from. An operator is picklable and
-hashable, holds no model, and never looks for a device: executors do that.
+hashable. It holds no model and looks for no device: executors do that.
 """
 
 from spark_vision.operators.base import ImageLimits, ImageOperator, Operator, reads_images

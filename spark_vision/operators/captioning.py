@@ -1,4 +1,4 @@
-"""The operator that answers a prompt about each image in words."""
+"""The operator that generates a text about each image, from a prompt."""
 
 import json
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from spark_vision.errors import InvalidOptionError
 from spark_vision.operators.base import DTYPES, ImageOperator
 from spark_vision.operators.options import option
 
-# Above it the models' own processors refuse an image (`smart_resize`).
+# Above it the models' own processors reject an image (`smart_resize`).
 MAX_ASPECT_RATIO = 200
-# What decides a caption, beside the model and the prompt.
+# What determines a caption, besides the model and the prompt.
 _DECIDING = (
     "max_caption_length",
     "resized_height",
@@ -21,13 +21,13 @@ _DECIDING = (
     "do_sample",
 )
 _DECIDING_SAMPLES = ("temperature", "top_k", "top_p", "seed")
-# Of a prompt: a tokenizer takes half a second for so many, and most models' context is less.
+# A tokenizer takes half a second for this many, and the context of most models is shorter.
 MAX_PROMPT_CHARACTERS = 131_072
 
 
 @dataclass(frozen=True, kw_only=True)
 class QwenVLImageUnderstanding(ImageOperator):
-    """Captions and answers by a Qwen-VL model: Qwen2-VL, Qwen2.5-VL, Qwen3-VL.
+    """Captions and answers from a Qwen-VL model: Qwen2-VL, Qwen2.5-VL or Qwen3-VL.
 
     Example:
         >>> photos = spark.read.format("binaryFile").load("/data/photos")
@@ -46,54 +46,56 @@ class QwenVLImageUnderstanding(ImageOperator):
     is_slow = True
 
     dtype: str = option("bfloat16", "Precision of the model's computation.", allowed=DTYPES)
-    batch_size: int = option(4, "Rows that the model computes at once.", minimum=1)
+    batch_size: int = option(4, "Number of rows per model batch.", minimum=1)
     model_name: str = option(
         "Qwen/Qwen2.5-VL-7B-Instruct", "Checkpoint: a folder, or a name on the Hugging Face hub."
     )
     rank: int | None = option(
         None,
-        "Which of the GPUs that Spark gave the task, none means the first; "
-        "it has no meaning on a CPU.",
+        "Index into the GPUs that Spark assigned to the task; none: the first. Ignored on a CPU.",
         minimum=0,
     )
     prompt: str | None = option(
         "请给出这张图片的详细描述。",
-        "What is asked of each image; with none, each row must bring a prompt.",
+        "Prompt for each image; none: each row must provide one.",
     )
-    max_caption_length: int = option(256, "Most tokens of a caption.", minimum=1)
+    max_caption_length: int = option(256, "Maximum tokens of a caption.", minimum=1)
     use_flash_attention_2: bool = option(
         True,
-        "Use the package flash-attn where it and the GPU allow it; else torch's own attention.",
+        "Use the flash-attn package where it is installed and the GPU supports it; otherwise "
+        "torch's own attention.",
     )
     resized_height: int | None = option(
         None,
-        "Height in pixels that every image is resized to, rounded to a multiple of the model's "
-        "patches and kept within min_pixels and max_pixels; only with resized_width.",
+        "Height in pixels to which every image is resized, rounded to a multiple of the model's "
+        "patch size and kept within min_pixels and max_pixels; requires resized_width.",
         minimum=1,
     )
     resized_width: int | None = option(
-        None, "Width in pixels, as resized_height; only with it.", minimum=1
+        None, "Width in pixels, like resized_height; requires it.", minimum=1
     )
     min_pixels: int | None = option(
         None,
-        "Least pixels (width × height) of what the model sees; none: the checkpoint's.",
+        "Minimum pixels (width × height) of the model's input; none: the checkpoint's.",
         minimum=1,
     )
     max_pixels: int | None = option(
         None,
-        "Most pixels (width × height) of what the model sees; none: the checkpoint's.",
+        "Maximum pixels (width × height) of the model's input; none: the checkpoint's.",
         minimum=1,
     )
     do_sample: bool = option(
-        False, "Draw each token by its probability; otherwise take the most probable one."
+        False, "Sample each token; otherwise take the most probable one (greedy)."
     )
     temperature: float = option(
-        1.0, "Divides the logits before a token is drawn.", exclusive_minimum=0
+        1.0, "Divides the logits before a token is sampled.", exclusive_minimum=0
     )
-    top_k: int = option(50, "Draw among so many of the most probable tokens; 0: all.", minimum=0)
+    top_k: int = option(
+        50, "Sample from this many of the most probable tokens; 0: from all.", minimum=0
+    )
     top_p: float = option(
         1.0,
-        "Draw among the most probable tokens that together have this probability, at most 1.",
+        "Sample from the most probable tokens whose probabilities add up to this, at most 1.",
         exclusive_minimum=0,
     )
     repetition_penalty: float | None = option(
@@ -102,7 +104,9 @@ class QwenVLImageUnderstanding(ImageOperator):
         exclusive_minimum=0,
     )
     seed: int = option(
-        0, "With the image and the prompt it decides what is drawn, whatever the batch.", minimum=0
+        0,
+        "Seed for sampling, combined with the image and the prompt; independent of the batch.",
+        minimum=0,
     )
 
     def __post_init__(self) -> None:
@@ -121,18 +125,18 @@ class QwenVLImageUnderstanding(ImageOperator):
             )
         if self.prompt is not None and any("\ud800" <= each <= "\udfff" for each in self.prompt):
             raise InvalidOptionError(
-                f"{type(self).__name__}.prompt got a half of a surrogate pair; allowed: text that "
+                f"{type(self).__name__}.prompt got half of a surrogate pair; allowed: text that "
                 "UTF-8 can encode"
             )
         if self.prompt is not None and len(self.prompt) > MAX_PROMPT_CHARACTERS:
             raise InvalidOptionError(
-                f"{type(self).__name__}.prompt got {len(self.prompt):,} characters; allowed: "
-                f"{MAX_PROMPT_CHARACTERS:,} or fewer"
+                f"{type(self).__name__}.prompt got {len(self.prompt):,} characters; allowed: at "
+                f"most {MAX_PROMPT_CHARACTERS:,}"
             )
         if self.top_p > 1:
             raise InvalidOptionError(
-                f"{type(self).__name__}.top_p got {self.top_p}; allowed: a number above 0, 1 or "
-                "less"
+                f"{type(self).__name__}.top_p got {self.top_p}; allowed: a number above 0 and at "
+                "most 1"
             )
         if (
             self.min_pixels is not None
@@ -141,22 +145,22 @@ class QwenVLImageUnderstanding(ImageOperator):
         ):
             raise InvalidOptionError(
                 f"{type(self).__name__}.min_pixels got {self.min_pixels} with "
-                f"max_pixels={self.max_pixels}; allowed: no more than max_pixels"
+                f"max_pixels={self.max_pixels}; allowed: at most max_pixels"
             )
 
     @property
     def value_fields(self) -> Mapping[str, str]:
-        """A caption, and whether it was cut at its maximum length."""
+        """A caption, and whether it was truncated at its maximum length."""
         return {"caption": "string", "truncated": "boolean"}
 
     @property
-    def deciding_options(self) -> Mapping[str, str]:
-        """The prompt, the pixels that the model sees, and how tokens are chosen."""
+    def identity_options(self) -> Mapping[str, str]:
+        """The prompt, the size of the model's input, and how tokens are chosen."""
         names = [*_DECIDING, *(_DECIDING_SAMPLES if self.do_sample else ())]
         generation = {name: getattr(self, name) for name in names}
         return {"prompt": self.prompt or "", "generation": json.dumps(generation, sort_keys=True)}
 
     @property
-    def lacks_prompt(self) -> bool:
-        """Whether each row must bring a prompt."""
+    def requires_prompt(self) -> bool:
+        """Whether each row must provide a prompt."""
         return self.prompt is None

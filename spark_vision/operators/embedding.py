@@ -1,4 +1,4 @@
-"""The operators that give vectors, of images and of texts."""
+"""The operators that compute vectors of images and of texts."""
 
 import json
 from abc import ABC, abstractmethod
@@ -23,24 +23,24 @@ OPENAI_CLIP_RESNETS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingOperator(Operator, ABC):
-    """What every operator that gives vectors has."""
+    """Base class of operators that compute vectors."""
 
     normalize: bool = option(True, "Scale every vector to length 1 (L2).")
 
     @property
     @abstractmethod
     def effective_pooling(self) -> str:
-        """How the model's tokens become a vector: what the options come to."""
+        """The pooling of the model's tokens, resolved from the options."""
 
     @property
     def value_fields(self) -> Mapping[str, str]:
-        """A vector, or a vector per token."""
+        """One vector, or one vector per token."""
         is_tokens = self.effective_pooling == "tokens"
         return {"embedding": "array<array<float>>" if is_tokens else "array<float>"}
 
     @property
-    def deciding_options(self) -> Mapping[str, str]:
-        """Pooling, normalisation, and settings of the image processor."""
+    def identity_options(self) -> Mapping[str, str]:
+        """Pooling, normalisation and image processor settings."""
         return {
             "image_processor_kwargs": json.dumps(self.processor_overrides, sort_keys=True),
             "pooling": self.effective_pooling,
@@ -50,7 +50,7 @@ class EmbeddingOperator(Operator, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEmbeddingOperator(ImageOperator, EmbeddingOperator, ABC):
-    """What every operator that gives vectors of images has."""
+    """Base class of operators that compute vectors of images."""
 
     image_processor_kwargs: Mapping[str, Any] | None = option(
         None, "Settings that override those of the checkpoint's image processor."
@@ -68,7 +68,7 @@ class ImageEmbeddingOperator(ImageOperator, EmbeddingOperator, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageViTEmbedding(ImageEmbeddingOperator):
-    """Image vectors by a vision transformer: ViT, DINOv2, DINOv2 with registers.
+    """Image vectors from a vision transformer: ViT, DINOv2 or DINOv2 with registers.
 
     Example:
         >>> photos = spark.read.format("binaryFile").load("/data/photos")
@@ -79,12 +79,12 @@ class ImageViTEmbedding(ImageEmbeddingOperator):
     families = ("vit",)
 
     use_cls_token_embedding: bool = option(
-        True, "True takes the CLS token, False the mean of the patch tokens."
+        True, "True: the CLS token; False: the mean of the patch tokens."
     )
     pooling: str | None = option(
         None,
-        "cls, mean, the checkpoint's trained pooler, or all tokens; "
-        "none follows use_cls_token_embedding.",
+        "The CLS token, the mean of the patch tokens, the checkpoint's trained pooler, or all "
+        "tokens; none: as use_cls_token_embedding.",
         allowed=POOLINGS,
     )
 
@@ -92,13 +92,13 @@ class ImageViTEmbedding(ImageEmbeddingOperator):
         super().__post_init__()
         if self.pooling == "tokens" and self.on_error == "zero":
             raise InvalidOptionError(
-                "ImageViTEmbedding.on_error got 'zero' with pooling='tokens', whose value has no "
+                "ImageViTEmbedding.on_error got 'zero' with pooling='tokens', whose values have no "
                 "fixed length; allowed: null, raise"
             )
 
     @property
     def effective_pooling(self) -> str:
-        """The pooling that `pooling` and `use_cls_token_embedding` come to."""
+        """The pooling, resolved from `pooling` and `use_cls_token_embedding`."""
         return self.pooling or ("cls" if self.use_cls_token_embedding else "mean")
 
 
@@ -108,7 +108,7 @@ class _ClipEmbedding(EmbeddingOperator):
 
     model_name: str = option(
         "openai/clip-vit-base-patch32",
-        "CLIP, Chinese-CLIP or SigLIP checkpoint: a folder, a name on the hub, or OpenAI's own.",
+        "CLIP, Chinese-CLIP or SigLIP checkpoint: a folder, a name on the hub, or OpenAI's name.",
     )
 
     def __post_init__(self) -> None:
@@ -116,18 +116,18 @@ class _ClipEmbedding(EmbeddingOperator):
         if self.model_name in OPENAI_CLIP_RESNETS:
             raise InvalidOptionError(
                 f"{type(self).__name__}.model_name got {self.model_name!r}, a ResNet, which "
-                f"transformers does not have; allowed: {', '.join(OPENAI_CLIP_NAMES)}, "
+                f"transformers does not support; allowed: {', '.join(OPENAI_CLIP_NAMES)}, "
                 "a folder, or a checkpoint's name on the hub"
             )
 
     @property
     def checkpoint_name(self) -> str:
-        """The checkpoint's name, OpenAI's own spelling translated."""
+        """The checkpoint's name, translated from OpenAI's spelling."""
         return OPENAI_CLIP_NAMES.get(self.model_name, self.model_name)
 
     @property
     def effective_pooling(self) -> str:
-        """CLIP-like models project into the space that images and texts share."""
+        """The projection into the space that images and texts share."""
         return "projection"
 
 

@@ -1,7 +1,7 @@
-"""How an operator declares an option: name, type, default, allowed values and help, in one place.
+"""Declares an operator's option in one place: name, type, default, allowed values and help.
 
-The Python API, the command line, SQL registration and the documentation's table are all made from
-what `options_of` returns, so an option that is added to an operator appears in each of them.
+The Python API, the command line, SQL registration and the documentation's table are all generated
+from `options_of`, so a new option appears in each of them.
 """
 
 import dataclasses
@@ -38,12 +38,12 @@ class FrozenMapping(Mapping[str, Any]):
         return repr(self.thaw())
 
     def thaw(self) -> dict[str, Any]:
-        """Return plain dicts and lists again."""
+        """Return the content as plain dicts and lists."""
         return {key: _thaw(value) for key, value in self._items.items()}
 
 
 class SecretMapping(FrozenMapping):
-    """A frozen mapping whose values are shown by no repr, at any depth."""
+    """A frozen mapping whose values appear in no repr, at any depth."""
 
     def __repr__(self) -> str:
         return f"<{len(self)} values that are not shown>"
@@ -56,7 +56,7 @@ def _freeze(value: Any, kind: type[FrozenMapping]) -> Any:
         return tuple(_freeze(item, kind) for item in value)
     if value is None or isinstance(value, str | int | float):
         return value
-    raise TypeError(f"a {type(value).__name__} is no JSON value")
+    raise TypeError(f"a {type(value).__name__} is not a JSON value")
 
 
 def _thaw(value: Any) -> Any:
@@ -74,13 +74,13 @@ class Option:
     Attributes:
         name: The field's name.
         kind: The Python type of a value that is not None.
-        nullable: Whether None is a value.
-        default: The value that stands when none is given.
-        help: One sentence for a command line and a table.
-        allowed: The only values, or empty where a type and bounds say it.
-        minimum: The least number, included.
-        exclusive_minimum: The greatest number that is just too small.
-        secret: Kept out of reprs and logs.
+        nullable: Whether None is allowed.
+        default: The default value.
+        help: One sentence for the command line and the documentation.
+        allowed: The allowed values; empty where only type and bounds restrict them.
+        minimum: The inclusive lower bound.
+        exclusive_minimum: The exclusive lower bound.
+        secret: Whether the value is kept out of reprs and logs.
     """
 
     name: str
@@ -94,30 +94,30 @@ class Option:
     secret: bool = False
 
     def describe_allowed(self) -> str:
-        """Say which values are allowed, as an error message and a help text say it."""
+        """Describe the allowed values, for error messages and help texts."""
         if self.allowed:
-            said = ", ".join(self.allowed)
+            allowed = ", ".join(self.allowed)
         elif self.minimum is not None:
-            said = f"{_KIND_NAMES[self.kind]}, {self.minimum:g} or more"
+            allowed = f"{_KIND_NAMES[self.kind]}, at least {self.minimum:g}"
         elif self.exclusive_minimum is not None:
-            said = f"{_KIND_NAMES[self.kind]} above {self.exclusive_minimum:g}"
+            allowed = f"{_KIND_NAMES[self.kind]} above {self.exclusive_minimum:g}"
         else:
-            said = (
+            allowed = (
                 _KIND_NAMES.get(self.kind)
                 or f"{self.kind.__name__}(...), or a mapping of its fields"
             )
-        return f"{said}, or none" if self.nullable else said
+        return f"{allowed}, or none" if self.nullable else allowed
 
     def normalize(self, owner: str, value: Any) -> Any:
-        """Return the value as the operator keeps it.
+        """Validate a value and return its normal form.
 
         Raises:
-            InvalidOptionError: The type, the bounds or the allowed values forbid it.
+            InvalidOptionError: The value has a wrong type, is out of bounds, or is not allowed.
         """
         if value is None and self.nullable:
             return None
         if self.kind is tuple:
-            return self._normalize_texts(owner, value)
+            return self._normalize_strings(owner, value)
         if isinstance(value, Mapping) and self.kind is not FrozenMapping:
             value = self._build(owner, value)
         if self.kind is FrozenMapping and isinstance(value, Mapping):
@@ -145,13 +145,13 @@ class Option:
         return value
 
     def parse(self, owner: str, text: str) -> Any:
-        """Read the value from a command line or a `name=value` pair.
+        """Parse a value from the command line or a `name=value` pair.
 
-        Structured values are JSON, or `@file.json`, which keeps secrets out of a process list. Of a
-        list of texts one may stand as it is.
+        Structured values are JSON, or `@file.json`, which keeps secrets out of the process list. A
+        list of strings may also be a single string without quotes.
 
         Raises:
-            InvalidOptionError: The text does not say a value of this option.
+            InvalidOptionError: The text is not an allowed value.
         """
         if self.nullable and text.lower() in ("none", "null"):
             return None
@@ -166,17 +166,17 @@ class Option:
             else:
                 value = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
         except (KeyError, ValueError, OSError) as error:
-            # What JSON or the file system complains of may be, or hold, the secret itself.
+            # The message of the JSON or file error may contain the secret.
             raise self._refuse(owner, text) from (None if self.secret else error)
         return self.normalize(owner, value)
 
-    def _normalize_texts(self, owner: str, value: Any) -> tuple[str, ...]:
-        texts = (value,) if isinstance(value, str) else value
-        if not isinstance(texts, list | tuple) or not all(
-            isinstance(each, str) and each.strip() for each in texts
+    def _normalize_strings(self, owner: str, value: Any) -> tuple[str, ...]:
+        strings = (value,) if isinstance(value, str) else value
+        if not isinstance(strings, list | tuple) or not all(
+            isinstance(each, str) and each.strip() for each in strings
         ):
             raise self._refuse(owner, value)
-        return tuple(texts)
+        return tuple(strings)
 
     def _build(self, owner: str, fields: Mapping[str, Any]) -> Any:
         if not dataclasses.is_dataclass(self.kind):
@@ -198,11 +198,11 @@ class Option:
 
 _KIND_NAMES: dict[type, str] = {
     bool: "true or false",
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
-    str: "a text that is not empty",
-    tuple: "a list of texts (JSON or @file.json on a command line, or a single text)",
-    FrozenMapping: "a mapping of JSON values by name (JSON or @file.json on a command line)",
+    str: "a non-empty string",
+    tuple: "a list of strings (on a command line JSON, @file.json or a single string)",
+    FrozenMapping: "a mapping of names to JSON values (on a command line JSON or @file.json)",
 }
 
 
@@ -227,7 +227,7 @@ def option(
 
 
 def options_of(operator: Any) -> tuple[Option, ...]:
-    """List the options of an operator class or instance, in the order of its fields."""
+    """List the options of an operator class or instance, in field order."""
     owner = operator if isinstance(operator, type) else type(operator)
     hints = typing.get_type_hints(owner)
     listed = []
@@ -250,10 +250,10 @@ def options_of(operator: Any) -> tuple[Option, ...]:
 
 
 def normalize_options(operator: Any) -> None:
-    """Validate every field of a frozen operator, and keep the normal form of its values.
+    """Validate every field of a frozen operator, and replace its values by their normal form.
 
     Raises:
-        InvalidOptionError: Naming the field, the value and what is allowed.
+        InvalidOptionError: A value is not allowed; the message names field, value and what is.
     """
     for each in options_of(operator):
         value = each.normalize(type(operator).__name__, getattr(operator, each.name))

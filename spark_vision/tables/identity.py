@@ -61,10 +61,10 @@ def column_properties(
         "dtype": operator.dtype,
         "package_version": __version__,
     }
-    said |= operator.deciding_options
+    said |= operator.identity_options
     if "prompt" in operator.reads:
         said["prompt_column"] = prompt_column or ""
-    if operator.gives_vectors:
+    if operator.returns_vectors:
         said["dimension"] = str(identity.dimension)
     return {f"{PREFIX}{name}.{key}": value for key, value in said.items()}
 

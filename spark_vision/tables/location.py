@@ -10,7 +10,7 @@ from pyspark.sql.types import StructType
 
 from spark_vision.errors import TableError
 from spark_vision.images.urls import holds_user, redact_text
-from spark_vision.operators.places import scheme_of
+from spark_vision.operators.locations import parse_scheme
 
 _PART = re.compile(r"`[^`]+`|[\w-]+")
 _NAME = re.compile(rf"(?:{_PART.pattern})(?:\.(?:{_PART.pattern})){{0,2}}")
@@ -147,7 +147,7 @@ def quoted_path(table: str) -> str | None:
 
 def absolute_path(path: str) -> str:
     """Return a path that means the same in every process; one with a scheme already does."""
-    return path if scheme_of(path) or path.startswith("/") else str(Path(path).absolute())
+    return path if parse_scheme(path) or path.startswith("/") else str(Path(path).absolute())
 
 
 def check_place(what: str, place: str) -> None:

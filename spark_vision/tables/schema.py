@@ -197,7 +197,7 @@ def vector_constraints(
     """Return the conditions, by constraint name, that reject vectors of the wrong length."""
     constraints = {}
     for name, operator in columns.items():
-        if operator.gives_vectors:
+        if operator.returns_vectors:
             # Delta's constraints support no lambda: only the first token vector is checked.
             measured = f"{quote(name)}[0]" if _is_tokens(operator) else quote(name)
             constraints[_constraint(name)] = (
@@ -262,7 +262,7 @@ def _comment(part: str, operator: Operator, identity: ModelIdentity) -> str:
     model = f"{operator.checkpoint_name} ({identity.model_type}); null where the row failed"
     if part == next(iter(operator.value_fields)):
         each = " per token" if _is_tokens(operator) else ""
-        made = f"{identity.dimension} numbers{each}" if operator.gives_vectors else "written"
+        made = f"{identity.dimension} numbers{each}" if operator.returns_vectors else "written"
         return f"{made} by {model}"
     return {
         "status": "ok, or why the row has no value",

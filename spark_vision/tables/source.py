@@ -154,7 +154,7 @@ def choose_columns(
             )
         prompt = _find_strings(fields, prompt_column, what="prompt")
     for name, operator in columns.items():
-        if operator.lacks_prompt and prompt is None:
+        if operator.requires_prompt and prompt is None:
             raise TableError(
                 f"the column {name} has no prompt: its operator's is None, and there is no "
                 "prompt_column; set one of them"

@@ -14,7 +14,7 @@ from spark_vision.executor import image_rows
 from spark_vision.executor.decoding_budget import DecodingBudget
 from spark_vision.executor.image_rows import ImageRows
 from spark_vision.images import cost
-from spark_vision.images.decoding import Judged, judge
+from spark_vision.images.decoding import InspectedImage, inspect_image
 from spark_vision.operators import ImageLimits
 
 PATIENCE_SECONDS = 60
@@ -97,23 +97,23 @@ class FakeDecoding:
         self._peaks = iter(peaks)
         self._lock = threading.Lock()
 
-    def judge(self, image, limits):
+    def inspect_image(self, image, limits):
         with self._lock:
-            return Judged(image, judge(image, limits).header, next(self._peaks))
+            return InspectedImage(image, inspect_image(image, limits).header, next(self._peaks))
 
-    def decode_judged(self, judged, limits, *, isolate=False):
-        self.recorder.enter(judged.peak_bytes)
+    def decode_inspected(self, inspected, limits, *, isolate=False):
+        self.recorder.enter(inspected.peak_bytes)
         threading.Event().wait(0.002)
-        if judged.peak_bytes % 2:
-            self.recorder.leave(judged.peak_bytes)
+        if inspected.peak_bytes % 2:
+            self.recorder.leave(inspected.peak_bytes)
             raise RowFailure(Status.DECODE_ERROR, "odd")
-        return judged.peak_bytes
+        return inspected.peak_bytes
 
 
 def prepare_with(monkeypatch, peaks, limits):
     decoding = FakeDecoding(peaks)
-    monkeypatch.setattr(image_rows, "judge", decoding.judge)
-    monkeypatch.setattr(image_rows, "decode_judged", decoding.decode_judged)
+    monkeypatch.setattr(image_rows, "inspect_image", decoding.inspect_image)
+    monkeypatch.setattr(image_rows, "decode_inspected", decoding.decode_inspected)
 
     def resize(peak_bytes, prompt):
         # The pixels are in memory until they are resized.
@@ -134,7 +134,7 @@ def prepare_with(monkeypatch, peaks, limits):
 
 def test_images_of_a_task_share_one_budget(monkeypatch):
     limits = ImageLimits(max_pixels=1000)
-    most = cost.most_bytes(limits)
+    most = cost.max_decode_bytes(limits)
     peaks = [most, most // 2, most - 1, 10, most // 3 * 2, 11, most // 2] * 8
     prepared, recorder = prepare_with(monkeypatch, peaks, limits)
     failed = sum(isinstance(each, RowFailure) for each in prepared)

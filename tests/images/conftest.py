@@ -1,4 +1,4 @@
-"""What tests of fetching share."""
+"""Fixtures shared by the tests of fetching."""
 
 import shutil
 import ssl
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def certificate(tmp_path):
-    """A self-signed certificate for images.example and 127.0.0.1, and a context that shows it."""
+    """A self-signed certificate for images.example and 127.0.0.1, and a context with it."""
     program = shutil.which("openssl")
     if program is None:
         pytest.skip("no openssl to make a certificate with")

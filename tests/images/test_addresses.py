@@ -1,4 +1,4 @@
-"""Which addresses may be dialled, in every spelling; nothing here is connected to."""
+"""Which addresses may be connected to, in every spelling; no connection is made here."""
 
 import ipaddress
 import random
@@ -125,13 +125,13 @@ def test_public_address_is_dialled(address, dialled):
 
 
 @pytest.mark.parametrize("address", METADATA)
-def test_metadata_is_refused_whatever_is_allowed(address):
+def test_metadata_is_refused_even_if_everything_is_allowed(address):
     assert is_refused(EVERYTHING, "images.example", [address])
     assert is_refused(EVERYTHING, address, [address])
 
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
-def test_other_addresses_are_reached_where_they_are_allowed(address):
+def test_other_addresses_are_reached_if_allowed(address):
     assert EVERYTHING.choose("photos.example", [address])
     assert AddressRules(["photos.example"]).choose("photos.example", [address])
     assert is_refused(AddressRules(["photos.example"]), "a.photos.example", [address])
@@ -154,14 +154,14 @@ def test_names_of_metadata_services_are_refused(name):
     EVERYTHING.check_name(f"not-{name}")
 
 
-def test_of_mixed_answers_only_the_allowed_are_dialled():
+def test_only_allowed_addresses_of_mixed_answers_are_chosen():
     answers = ["10.0.0.1", "8.8.8.8", "::1", "169.254.169.254", "2606:4700::1111"]
     assert AddressRules().choose("a.example", answers) == ["8.8.8.8", "2606:4700::1111"]
     inside = AddressRules(allow_networks=["10.0.0.0/8"])
     assert inside.choose("a.example", answers) == ["10.0.0.1", "8.8.8.8", "2606:4700::1111"]
 
 
-def test_network_that_is_allowed_counts_however_its_address_is_carried():
+def test_allowed_network_applies_to_embedded_addresses():
     rules = AddressRules(allow_networks=["10.1.0.0/16", "fd12::/16"])
     assert rules.choose("a", ["10.1.2.3"]) == ["10.1.2.3"]
     assert rules.choose("a", ["::ffff:10.1.2.3"]) == ["10.1.2.3"]
@@ -219,12 +219,12 @@ def test_hosts_are_allowed_exactly(allowed, host, matches):
         ("a:b", None),
     ],
 )
-def test_host_that_is_an_address_is_read_in_every_spelling(host, address):
+def test_host_that_is_an_address_is_parsed_in_every_spelling(host, address):
     read = address_in(host)
     assert (None if read is None else str(read)) == address
 
 
-def test_what_is_public_is_global_for_python_too():
+def test_public_addresses_are_global_in_python_too():
     seeded = random.Random(14)
     texts = [str(ipaddress.IPv4Address(seeded.getrandbits(32))) for _ in range(5_000)]
     for _ in range(5_000):

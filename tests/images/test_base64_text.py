@@ -1,4 +1,4 @@
-"""Base64 in the spellings that are met, and what is not base64."""
+"""Base64 in its common spellings, and text that is not base64."""
 
 import base64
 

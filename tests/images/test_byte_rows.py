@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from spark_vision.images.byte_rows import ByteRows, tensor_over
+from spark_vision.images.byte_rows import ByteRows, tensor_view
 
 VALUES = [b"one", None, b"", b"a value longer than twelve bytes", b"\xff\x00", None, b"x" * 300]
 
@@ -92,8 +92,8 @@ def test_tensor_keeps_its_bytes_alive():
 def test_viewing_read_only_bytes_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert tensor_over(b"abc").tolist() == [97, 98, 99]
-        assert tensor_over(b"").tolist() == []
+        assert tensor_view(b"abc").tolist() == [97, 98, 99]
+        assert tensor_view(b"").tolist() == []
 
 
 @pytest.mark.parametrize("array", [pa.array([1]), pa.array([[b"a"]]), pa.array([{"a": b"b"}])])

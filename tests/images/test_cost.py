@@ -1,4 +1,4 @@
-"""What decoding takes in memory and work: estimated by the header, measured, and refused."""
+"""The cost of decoding in memory and work: estimated from the header, measured, and limited."""
 
 import json
 import os
@@ -35,7 +35,7 @@ from hostile_images import (
 )
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost, decoding, orientation
-from spark_vision.images.decoding import decode, judge
+from spark_vision.images.decoding import decode, inspect_image
 from spark_vision.images.headers import read_header
 from spark_vision.images.sources import RawImage
 from spark_vision.operators import ImageLimits
@@ -153,7 +153,7 @@ print(json.dumps(taken))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_decoding_takes_no_more_memory_than_its_header_lets_expect(measured, kind):
+def test_decoding_takes_at_most_the_memory_estimated_from_its_header(measured, kind):
     taken_bytes, value_count, data = measured[kind]
     header = read_header(memoryview(data))
     assert value_count == 3 * header.size[0] * header.size[1]
@@ -164,10 +164,10 @@ def test_decoding_takes_no_more_memory_than_its_header_lets_expect(measured, kin
     assert header.peak_bytes <= 1.6 * taken_bytes
 
 
-def test_ordinary_image_of_exactly_the_pixels_allowed_may_take_its_memory():
+def test_ordinary_image_with_the_maximum_pixels_fits_into_memory():
     limits = ImageLimits(max_pixels=40_000_000)
     for data in (jpeg_with_size(8000, 5000), jpeg_with_size(8000, 5000, quality=30)):
-        assert judge(as_tensor(data), limits).peak_bytes <= cost.most_bytes(limits)
+        assert inspect_image(as_tensor(data), limits).peak_bytes <= cost.max_decode_bytes(limits)
 
 
 ATTACKS = {
@@ -198,29 +198,29 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_small_file_that_asks_for_much_is_too_large(name):
+def test_small_file_with_a_high_cost_is_too_large(name):
     with pytest.raises(RowFailure) as caught:
-        judge(as_tensor(ATTACKS[name]()), LIMITS)
+        inspect_image(as_tensor(ATTACKS[name]()), LIMITS)
     assert caught.value.status == Status.TOO_LARGE
     assert not caught.value.reason.endswith("…")
 
 
-def test_what_is_refused_for_its_memory_is_decoded_when_more_pixels_are_allowed():
+def test_image_refused_for_its_memory_is_decoded_if_more_pixels_are_allowed():
     data = as_tensor(encode(photo(64, 48), "JPEG", progressive=True))
-    header = judge(data, LIMITS).header
+    header = inspect_image(data, LIMITS).header
     assert header.peak_bytes > 3 * 64 * 48
     tiff = as_tensor(tiff_of_one_tile(46_000))
-    judge(tiff, ImageLimits(max_pixels=600_000_000))
+    inspect_image(tiff, ImageLimits(max_pixels=600_000_000))
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 def test_ordinary_progressive_jpeg_of_many_pixels_is_not_too_much_work(subsampling):
     data = jpeg_with_size(7000, 6000, progressive=True, subsampling=subsampling)
-    header = judge(as_tensor(data), LIMITS).header
-    assert 0 < header.work <= cost.most_work(LIMITS) / 2
+    header = inspect_image(as_tensor(data), LIMITS).header
+    assert 0 < header.work <= cost.max_decode_work(LIMITS) / 2
 
 
-def test_what_follows_a_progressive_jpeg_is_not_counted():
+def test_data_after_a_progressive_jpeg_is_not_counted():
     """Such as a film, or a smaller image for screens."""
     data = encode(photo(64, 48), "JPEG", progressive=True)
     work = read_header(memoryview(data)).work
@@ -248,7 +248,7 @@ def test_scans_are_counted_for_no_other_jpeg():
     assert header.peak_bytes == 3 * 64 * 48 + 64 * cost.ROW
 
 
-def test_image_takes_its_memory_only_after_it_was_judged(monkeypatch):
+def test_memory_is_reserved_only_after_the_header_was_checked(monkeypatch):
     """A refusal must come before any decoder, and before any process for one."""
 
     def fail(*_):
@@ -264,11 +264,11 @@ def test_image_takes_its_memory_only_after_it_was_judged(monkeypatch):
 def test_large_image_is_turned_as_a_small_one_is():
     pixels = torch.arange(3 * 31 * 17, dtype=torch.int32).reshape(31, 17, 3).permute(2, 0, 1)
     for value in range(1, 9):
-        expected = orientation.turn_upright(pixels.clone(), value)
+        expected = orientation.apply_orientation(pixels.clone(), value)
         for most in (1, 100, 400):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(orientation, "_TURNED_AT_ONCE", most)
-                got = orientation.turn_upright(pixels.clone(), value)
+                got = orientation.apply_orientation(pixels.clone(), value)
             assert torch.equal(got, expected), (value, most)
 
 
@@ -277,7 +277,7 @@ def test_raw_pixels_take_no_more_memory_than_their_result(mode, channels):
     height, width = 1500, 2000
     data = np.random.default_rng(0).integers(0, 256, height * width * channels, dtype=np.uint8)
     image = RawImage(height, width, channels, mode, torch.from_numpy(data))
-    expected_bytes = judge(image, LIMITS).peak_bytes
+    expected_bytes = inspect_image(image, LIMITS).peak_bytes
     tracemalloc.start()
     try:
         pixels = decode(image, LIMITS)

@@ -1,4 +1,4 @@
-"""What becomes of bytes that are no image, no image of ours, half an image, or too much of one."""
+"""Statuses of bytes that are not an image, unsupported, truncated, or too large."""
 
 import os
 import resource
@@ -74,7 +74,7 @@ def test_bytes_of_no_image_format(data):
 @pytest.mark.parametrize(
     "page", [b"<!DOCTYPE html><html>", b"\n\n<html lang='en'>", b"\xef\xbb\xbf<!doctype HTML>"]
 )
-def test_html_page_is_called_one(page):
+def test_html_page_is_named(page):
     failure = failure_of(page + b"404 Not Found")
     assert failure.status == Status.NOT_AN_IMAGE
     assert "HTML" in failure.reason
@@ -99,7 +99,7 @@ def test_html_page_is_called_one(page):
         ("ICNS", encode(photo(32, 32), "ICNS")),
     ],
 )
-def test_image_format_that_is_not_read_is_named(name, data):
+def test_unsupported_format_is_named(name, data):
     failure = failure_of(data)
     assert failure.status == Status.UNSUPPORTED_FORMAT
     assert name in failure.reason
@@ -112,7 +112,7 @@ def test_integer_and_lab_tiff_are_refused_by_name():
     assert failure_of(encode(lab, "TIFF")).status == Status.UNSUPPORTED_FORMAT
 
 
-def test_jpeg_process_that_is_not_read_is_unsupported():
+def test_unsupported_jpeg_process_is_reported():
     data = bytearray(encode(photo(64, 48), "JPEG"))
     data[data.index(b"\xff\xc0") + 1] = 0xC5
     assert failure_of(bytes(data)).status == Status.UNSUPPORTED_FORMAT
@@ -205,7 +205,7 @@ def test_image_of_too_many_pixels_is_too_large(name):
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_image_of_exactly_the_pixels_allowed_is_decoded(name):
+def test_image_with_the_maximum_pixels_is_decoded(name):
     assert decode(as_tensor(ENCODINGS[name]()), ImageLimits(max_pixels=64 * 48)).shape[0] == 3
 
 
@@ -276,7 +276,7 @@ def test_image_without_pixels_has_bad_dimensions(data):
     assert failure_of(data).status == Status.BAD_DIMENSIONS
 
 
-def test_memory_that_is_not_there_fails_only_the_row(tmp_path):
+def test_lack_of_memory_fails_only_the_row(tmp_path):
     program = """
 import resource, sys, torch
 from spark_vision.errors import RowFailure

@@ -1,4 +1,4 @@
-"""Some hundred mutated inputs of each target; `tests/support/fuzz.py` runs as many as one likes."""
+"""A few hundred mutated inputs per target; `tests/support/fuzz.py` runs more."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def test_corpus_is_small_and_whole():
     assert formats == set(Format)
 
 
-def test_case_is_made_of_seed_and_number_alone():
+def test_case_depends_only_on_seed_and_number():
     corpus = fuzz.make_images()
     cases = [fuzz.mutated(corpus, 1, number) for number in range(50)]
     assert cases == [fuzz.mutated(corpus, 1, number) for number in range(50)]
@@ -33,7 +33,7 @@ def test_case_is_made_of_seed_and_number_alone():
     assert len(set(cases)) > 45
 
 
-def test_what_must_never_happen_is_reported_with_its_case():
+def test_violation_is_reported_with_its_case():
     def check(data):
         assert len(data) < 5, "too long"
 
@@ -49,7 +49,7 @@ def test_any_bytes_are_read_or_refused(target):
 
 
 def test_image_of_any_bytes_is_decoded_or_fails():
-    """In a process of its own, since a decoder in C could end this one."""
+    """In a child process, because a decoder in C could crash this one."""
     run = subprocess.run(
         [sys.executable, str(TESTS / "fuzz.py"), "decoding", "--cases", "300"],
         capture_output=True,

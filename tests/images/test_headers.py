@@ -1,4 +1,4 @@
-"""What is read of a file before it is decoded: the same as Pillow reads, from every format."""
+"""Headers of every format, compared with Pillow."""
 
 import io
 import struct
@@ -23,7 +23,7 @@ from hostile_images import (
     webp_with_unflagged_alpha,
 )
 from spark_vision.errors import RowFailure, Status
-from spark_vision.images import completeness, headers
+from spark_vision.images import headers, truncation
 from spark_vision.images.decoding import decode
 from spark_vision.images.headers import Format, read_header
 from spark_vision.operators import ImageLimits
@@ -76,7 +76,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_header_says_what_pillow_says(name):
+def test_header_agrees_with_pillow(name):
     data = FILES[name]()
     with Image.open(io.BytesIO(data)) as image:
         assert header_of(data).format == image.format
@@ -84,7 +84,7 @@ def test_header_says_what_pillow_says(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_header_cut_anywhere_is_named(name):
+def test_truncated_header_is_reported(name):
     data = FILES[name]()
     for cut in range(min(len(data), 700)):
         status = outcome_of(data[:cut])
@@ -268,16 +268,16 @@ def test_small_numbers_are_no_icon(start):
         (Format.AVIF, b"", b"\0\0\0\x08free"),
     ],
 )
-def test_question_whether_a_file_ends_early_is_answered_in_bounded_steps(format, start, piece):
-    def ends_early(count):
-        return completeness.ends_early(format, memoryview(start + piece * count))
+def test_truncation_is_detected_in_bounded_steps(format, start, piece):
+    def is_truncated(count):
+        return truncation.is_truncated(format, memoryview(start + piece * count))
 
-    assert ends_early(100)
-    assert not ends_early(completeness.MOST_STEPS + 1)
+    assert is_truncated(100)
+    assert not is_truncated(truncation.MAX_STEPS + 1)
 
 
 def test_long_walks_are_bounded_by_count():
     """Whatever the bytes, a header takes so many steps of Python and no more."""
-    data = b"GIF89a\1\0\1\0\0\0\0" + b"\0" * (headers.MOST_GIF_BLOCKS + 1)
+    data = b"GIF89a\1\0\1\0\0\0\0" + b"\0" * (headers.MAX_GIF_BLOCKS + 1)
     assert failure_of(data).status == Status.TOO_LARGE
     assert Format.GIF in failure_of(data).reason

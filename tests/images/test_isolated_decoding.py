@@ -88,10 +88,10 @@ def poisoned(monkeypatch):
         (263, Status.DECODE_ERROR, "ended with signal 9 on this GIF"),
         (264, Status.TIMEOUT, "not decoded within 0.5 s"),
         (265, Status.TIMEOUT, "not decoded within 0.5 s"),
-        (266, Status.OUT_OF_MEMORY, "no memory"),
+        (266, Status.OUT_OF_MEMORY, "not enough memory"),
         (268, Status.DECODE_ERROR, "File too large"),
         (269, Status.DECODE_ERROR, "on this GIF"),
-        (270, Status.DECODE_ERROR, "answered nonsense on this GIF"),
+        (270, Status.DECODE_ERROR, "invalid answer for this GIF"),
         (271, Status.DECODE_ERROR, "40000 × 40000 pixels instead of 271 × 40"),
         (272, Status.DECODE_ERROR, "a reason of 4,294,967,296 bytes"),
     ],
@@ -110,7 +110,7 @@ def test_poison_costs_only_its_row(poisoned, width, status, reason):
     assert len(decoder_pids()) == 1
 
 
-def test_what_a_decoder_prints_goes_nowhere(poisoned, capfd):
+def test_output_of_a_decoder_is_discarded(poisoned, capfd):
     data = gif(267)
     np.testing.assert_array_equal(decode_to_array(data), by_pillow_here(data))
     assert capfd.readouterr() == ("", "")
@@ -145,7 +145,7 @@ def test_a_process_that_ended_between_images_is_replaced():
 
 
 def test_an_image_whose_process_was_killed_from_outside_is_decoded_in_another():
-    """As the system does where memory runs out."""
+    """As the kernel does if memory runs out."""
     data = gif(20)
     victims = []
 
@@ -213,7 +213,7 @@ def runs(pid):
         return False
 
 
-def test_a_decoder_holds_no_secrets_and_no_descriptors_of_the_worker(monkeypatch, tmp_path):
+def test_a_decoder_has_no_secrets_and_no_descriptors_of_the_worker(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with (tmp_path / "open").open("w") as file:
         os.set_inheritable(file.fileno(), True)
@@ -226,7 +226,7 @@ def test_a_decoder_holds_no_secrets_and_no_descriptors_of_the_worker(monkeypatch
     assert connection.startswith("socket:")
 
 
-def test_a_decoder_is_bounded_by_the_system():
+def test_a_decoder_has_resource_limits():
     decode_to_array(gif(20))
     (pid,) = decoder_pids()
     limits = Path(f"/proc/{pid}/limits").read_text()
@@ -272,7 +272,7 @@ print(same, os.waitpid(child, 0)[1], isolated_decoding._idle == [mine])
 
 
 @pytest.mark.parametrize("interpreter", ["", "/no/such/python", "/bin/false"])
-def test_without_a_process_images_are_decoded_here_and_stderr_says_so_once(
+def test_without_a_process_images_are_decoded_here_with_one_warning(
     interpreter, monkeypatch, capfd
 ):
     monkeypatch.setattr(sys, "executable", interpreter)
@@ -280,16 +280,16 @@ def test_without_a_process_images_are_decoded_here_and_stderr_says_so_once(
         np.testing.assert_array_equal(decode_to_array(data), by_pillow_here(data))
     jpeg = encode(photo(60, 40), "JPEG", exif=exif_with_orientation(6))
     assert decode_to_array(jpeg, isolate=True).shape == (60, 40, 3)
-    said = capfd.readouterr().err
-    assert said.count("no decoder process can be started") == 1
+    output = capfd.readouterr().err
+    assert output.count("no decoder process can be started") == 1
 
 
-def test_where_processes_could_be_started_none_is_decoded_here_for_want_of_another(monkeypatch):
+def test_after_a_started_process_no_image_is_decoded_here(monkeypatch):
     decode_to_array(gif(50))
     isolated_decoding._idle.pop().kill()
     with monkeypatch.context() as context:
         context.setattr(sys, "executable", "/bin/false")
-        with pytest.raises(RowFailure, match="out_of_memory: no process can be started"):
+        with pytest.raises(RowFailure, match="out_of_memory: no decoder process can be started"):
             decode_to_array(gif(50))
     np.testing.assert_array_equal(decode_to_array(gif(50)), by_pillow_here(gif(50)))
 

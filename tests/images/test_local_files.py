@@ -1,4 +1,4 @@
-"""Local files are read below the roots that the operator names, and nowhere else."""
+"""Local files are read only below the operator's allowed roots."""
 
 import os
 import socket
@@ -32,7 +32,7 @@ def is_blocked(url, fetcher):
 
 @pytest.fixture(autouse=True, params=["directly", "by a thread"])
 def way(request, monkeypatch):
-    """Files of this machine are read directly, those of a network by a thread; both as strictly."""
+    """Local files are read directly, network files by a thread; both with the same checks."""
     hangs = request.param == "by a thread"
     monkeypatch.setattr("spark_vision.images.local_files.may_hang", lambda *_: hangs)
 
@@ -56,7 +56,7 @@ def fetcher(root):
 @pytest.mark.parametrize(
     "name", ["plain.png", "with blank.png", "a#b?c%20d.png", "图片.png", "a:b@2x.png", "100%.png"]
 )
-def test_local_path_means_itself(root, fetcher, name):
+def test_local_path_is_literal(root, fetcher, name):
     path = root / name
     path.write_bytes(b"image")
     assert fetcher.fetch(str(path)) == b"image"
@@ -110,7 +110,7 @@ def test_file_over_the_limit_is_too_large_and_not_read(root):
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "expected"),
     [
         ("missing.png", "no such file"),
         ("a.png/below.png", "no such file"),
@@ -121,17 +121,17 @@ def test_file_over_the_limit_is_too_large_and_not_read(root):
         ("socket", "is not a regular file"),
     ],
 )
-def test_path_below_a_root_that_cannot_be_read_says_why(root, fetcher, path, said):
+def test_unreadable_path_below_a_root_is_reported_with_its_reason(root, fetcher, path, expected):
     (root / "loop").symlink_to(root / "loop")
     os.mkfifo(root / "pipe")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(root / "socket"))
         failure = failure_of(root / path, fetcher)
     assert failure.status == Status.READ_ERROR
-    assert said in failure.reason
+    assert expected in failure.reason
 
 
-def test_file_without_permission_says_so(root):
+def test_file_without_permission_is_reported(root):
     path = root / "a.png"
     path.chmod(0)
     program = """
@@ -211,7 +211,7 @@ def test_paths_that_come_back_into_a_root_are_read(root, fetcher):
     assert alias.fetch(str(root / "a.png")) == b"image"
 
 
-def test_whether_a_file_outside_the_roots_exists_does_not_show(root, fetcher):
+def test_existence_of_a_file_outside_the_roots_is_not_revealed(root, fetcher):
     (root / "folder").symlink_to(root.parent / "photos2")
     (root / "dangling.png").symlink_to(root.parent / "missing.png")
     (root / "link.png").symlink_to(root.parent / "secret.png")
@@ -224,15 +224,13 @@ def test_whether_a_file_outside_the_roots_exists_does_not_show(root, fetcher):
         ("/etc/passwd", "/etc/no-such-file"),
     ]
     for present, missing in pairs:
-        said, unsaid = (failure_of(path, fetcher) for path in (present, missing))
-        assert said.status == unsaid.status == Status.BLOCKED
-        prefix = said.reason.partition(": ")[0]
-        assert unsaid.reason.startswith(prefix)
+        existing, absent = (failure_of(path, fetcher) for path in (present, missing))
+        assert existing.status == absent.status == Status.BLOCKED
+        prefix = existing.reason.partition(": ")[0]
+        assert absent.reason.startswith(prefix)
 
 
-def test_a_path_outside_the_roots_is_refused_before_the_file_system_is_asked(
-    root, fetcher, monkeypatch
-):
+def test_a_path_outside_the_roots_is_refused_without_file_system_access(root, fetcher, monkeypatch):
     def ask(*_, **__):
         raise AssertionError("the file system was asked")
 
@@ -282,7 +280,7 @@ def test_a_root_in_shared_memory_may_be_named():
         path.unlink()
 
 
-def test_a_link_that_is_changed_all_the_time_never_leads_out(root, fetcher):
+def test_a_constantly_changing_link_never_leads_outside(root, fetcher):
     link = root / "race.png"
     ends = threading.Event()
 
@@ -330,7 +328,7 @@ def test_refused_files_leave_no_descriptor_open(root, fetcher):
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_a_read_that_is_left_behind_reads_no_other_file(root, monkeypatch):
+def test_an_abandoned_read_reads_no_other_file(root, monkeypatch):
     monkeypatch.setattr("spark_vision.images.local_files.may_hang", lambda *_: True)
     fetcher = make_fetcher(str(root), fetch_seconds=0.2)
     hangs, ends = threading.Event(), threading.Event()

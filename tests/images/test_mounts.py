@@ -1,4 +1,4 @@
-"""Folders of a network are told from those of this machine, whose reads need no thread."""
+"""Network file systems are distinguished from local ones, which need no thread for reads."""
 
 import os
 import threading
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spark_vision.errors import RowFailure, Status
-from spark_vision.images import patience
+from spark_vision.images import deadline_threads
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.mounts import MOUNTS, may_hang
 from spark_vision.operators import ImageLimits, ImageViTEmbedding
@@ -45,7 +45,7 @@ a line that means nothing
         ("/", True),
     ],
 )
-def test_a_folder_may_hang_where_something_of_a_network_is_mounted(folder, hangs):
+def test_a_folder_may_hang_if_a_network_file_system_is_mounted(folder, hangs):
     assert may_hang(folder, TABLE) is hangs
 
 
@@ -53,7 +53,7 @@ def test_a_system_without_a_table_of_mounts_reads_directly():
     assert may_hang("/data", "") is False
 
 
-def test_this_machines_own_table_is_understood():
+def test_this_machines_own_table_is_parsed():
     text = MOUNTS.read_text()
     assert may_hang("/dev/shm", text) in (True, False)
     kinds = {line.partition(" - ")[2].split(" ")[0] for line in text.splitlines()}
@@ -65,9 +65,7 @@ def count_descriptors():
 
 
 @pytest.mark.parametrize("step", ["open", "read", "realpath"])
-def test_a_read_of_a_network_that_hangs_is_left_behind_and_leaks_nothing(
-    step, tmp_path, monkeypatch
-):
+def test_a_hanging_network_read_is_abandoned_without_leaks(step, tmp_path, monkeypatch):
     monkeypatch.setattr("spark_vision.images.local_files.may_hang", lambda *_: True)
     (tmp_path / "a.png").write_bytes(b"image")
     path = str(tmp_path / ("missing.png" if step == "realpath" else "a.png"))
@@ -87,11 +85,11 @@ def test_a_read_of_a_network_that_hangs_is_left_behind_and_leaks_nothing(
     with pytest.raises(RowFailure) as caught:
         fetcher.fetch(path)
     assert caught.value.status == Status.TIMEOUT
-    assert len(patience._hanging) == 1
+    assert len(deadline_threads._hanging) == 1
     goes_on.set()
     for _ in range(3000):
-        if not patience._hanging:
+        if not deadline_threads._hanging:
             break
         time.sleep(0.01)
-    assert not patience._hanging
+    assert not deadline_threads._hanging
     assert count_descriptors() == before

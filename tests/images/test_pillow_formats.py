@@ -1,4 +1,4 @@
-"""What Pillow decides: damaged PNG, profiles, orientation in XMP, samples of TIFF, its chatter."""
+"""Formats decoded by Pillow: corrupt PNG, profiles, XMP orientation, TIFF samples, warnings."""
 
 import io
 import struct
@@ -22,8 +22,8 @@ from encoded_images import (
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images.decoding import decode
 from spark_vision.images.headers import Format
-from spark_vision.images.pillow_decoding import decode_by_pillow, upright_pixels
-from spark_vision.images.png_chunks import MOST_CHUNKS
+from spark_vision.images.pillow_decoding import allocate_upright, decode_by_pillow
+from spark_vision.images.png_chunks import MAX_CHUNKS
 from spark_vision.operators import ImageLimits
 
 LIMITS = ImageLimits()
@@ -84,7 +84,7 @@ def test_wrong_checksum_alone_is_a_decode_error():
 
 
 def test_second_header_of_a_png_is_a_decode_error():
-    """What decoding takes was judged by the first one."""
+    """The cost was estimated from the first one."""
     header, *rest = chunks_of(encode(photo(64, 48).convert("1"), "PNG"))
     larger, *pixels = chunks_of(png_16_bit(np.zeros((96, 128, 4), np.uint16)))
     failure = failure_of(png_of([header, larger, *pixels]))
@@ -103,7 +103,7 @@ def test_png_whose_compressed_pixels_end_early_fails():
 
 def test_png_of_more_chunks_than_any_encoder_writes_is_a_decode_error():
     header, *rest = chunks_of(encode(photo(8, 8), "PNG"))
-    failure = failure_of(png_of([header] + [(b"teXt", b"")] * MOST_CHUNKS + rest))
+    failure = failure_of(png_of([header] + [(b"teXt", b"")] * MAX_CHUNKS + rest))
     assert failure.status == Status.DECODE_ERROR
     assert "chunks" in failure.reason
 
@@ -151,7 +151,7 @@ def test_orientation_in_xmp_is_applied(format, orientation):
 
 @pytest.mark.parametrize("in_exif", [1, 3])
 @pytest.mark.parametrize("format", ["PNG", "WEBP"])
-def test_orientation_in_exif_goes_before_that_in_xmp(format, in_exif):
+def test_orientation_in_exif_overrides_that_in_xmp(format, in_exif):
     data = with_xmp(format, 6, exif=exif_with_orientation(in_exif))
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     assert expected.shape == (40, 60, 3)
@@ -218,9 +218,9 @@ def test_warnings_of_pillow_stay_in_the_decoder(capfd, recwarn):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_rows_of_the_file_written_to_the_view_come_out_upright(orientation):
+def test_rows_written_to_the_stored_view_are_upright(orientation):
     stored_pixels = np.asarray(photo(7, 5))
-    upright, stored = upright_pixels(7, 5, orientation)
+    upright, stored = allocate_upright(7, 5, orientation)
     stored[:] = stored_pixels
     with Image.fromarray(stored_pixels) as image:
         image.getexif()[0x0112] = orientation
@@ -251,7 +251,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 
 @pytest.mark.parametrize(
-    ("format", "make", "most_bytes"),
+    ("format", "make", "max_decode_bytes"),
     [
         ("PNG", lambda *size: encode(Image.new("RGB", size), "PNG"), 7),
         ("PNG", lambda *size: encode(Image.new("RGBA", size), "PNG"), 7),
@@ -262,7 +262,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
     ids=["RGB PNG", "RGBA PNG", "gray PNG", "16-bit PNG", "GIF"],
 )
 def test_decoding_takes_no_more_than_pillows_image_and_the_result(
-    format, make, most_bytes, tmp_path
+    format, make, max_decode_bytes, tmp_path
 ):
     width, height = 4000, 3000
     (tmp_path / "large").write_bytes(make(width, height))
@@ -275,4 +275,4 @@ def test_decoding_takes_no_more_than_pillows_image_and_the_result(
         check=True,
     )
     # The bands, and what the decoder itself keeps.
-    assert int(run.stdout) < most_bytes * width * height + 16 * 2**20
+    assert int(run.stdout) < max_decode_bytes * width * height + 16 * 2**20

@@ -1,4 +1,4 @@
-"""Columns of every input type, row by row: what is read, and what fails on its row."""
+"""Columns of every input type, row by row: values and failures."""
 
 import base64
 import subprocess
@@ -60,7 +60,7 @@ def outcomes(column):
     ],
     ids=str,
 )
-def test_binary_column_is_bytes_whatever_the_source_type(kind, image_src_type):
+def test_binary_column_is_bytes_for_every_source_type(kind, image_src_type):
     values = pa.array([PNG, None, PNG, None, PNG])
     array = values.dictionary_encode() if pa.types.is_dictionary(kind) else values.cast(kind)
     column = open_array(array, image_src_type)
@@ -109,7 +109,7 @@ def test_null_struct_hides_the_content_under_it():
 
 
 def image_struct(image, mode):
-    """What Spark's image data source makes of an image: BGR or BGRA, row by row."""
+    """An image as read by Spark's image data source: BGR or BGRA, row by row."""
     pixels = np.asarray(image)
     height, width = pixels.shape[:2]
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
@@ -162,7 +162,7 @@ def changed(**fields):
         (changed(height=100_000, width=100_000), Status.TOO_LARGE),
     ],
 )
-def test_image_struct_that_does_not_add_up_fails_on_its_row(row, status):
+def test_inconsistent_image_struct_fails_on_its_row(row, status):
     column = open_array(pa.array([changed(), row], IMAGE_STRUCT))
     assert decoded(column, 0).shape == (7, 13, 3)
     with pytest.raises(RowFailure) as caught:
@@ -216,7 +216,7 @@ def test_url_column_is_fetched(tmp_path):
 
 
 @pytest.mark.parametrize("start", ["http://host/", "/", "s3://b/", "", "图" * 3000, "::" * 5000])
-def test_a_string_too_long_for_an_address_is_not_looked_at(start):
+def test_a_string_too_long_for_an_address_is_not_parsed(start):
     # Not even whether it is a text: the last byte is none of UTF-8.
     text = start.encode() + b"x" * 10_000_000 + b"\xff"
     column = open_array(pa.array([text], pa.binary()).view(pa.string()), roots="/")
@@ -226,7 +226,7 @@ def test_a_string_too_long_for_an_address_is_not_looked_at(start):
     assert caught.value.reason == "the address has more than 8,192 characters"
 
 
-def test_reader_of_a_fetched_row_hears_of_its_bytes_first(tmp_path):
+def test_on_bytes_is_called_before_bytes_are_kept(tmp_path):
     path = tmp_path / "image"
     path.write_bytes(b"x" * 3_000_000)
     heard = []

@@ -15,7 +15,7 @@ from fsspec.registry import known_implementations
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from spark_vision.errors import RowFailure, Status
-from spark_vision.images import patience
+from spark_vision.images import deadline_threads
 from spark_vision.images.fetch import Fetcher
 from spark_vision.operators import ImageLimits, ImageViTEmbedding
 
@@ -197,7 +197,7 @@ def test_other_schemes_and_chains_are_blocked(url, monkeypatch):
     assert connected == []
 
 
-def test_a_chain_is_blocked_whatever_the_operator_lists(register):
+def test_a_chain_is_blocked_regardless_of_allowed_schemes(register):
     memory = register("memory", MemoryFileSystem, store={}, pseudo_dirs=[""])
     memory().pipe("/photos/a.png", b"image")
     fetcher = make_fetcher("memory://photos", schemes=["memory"])
@@ -213,14 +213,14 @@ def test_a_chain_is_blocked_whatever_the_operator_lists(register):
         assert is_blocked(url, fetcher)
 
 
-def test_a_scheme_that_reads_through_another_is_refused_though_it_has_a_name_of_its_own(register):
+def test_a_chained_file_system_is_refused_under_any_name(register):
     class Archive(AbstractArchiveFileSystem):
         pass
 
     for number, kind in enumerate((Archive, DirFileSystem)):
         register(f"box{number}", kind)
         fetcher = make_fetcher(f"box{number}://a", schemes=[f"box{number}"])
-        assert "around another" in failure_of(f"box{number}://a/b", fetcher).reason
+        assert "chained and archive" in failure_of(f"box{number}://a/b", fetcher).reason
 
 
 def test_the_row_chooses_no_option_of_the_store(register):
@@ -235,7 +235,7 @@ def test_the_row_chooses_no_option_of_the_store(register):
     assert [made["endpoint_url"] for made in store.made] == ["http://mine"]
 
 
-def test_a_version_is_read_only_where_the_options_say_so(register):
+def test_a_version_is_read_only_if_the_options_allow_it(register):
     store = register("s3")
     store.objects["bucket/a.png?versionId=1"] = b"image"
     failure = failure_of("s3://bucket/a.png?versionId=1", make_fetcher("s3://bucket"))
@@ -358,7 +358,7 @@ def test_no_listing_is_kept_from_row_to_row(register):
     assert len(listed) == 2
 
 
-def test_threads_do_not_share_a_file_system_that_knows_one_caller_at_a_time(register):
+def test_threads_do_not_share_a_file_system_that_is_not_thread_safe(register):
     inside, most = set(), []
     lock = threading.Lock()
 
@@ -397,7 +397,7 @@ def test_bytes_are_counted_as_they_come_and_nothing_is_read_ahead(register):
     assert store.requests == [("bucket/a", 0, 1002)]
 
 
-def test_a_store_that_says_less_than_it_sends_is_too_large(register):
+def test_a_store_that_sends_more_than_announced_is_too_large(register):
     class Endless:
         size = 10
         sent = 0
@@ -427,7 +427,7 @@ def test_large_objects_come_in_few_pieces(register):
 
 
 @pytest.mark.parametrize("place", ["connecting", "opening", "size", "reading"])
-def test_whatever_hangs_is_left_behind_at_the_deadline(register, place):
+def test_a_hanging_call_is_abandoned_at_the_deadline(register, place):
     goes_on = threading.Event()
 
     class Hanging:
@@ -460,7 +460,7 @@ def test_whatever_hangs_is_left_behind_at_the_deadline(register, place):
         failure = failure_of("s3://bucket/a", fetcher)
         assert failure.status == Status.TIMEOUT
         assert not goes_on.is_set()
-        assert len(patience._hanging) == 1
+        assert len(deadline_threads._hanging) == 1
     finally:
         goes_on.set()
     wait_until_none_hangs()
@@ -477,14 +477,14 @@ def fetch_in_the_end(url, fetcher):
 
 def wait_until_none_hangs():
     for _ in range(3000):
-        if not patience._hanging:
+        if not deadline_threads._hanging:
             break
         time.sleep(0.01)
-    assert not patience._hanging
+    assert not deadline_threads._hanging
 
 
 def test_reads_fail_at_once_when_too_many_hang(register, monkeypatch):
-    monkeypatch.setattr(patience, "MOST_ABANDONED", 3)
+    monkeypatch.setattr(deadline_threads, "MAX_ABANDONED", 3)
     goes_on, begun = threading.Event(), []
 
     def open_(self, path, mode, **_):
@@ -507,7 +507,7 @@ def test_reads_fail_at_once_when_too_many_hang(register, monkeypatch):
     assert len(begun) == 3
 
 
-def test_what_a_file_system_says_is_not_shown(register):
+def test_message_of_a_file_system_is_not_shown(register):
     def open_(self, path, mode, **_):
         raise PermissionError(f"the key {self.key} does not open {path}")
 
@@ -531,14 +531,14 @@ def test_what_a_file_system_says_is_not_shown(register):
             assert secret not in str(failure)
 
 
-def test_missing_object_says_so(register):
+def test_missing_object_is_reported(register):
     register("s3")
     failure = failure_of("s3://bucket/folder/a.png", make_fetcher("s3://bucket"))
     assert failure.status == Status.READ_ERROR
     assert failure.reason == "no such file: s3://bucket/folder/a.png"
 
 
-def test_scheme_that_is_listed_but_unknown_is_named():
+def test_allowed_but_unknown_scheme_is_named():
     fetcher = make_fetcher("carrier-pigeon://loft", schemes=["carrier-pigeon"])
     failure = failure_of("carrier-pigeon://loft/a?topsecret", fetcher)
     assert failure.status == Status.READ_ERROR
@@ -554,7 +554,7 @@ def test_missing_package_of_a_file_system_is_named(monkeypatch):
     assert "no_such_package" in failure.reason
 
 
-def test_an_address_of_any_length_costs_next_to_nothing():
+def test_an_address_of_any_length_is_cheap():
     fetcher = make_fetcher("s3://bucket")
     for start in ("s3://bucket/", "http://", "/", "a::" * 10, "%2e" * 10, "::"):
         failure = failure_of(start * 1000 + "x" * 10_000_000, fetcher)
@@ -566,7 +566,7 @@ def test_storage_options_stay_out_of_representations():
     assert "topsecret" not in repr(make_fetcher(options={"key": "topsecret"}))
 
 
-def test_fsspec_is_never_handed_a_rows_url_whole(register, monkeypatch):
+def test_fsspec_never_gets_a_rows_full_url(register, monkeypatch):
     store = register("s3")
     store.objects["bucket/a"] = b"image"
     for name in ("url_to_fs", "_un_chain", "open"):

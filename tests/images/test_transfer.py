@@ -1,4 +1,4 @@
-"""What one image may take while it comes in."""
+"""The memory of one image while it is fetched."""
 
 import tracemalloc
 
@@ -10,7 +10,7 @@ def test_many_small_pieces_take_no_more_memory_than_their_bytes():
     transfer = Transfer(ImageLimits())
     tracemalloc.start()
     for number in range(100_000):
-        transfer.keep(b"%02d" % (number % 100))
+        transfer.append(b"%02d" % (number % 100))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(transfer.data()) == 200_000

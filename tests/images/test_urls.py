@@ -1,4 +1,4 @@
-"""What of an address a message shows: the host and the path, and nothing that may be a secret."""
+"""What a message shows of an address: host and path, and nothing that may be secret."""
 
 import base64
 import json
@@ -10,7 +10,7 @@ from spark_vision.errors import RowFailure
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.urls import redact, redact_text
 from spark_vision.operators import ImageViTEmbedding
-from spark_vision.operators.places import scheme_of
+from spark_vision.operators.locations import parse_scheme
 
 SECRET = "hUnter2Geheim"
 
@@ -115,7 +115,7 @@ def test_what_may_hold_a_secret_is_not_shown(address):
 
 
 def mutated(random_, secret):
-    """An address with a secret where one may stand, spelled in a way that nobody expects."""
+    """An address with a secret at a possible place, in an unexpected spelling."""
     schemes = ["http", "HTTPS", "s3", "s3a", "ftp", "abfss", "hdfs", "file", "x-y", ""]
     noises = ["", "/", "?", "#", "@", ":", ";", "&", "=", "\\", " ", "%2F", "é", "12/"]
     scheme = random_.choice(schemes)
@@ -158,8 +158,8 @@ def test_no_failure_of_a_row_shows_a_secret():
     seen = set()
     for _ in range(3000):
         address = mutated(random_, "S3cretZz9")
-        # Those would be dialled; what they say is shown by tests of their own.
-        if (scheme_of(address.strip()) or "").startswith("http"):
+        # These would be fetched; other tests check their messages.
+        if (parse_scheme(address.strip()) or "").startswith("http"):
             continue
         with pytest.raises(RowFailure) as caught:
             fetcher.fetch(address)

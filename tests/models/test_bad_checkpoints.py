@@ -1,4 +1,4 @@
-"""A checkpoint that is damaged or made by hand is named with what is wrong, at no cost."""
+"""A corrupt or hand-edited checkpoint is reported with the reason, at no cost."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import torch
 
 import checkpoints
 from spark_vision.errors import UnsupportedCheckpointError
-from spark_vision.models import settings_files
+from spark_vision.models import config_files
 from spark_vision.models.checkpoint_files import check_headers, open_folder
 from spark_vision.models.families import load_model, load_preprocessor
 
@@ -97,7 +97,7 @@ open_folder(pathlib.Path({str(folder)!r}))
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert "UnsupportedCheckpointError" in done.stderr
-    assert "config.json has 1,073,741,824 bytes, more than the 16,777,216" in done.stderr
+    assert "config.json has 1,073,741,824 bytes, more than the maximum of 16,777,216" in done.stderr
 
 
 def test_a_huge_vocabulary_is_refused_before_a_library_reads_it(folder):
@@ -107,8 +107,8 @@ def test_a_huge_vocabulary_is_refused_before_a_library_reads_it(folder):
         open_folder(folder)
 
 
-def test_what_a_json_bomb_grows_to_is_bounded_by_its_bytes(folder, monkeypatch):
-    monkeypatch.setattr(settings_files, "MAX_BYTES", 1000)
+def test_a_json_bomb_is_limited_by_its_bytes(folder, monkeypatch):
+    monkeypatch.setattr(config_files, "MAX_BYTES", 1000)
     (folder / "config.json").write_text(json.dumps({"model_type": "vit", "x": ["y"] * 1000}))
     with pytest.raises(UnsupportedCheckpointError, match="is it another file under its name"):
         open_folder(folder)
@@ -125,7 +125,7 @@ def test_a_pickle_under_the_name_of_safetensors_is_named(folder, legacy):
         load_model(open_folder(folder), "float32", CPU)
 
 
-def test_a_header_of_640_bytes_is_no_pickle(folder):
+def test_a_header_of_640_bytes_is_not_taken_for_a_pickle(folder):
     from safetensors.torch import load_file, save_file
 
     path = folder / "model.safetensors"

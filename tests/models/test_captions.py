@@ -1,4 +1,4 @@
-"""Captions are those of transformers on each row alone, whatever the batch."""
+"""Captions equal those of transformers for each row alone, regardless of the batch."""
 
 import logging
 import threading
@@ -73,7 +73,7 @@ def tokens_of(generated):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("penalty", [None, 3.0])
-def test_greedy_tokens_are_those_of_each_row_alone_whatever_the_batch(folders, family, penalty):
+def test_greedy_tokens_equal_those_of_each_row_alone(folders, family, penalty):
     folder = folders[family]
     preprocessor, model = load(folder)
     assert isinstance(model, ImageCaptioner)
@@ -125,16 +125,16 @@ def test_rules_of_the_generation_config_see_each_row_alone(tmp_path, rules):
     assert generated.truncated.tolist() == [tokens[-1] not in stops for tokens in alone]
 
 
-def test_an_end_that_is_forced_is_a_cut(folder, tmp_path):
+def test_a_forced_end_is_a_truncation(folder, tmp_path):
     end = parts(folder)[1].generation_config.eos_token_id[0]
     forced = write_qwen_vl(tmp_path / "qwen", generation={"forced_eos_token_id": end})
     rows = list(zip(pictures()[:4], PROMPTS, strict=True))
     preprocessor, model = load(forced)
     inputs = [preprocessor.prepare(*row) for row in rows]
     generated = run(preprocessor, model, inputs, max_new_tokens=4)
-    said = tokens_of(generated)
-    assert said == [generated_tokens(forced, *row, 4)[:-1] for row in rows]
-    assert generated.truncated.tolist() == [len(tokens) == 3 for tokens in said]
+    tokens = tokens_of(generated)
+    assert tokens == [generated_tokens(forced, *row, 4)[:-1] for row in rows]
+    assert generated.truncated.tolist() == [len(row) == 3 for row in tokens]
     assert set(generated.truncated.tolist()) == {True, False}
 
 
@@ -144,7 +144,7 @@ def test_a_checkpoint_whose_texts_end_at_strings_is_refused(tmp_path):
         load(folder)
 
 
-def test_a_row_that_has_ended_is_not_judged_by_what_comes_after(folder):
+def test_scores_after_a_row_has_ended_are_ignored(folder):
     preprocessor, model = load(folder)
     rows = list(zip(pictures()[:4], PROMPTS, strict=True))
     inputs = [preprocessor.prepare(*row) for row in rows]
@@ -190,7 +190,7 @@ def test_another_image_or_prompt_gives_another_caption(folder):
     assert len(set(captions)) == len(inputs)
 
 
-def test_a_drawn_caption_depends_on_seed_and_content_and_not_on_the_batch(folder):
+def test_a_sampled_caption_depends_on_seed_and_content_and_not_on_the_batch(folder):
     rows = list(zip(pictures(), PROMPTS * 2, strict=False))
     sampled = {"do_sample": True, "temperature": 1.3, "top_k": 0, "top_p": 0.95}
     preprocessor, model = load(folder, do_sample=True, seed=7)
@@ -207,7 +207,7 @@ def test_a_drawn_caption_depends_on_seed_and_content_and_not_on_the_batch(folder
     assert all(ours != theirs for ours, theirs in zip(tokens_of(drawn), together, strict=True))
 
 
-def test_tokens_are_drawn_by_the_probabilities_of_transformers(folder):
+def test_tokens_are_sampled_with_the_probabilities_of_transformers(folder):
     count = 2000
     settings = {"do_sample": True, "temperature": 2.0, "top_k": 8, "top_p": 0.9}
     image = draw_pictures(1, 28, 28)[0]
@@ -264,7 +264,7 @@ def test_control_tokens_in_a_prompt_are_text(folder):
         ((40, 40), "a red circle " * 300, Status.BAD_PROMPT),
     ],
 )
-def test_what_the_model_cannot_hold_fails_on_its_row(folder, shape, prompt, status):
+def test_inputs_beyond_the_context_fail_on_their_row(folder, shape, prompt, status):
     preprocessor, _ = load(folder, max_pixels=4000 * 4000)
     image = torch.zeros(3, *shape, dtype=torch.uint8)
     with pytest.raises(RowFailure) as raised:
@@ -284,7 +284,7 @@ def test_a_huge_prompt_is_refused_before_it_is_tokenized(folder, monkeypatch):
     assert tokenized == []
 
 
-def test_control_tokens_are_taken_apart_in_as_many_steps_as_there_are(folder, monkeypatch):
+def test_splitting_control_tokens_takes_one_step_each(folder, monkeypatch):
     preprocessor, _ = load(folder)
     prompts, seen = preprocessor._prompts, []
     encode = prompts._encode
@@ -299,7 +299,7 @@ def test_control_tokens_are_taken_apart_in_as_many_steps_as_there_are(folder, mo
     assert sum(seen) <= len("<|im_end|>" * 5000) + 200
 
 
-def test_an_image_200_times_as_long_as_wide_is_taken(folder):
+def test_an_image_200_times_as_long_as_wide_is_accepted(folder):
     preprocessor, _ = load(folder)
     assert preprocessor.prepare(torch.zeros(3, 5, 1000, dtype=torch.uint8), "x").grid[1] == 2
     assert preprocessor.prepare(torch.zeros(3, 1, 1, dtype=torch.uint8), "x").grid == (1, 4, 4)
@@ -335,7 +335,7 @@ def test_fixed_sizes_resize_as_the_processor_does(folder):
     torch.testing.assert_close(values, theirs["pixel_values"], atol=1e-6, rtol=1e-6)
 
 
-def test_a_model_that_gives_nan_says_so_on_the_row(folder):
+def test_a_model_that_returns_nan_fails_the_row(folder):
     preprocessor, model = load(folder)
     inputs = [preprocessor.prepare(image, "x") for image in draw_pictures(2)]
     batch = preprocessor.collate(inputs)
@@ -354,7 +354,7 @@ def test_a_model_that_gives_nan_says_so_on_the_row(folder):
     assert generated.finite.tolist() == [False, True]
 
 
-def test_threads_write_at_once_with_the_same_weights(folder):
+def test_threads_generate_concurrently_with_shared_weights(folder):
     preprocessor, model = load(folder)
     rows = list(zip(pictures(), PROMPTS * 2, strict=False))
     batches = [[preprocessor.prepare(*row) for row in some] for some in (rows[:3], rows[3:])]
@@ -363,8 +363,8 @@ def test_threads_write_at_once_with_the_same_weights(folder):
 
     def write(batch):
         start.wait(10)
-        said = [tokens_of(run(preprocessor, model, batch)) for _ in range(3)]
-        return said, model._model_of_thread()
+        generated = [tokens_of(run(preprocessor, model, batch)) for _ in range(3)]
+        return generated, model._model_of_thread()
 
     with ThreadPoolExecutor(2) as pool:
         (first, one), (second, other) = pool.map(write, batches)
@@ -375,13 +375,13 @@ def test_threads_write_at_once_with_the_same_weights(folder):
         assert weight is same
 
 
-def test_flash_attention_that_is_not_there_is_said_once(folder, caplog):
-    precision._say_attention_is_torchs.cache_clear()
+def test_missing_flash_attention_is_logged_once(folder, caplog):
+    precision._warn_attention_is_torchs.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             model = load_model(open_folder(folder), "float32", CPU, flash_attention=True)
     assert [record for record in caplog.messages if "flash" in record] == [
-        "use_flash_attention_2 needs the package flash-attn, a GPU and half precision; torch's own "
+        "use_flash_attention_2 needs the flash-attn package, a GPU and half precision; torch's own "
         "attention (SDPA) is used"
     ]
     assert model._model.config._attn_implementation == "sdpa"

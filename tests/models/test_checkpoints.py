@@ -1,4 +1,4 @@
-"""Where a checkpoint is found, and what is said where it is not."""
+"""Where a checkpoint is found, and the error if it is not."""
 
 import json
 import shutil
@@ -82,7 +82,7 @@ def test_a_checkpoint_that_is_nowhere_is_none_without_the_network(tmp_path, cach
     assert find_checkpoint(vit(model_name=str(tmp_path / "no" / "such" / "folder"))) is None
 
 
-def test_resolving_what_is_nowhere_names_every_place_and_the_way_out(tmp_path, cache):
+def test_a_missing_checkpoint_is_reported_with_every_place_searched(tmp_path, cache):
     operator = vit(model_path=str(tmp_path), model_name="google/vit", revision="v9")
     with pytest.raises(CheckpointNotFoundError) as caught:
         resolve_checkpoint(operator)
@@ -92,12 +92,12 @@ def test_resolving_what_is_nowhere_names_every_place_and_the_way_out(tmp_path, c
 
 
 def test_resolving_a_path_that_is_not_there_does_not_ask_the_hub(tmp_path, cache):
-    with pytest.raises(CheckpointNotFoundError, match="no hub has; correct model_path"):
+    with pytest.raises(CheckpointNotFoundError, match="not a hub name; correct model_path"):
         resolve_checkpoint(vit(model_name=str(tmp_path / "gone")))
 
 
 @pytest.mark.parametrize(
-    ("missing", "operator", "said"),
+    ("missing", "operator", "expected"),
     [
         ("config.json", ClipImageEmbedding, "config.json"),
         ("model.safetensors", ClipImageEmbedding, "weights"),
@@ -105,10 +105,10 @@ def test_resolving_a_path_that_is_not_there_does_not_ask_the_hub(tmp_path, cache
         ("tokenizer.json", ClipTextEmbedding, "tokenizer"),
     ],
 )
-def test_a_folder_that_lacks_a_part_is_refused_by_name(tmp_path, missing, operator, said):
+def test_a_folder_that_lacks_a_part_is_refused_by_name(tmp_path, missing, operator, expected):
     folder = checkpoints.write_clip(tmp_path / "clip")
     (folder / missing).unlink()
-    with pytest.raises(CheckpointNotFoundError, match=f"{folder} .* lacks .*{said}"):
+    with pytest.raises(CheckpointNotFoundError, match=f"{folder} .* lacks .*{expected}"):
         find_checkpoint(operator(model_name=str(folder)))
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoint serves which operator, and what is said where it does not."""
+"""Which checkpoint an operator supports, and the error if it does not."""
 
 import json
 
@@ -35,7 +35,7 @@ def config_only(folder, **config):
 
 
 @pytest.mark.parametrize("model_type", ["bert", "llava", "clip_vision_model"])
-def test_an_unknown_family_is_refused_with_those_there_are(tmp_path, model_type):
+def test_an_unknown_family_is_refused_with_the_supported_ones(tmp_path, model_type):
     checkpoint = config_only(tmp_path, model_type=model_type)
     with pytest.raises(UnsupportedCheckpointError, match=f"'{model_type}'; supported: .*siglip"):
         check_operator(checkpoint, ImageViTEmbedding())
@@ -82,7 +82,7 @@ def test_an_operator_of_another_family_is_refused_with_the_right_one(
         ("SiglipConfig", ClipTextEmbedding(), lambda config: config.text_config.projection_size),
     ],
 )
-def test_what_a_config_is_silent_about_is_what_transformers_takes(
+def test_missing_config_values_are_the_defaults_of_transformers(
     tmp_path, config_class, operator, own
 ):
     config = getattr(transformers, config_class)()
@@ -210,7 +210,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
             return (type(witness).touch, (witness,))
 
     torch.save({"layernorm.weight": Malicious()}, folder / "pytorch_model.bin")
-    with pytest.raises(UnsupportedCheckpointError, match="hold more than tensors") as raised:
+    with pytest.raises(UnsupportedCheckpointError, match="contain more than tensors") as raised:
         load_model(open_folder(folder), "float32", CPU)
     # Torch itself advises to load such a file without the check.
     assert "weights_only" not in str(raised.value)
@@ -237,9 +237,9 @@ def test_code_inside_a_checkpoint_never_runs(tmp_path):
     assert not witness.exists()
 
 
-def test_siglip_without_sentencepiece_says_what_to_install(tmp_path, monkeypatch):
+def test_siglip_without_sentencepiece_names_the_package_to_install(tmp_path, monkeypatch):
     folder = checkpoints.write_siglip(tmp_path / "siglip")
-    monkeypatch.setattr("spark_vision.models.tokenizing.find_spec", lambda name: None)
+    monkeypatch.setattr("spark_vision.models.tokenizer.find_spec", lambda name: None)
     with pytest.raises(UnsupportedCheckpointError, match="pip install sentencepiece"):
         load_tokenizer(open_folder(folder))
 

@@ -1,4 +1,4 @@
-"""Downloads from a hub on 127.0.0.1, in processes of their own: settings are read at import."""
+"""Downloads from a hub on 127.0.0.1, in child processes, because settings are read at import."""
 
 import os
 import subprocess
@@ -104,27 +104,32 @@ def test_a_token_opens_a_private_checkpoint_and_is_never_shown(vit_folder, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "revision", "variables", "said"),
+    ("name", "revision", "variables", "expected"),
     [
-        ("someone/nothing", "", {}, "access is refused (401) and no token is set"),
+        ("someone/nothing", "", {}, "access is denied (401) and no token is set"),
         ("someone/nothing", "", {"HF_TOKEN": SECRET}, "no such model or revision (404)"),
-        ("someone/vit", "", {"HF_TOKEN": "hf_wrong"}, "(403) and the token that HF_TOKEN gives"),
+        (
+            "someone/vit",
+            "",
+            {"HF_TOKEN": "hf_wrong"},
+            "(403) and the token in HF_TOKEN has no access",
+        ),
         ("someone/vit", "v9", {"HF_TOKEN": SECRET}, "no such model or revision (404)"),
         ("someone/vit", "", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
-        ("not a name", "", {}, "a folder's path, which no hub has"),
+        ("not a name", "", {}, "the name is a path, not a hub name"),
     ],
 )
-def test_each_reason_is_told_apart(vit_folder, tmp_path, name, revision, variables, said):
+def test_each_reason_is_reported(vit_folder, tmp_path, name, revision, variables, expected):
     with serve_hub({"someone/vit": vit_folder}, token=SECRET) as hub:
         code, output = resolve(tmp_path, hub.endpoint, name, revision, **variables)
     assert code == 1
     assert "CheckpointNotFoundError" in output
-    assert said in output
+    assert expected in output
     assert f"{tmp_path}/hub" in output
     assert SECRET not in output
 
 
-def test_a_hub_that_does_not_answer_is_said_so_without_its_credentials(tmp_path):
+def test_an_unreachable_hub_is_reported_without_its_credentials(tmp_path):
     endpoint = f"http://user:{SECRET}@127.0.0.1:9"
     code, output = resolve(tmp_path, endpoint, "someone/vit")
     assert code == 1
@@ -134,9 +139,9 @@ def test_a_hub_that_does_not_answer_is_said_so_without_its_credentials(tmp_path)
     assert SECRET not in message
 
 
-def test_a_cache_that_cannot_be_written_is_said_so(vit_folder, tmp_path):
+def test_a_cache_that_is_not_writable_is_reported(vit_folder, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with serve_hub({"someone/vit": vit_folder}) as hub:
         code, output = resolve(tmp_path / "file", hub.endpoint, "someone/vit")
     assert code == 1
-    assert "set HF_HOME to a folder that can be written" in output
+    assert "set HF_HOME to a writable folder" in output

@@ -1,4 +1,4 @@
-"""Which type a model computes in."""
+"""The dtype of a model's computation."""
 
 import logging
 import subprocess
@@ -27,7 +27,7 @@ def test_the_type_follows_the_device(name, device, expected):
     assert choose_dtype(name, device) is expected
 
 
-def test_a_cpu_says_once_that_float16_is_bfloat16():
+def test_a_cpu_logs_once_that_float16_is_bfloat16():
     program = """
 import logging, torch
 logging.basicConfig()

@@ -202,10 +202,10 @@ def test_overrides_take_the_place_of_the_processor_settings(tmp_path):
     ],
     ids=["a_class_with_its_own_steps", "a_size_of_another_kind"],
 )
-def test_any_other_processor_runs_as_it_is(tmp_path, settings):
+def test_any_other_processor_is_run_itself(tmp_path, settings):
     folder = write_processor(tmp_path / "other", settings)
     preprocessor = load(folder)
-    assert type(preprocessor).__name__ == "_ProcessorAsItIs"
+    assert type(preprocessor).__name__ == "_ProcessorWrapper"
     (image,) = draw_pictures(1)
     assert worst_difference(preprocessor, image, theirs(folder, image)) <= ONE_STEP
 
@@ -219,7 +219,7 @@ def test_any_other_processor_runs_as_it_is(tmp_path, settings):
     ],
     ids=["patches", "box_filter", "unknown_class"],
 )
-def test_a_processor_that_makes_no_image_is_refused(tmp_path, settings):
+def test_a_processor_that_returns_no_image_is_refused(tmp_path, settings):
     folder = write_processor(tmp_path / "bad", settings)
     with pytest.raises(UnsupportedCheckpointError, match=str(folder)):
         load(folder)

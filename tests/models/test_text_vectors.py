@@ -9,7 +9,7 @@ from oracles import same
 from spark_vision.models.checkpoints import resolve_checkpoint
 from spark_vision.models.families import load_model, load_tokenizer
 from spark_vision.models.protocols import ImageEmbedder, TextEmbedder
-from spark_vision.models.tokenizing import CHARACTERS_PER_TOKEN
+from spark_vision.models.tokenizer import CHARACTERS_PER_TOKEN
 from spark_vision.operators import ClipTextEmbedding
 
 WRITERS = {
@@ -77,7 +77,7 @@ def test_a_text_vector_does_not_depend_on_its_batch(folder):
     assert (normalize(together, dim=-1) - normalize(apart, dim=-1)).abs().max() <= 1e-5
 
 
-def test_a_long_text_is_truncated_to_what_the_model_takes(folder):
+def test_a_long_text_is_truncated_to_the_models_context(folder):
     checkpoint = resolve_checkpoint(ClipTextEmbedding(model_name=str(folder)))
     tokens = load_tokenizer(checkpoint)(TEXTS)
     assert tokens["input_ids"].shape == (len(TEXTS), checkpoints.CONTEXT_LENGTH)
@@ -99,7 +99,7 @@ MAX_CHARACTERS = CHARACTERS_PER_TOKEN * checkpoints.CONTEXT_LENGTH
 
 @pytest.mark.parametrize("start", ["", "the house ", " " * 3000, "\u0301 x"])
 @pytest.mark.parametrize("kind", LONG_TEXTS)
-def test_the_part_of_a_long_text_that_is_looked_at_has_the_tokens_of_the_whole(folder, kind, start):
+def test_a_cut_long_text_has_the_same_tokens(folder, kind, start):
     if folder.name == "siglip" and kind == "combining marks":
         pytest.skip("its vocabulary lacks the letter, so that the whole text is one unknown token")
     tokenizer = load_tokenizer(resolve_checkpoint(ClipTextEmbedding(model_name=str(folder))))
@@ -121,7 +121,7 @@ def test_spaces_after_a_text_add_no_token(folder):
     )
 
 
-def test_no_more_of_a_text_is_tokenized_than_can_matter(folder):
+def test_only_the_start_of_a_very_long_text_is_tokenized(folder):
     tokenizer = load_tokenizer(resolve_checkpoint(ClipTextEmbedding(model_name=str(folder))))
     true, seen = tokenizer._tokenizer, []
 

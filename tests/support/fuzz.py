@@ -61,7 +61,7 @@ from spark_vision.model_server.channel import Channel
 from spark_vision.model_server.shared_tensors import TensorReader, TensorWriter
 from spark_vision.operators import ImageLimits, ImageViTEmbedding
 
-MOST_STEPS = 500_000
+MAX_STEPS = 500_000
 """Calls of functions that reading one header may make."""
 LIMITS = ImageLimits(max_pixels=200_000)
 REPORT_EVERY = 100
@@ -201,7 +201,7 @@ def check_header(data: bytes) -> None:
         _check_failure(failure)
     finally:
         sys.setprofile(None)
-    assert steps <= MOST_STEPS, f"{steps:,} calls"
+    assert steps <= MAX_STEPS, f"{steps:,} calls"
     if header is not None:
         width, height = header.size
         assert width < 2**64, width

@@ -1,4 +1,4 @@
-"""Hosts and networks in one spelling: what an operator allows, and what a row asks for, alike."""
+"""The normal form of hosts and networks: those an operator allows and those in a row's URL."""
 
 import ipaddress
 import re
@@ -6,16 +6,16 @@ from collections.abc import Iterable
 
 from spark_vision.errors import InvalidOptionError
 
-_LONGEST_NAME = 253
+_MAX_NAME_LENGTH = 253
 _NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _COUNTED_AS_IPV4 = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "64:ff9b::/96")))
 
 
 def normalize_host(text: str) -> str:
-    """Return a host as all comparisons take it: lower case, IDNA, no trailing dot, no brackets.
+    """Return a host's normal form: lower case, IDNA, no trailing dot, no brackets.
 
     Raises:
-        ValueError: The text is neither a name nor an address.
+        ValueError: The text is neither a host name nor an IP address.
     """
     name = text.lower().removesuffix(".")
     try:
@@ -23,20 +23,20 @@ def normalize_host(text: str) -> str:
     except ValueError:
         pass
     if not name.isascii():
-        # As the fetch itself writes such a name.
+        # The same encoding as in the HTTP request.
         from httpx import URL, InvalidURL
 
         try:
             name = URL(f"http://{name}/").raw_host.decode("ascii")
         except InvalidURL as error:
-            raise ValueError("it is no host name") from error
-    if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
-        raise ValueError("it is no host name")
+            raise ValueError("it is not a host name") from error
+    if len(name) > _MAX_NAME_LENGTH or not _NAME.fullmatch(name):
+        raise ValueError("it is not a host name")
     return name
 
 
 def normalize_hosts(owner: str, hosts: Iterable[str]) -> tuple[str, ...]:
-    """Return the hosts that an operator allows, each as `normalize_host` does.
+    """Return the normal form of the hosts that an operator allows.
 
     Raises:
         InvalidOptionError: One is not a bare host.
@@ -57,7 +57,7 @@ def normalize_networks(owner: str, networks: Iterable[str]) -> tuple[str, ...]:
     """Return the networks that an operator allows, in CIDR notation.
 
     Raises:
-        InvalidOptionError: One is no network, or has bits set behind its prefix.
+        InvalidOptionError: One is not a network, or has host bits set.
     """
     normalized = []
     for text in networks:
@@ -71,11 +71,11 @@ def normalize_networks(owner: str, networks: Iterable[str]) -> tuple[str, ...]:
         if any(network.version == 6 and network.subnet_of(each) for each in _COUNTED_AS_IPV4):
             raise InvalidOptionError(
                 f"{owner}.allow_networks got {text!r}, whose addresses count as the IPv4 addresses "
-                "that they hold; allowed: that IPv4 network, such as 10.0.0.0/8"
+                "embedded in them; allowed: that IPv4 network, such as 10.0.0.0/8"
             )
         normalized.append(str(network))
     return tuple(normalized)
 
 
 def _reason(error: ValueError) -> str:
-    return "which has host bits set" if "host bits" in str(error) else "which is no network"
+    return "which has host bits set" if "host bits" in str(error) else "which is not a network"

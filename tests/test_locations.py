@@ -1,4 +1,4 @@
-"""What an operator may list as a place or a scheme that the strings of a column reach."""
+"""The locations and schemes that an operator may allow."""
 
 import pickle
 from dataclasses import replace
@@ -8,11 +8,11 @@ import pytest
 
 from spark_vision.errors import InvalidOptionError
 from spark_vision.operators import ImageViTEmbedding
-from spark_vision.operators.places import (
+from spark_vision.operators.locations import (
     REFUSED_SCHEMES,
-    path_of_file_url,
-    read_store_place,
-    scheme_of,
+    parse_file_url,
+    parse_scheme,
+    parse_store_location,
 )
 from spark_vision.spark.driver_checks import ModelIdentity
 from spark_vision.tables.identity import column_properties
@@ -42,7 +42,7 @@ from spark_vision.tables.identity import column_properties
     ],
 )
 def test_scheme(address, scheme):
-    assert scheme_of(address) == scheme
+    assert parse_scheme(address) == scheme
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_scheme(address, scheme):
     ],
 )
 def test_file_url_names_a_path(url, path):
-    assert path_of_file_url(url) == path
+    assert parse_file_url(url) == path
 
 
 def test_file_url_of_another_host_is_refused():
     with pytest.raises(ValueError, match="another host"):
-        path_of_file_url("file://server/share/a.png")
+        parse_file_url("file://server/share/a.png")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_root_has_one_form(given, kept):
 
 
 @pytest.mark.parametrize(
-    ("root", "said"),
+    ("root", "expected"),
     [
         ("http://host/photos", "allow_hosts"),
         ("https://host/", "allow_networks"),
@@ -131,10 +131,10 @@ def test_a_root_has_one_form(given, kept):
         ("/dev/shm/../sda", "files are not data"),
     ],
 )
-def test_what_is_no_root_is_refused_with_what_to_change(root, said):
+def test_an_invalid_root_is_refused_with_what_to_change(root, expected):
     with pytest.raises(InvalidOptionError, match=r"ImageViTEmbedding\.allow_paths got") as caught:
         ImageViTEmbedding(allow_paths=["/data", root])
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
     assert "hunter2" not in str(caught.value)
 
 
@@ -160,7 +160,7 @@ def test_a_url_that_was_given_as_a_scheme_is_not_repeated():
     assert "hunter2" not in str(caught.value)
 
 
-def test_every_scheme_of_fsspec_has_been_thought_of():
+def test_every_nesting_scheme_of_fsspec_is_refused():
     from fsspec.implementations.chained import ChainedFileSystem
     from fsspec.registry import get_filesystem_class, known_implementations
 
@@ -176,9 +176,9 @@ def test_every_scheme_of_fsspec_has_been_thought_of():
     assert nesting <= set(REFUSED_SCHEMES)
 
 
-def test_what_strings_may_reach_decides_no_value_of_a_table():
+def test_access_options_do_not_change_a_column_identity():
     identity = ModelIdentity("dinov2", 768, "fingerprint")
-    said = [
+    properties = [
         column_properties("v", operator, identity, ["v"], None)
         for operator in (
             ImageViTEmbedding(),
@@ -191,20 +191,20 @@ def test_what_strings_may_reach_decides_no_value_of_a_table():
             ),
         )
     ]
-    assert said[0] == said[1]
+    assert properties[0] == properties[1]
 
 
-def test_places_are_compared_segment_by_segment():
-    def place(url):
-        found = read_store_place(url)
+def test_locations_are_compared_segment_by_segment():
+    def location(url):
+        found = parse_store_location(url)
         assert found is not None
         return found
 
-    root = place("s3://bucket/a/b")
-    assert place("s3a://bucket/a/b/c").is_below(root)
-    assert place("s3://bucket/a/b").is_below(root)
-    assert place("s3://bucket/a/b/").is_below(root)
-    assert place("s3://bucket/x").is_below(place("s3://bucket/"))
-    assert place("s3://bucket").is_below(place("s3://bucket"))
+    root = location("s3://bucket/a/b")
+    assert location("s3a://bucket/a/b/c").is_below(root)
+    assert location("s3://bucket/a/b").is_below(root)
+    assert location("s3://bucket/a/b/").is_below(root)
+    assert location("s3://bucket/x").is_below(location("s3://bucket/"))
+    assert location("s3://bucket").is_below(location("s3://bucket"))
     for url in ("s3://bucket/a", "s3://bucket/a/bc", "s3://bucket/a//b/c", "gs://bucket/a/b/c"):
-        assert not place(url).is_below(root)
+        assert not location(url).is_below(root)

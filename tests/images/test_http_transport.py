@@ -1,4 +1,4 @@
-"""Which addresses a fetch connects to; nothing but 127.0.0.1 is ever dialled here."""
+"""Which addresses a fetch connects to; only 127.0.0.1 is ever connected to here."""
 
 import ipaddress
 import random
@@ -13,9 +13,9 @@ import pytest
 from local_http_server import serve, status_answer
 from simulated_network import SimulatedNetwork
 from spark_vision.errors import RowFailure, Status
-from spark_vision.images import http_transport as dialing
+from spark_vision.images import http_transport
 from spark_vision.images.fetch import Fetcher
-from spark_vision.images.refusal import refuse
+from spark_vision.images.read_failures import blocked_failure
 from spark_vision.operators import ImageLimits, ImageViTEmbedding
 
 PUBLIC, OTHER_PUBLIC = "93.184.215.14", "8.8.8.8"
@@ -38,7 +38,7 @@ def network(server, monkeypatch):
 
 @pytest.fixture
 def make_fetcher(monkeypatch):
-    monkeypatch.setattr("spark_vision.images.http_client._FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("spark_vision.images.http_client._FIRST_DELAY_SECONDS", 0.01)
     made = []
 
     def make(limits=None, **options):
@@ -65,11 +65,11 @@ def failure_of(fetcher, url):
 def assert_blocked(fetcher, url, shown=None):
     failure = failure_of(fetcher, url)
     assert failure.status == Status.BLOCKED
-    assert failure.reason == refuse(shown or url).reason
+    assert failure.reason == blocked_failure(shown or url).reason
 
 
 def test_refusal_names_what_allows_more():
-    failure = refuse("http://10.0.0.1/a.png")
+    failure = blocked_failure("http://10.0.0.1/a.png")
     assert failure.status == Status.BLOCKED
     assert failure.reason.endswith(": http://10.0.0.1/a.png")
     for option in ("allow_paths", "allow_hosts", "allow_networks", "allow_schemes"):
@@ -82,7 +82,7 @@ def test_public_address_of_a_name_is_dialled(network, server, fetcher):
     assert server.headers["Host"] == "images.example"
 
 
-def test_of_mixed_answers_only_the_allowed_are_dialled(network, fetcher, monkeypatch):
+def test_only_allowed_addresses_of_mixed_answers_are_dialled(network, fetcher, monkeypatch):
     network.names["images.example"] = [["10.0.0.1", "169.254.169.254", PUBLIC, "::1"]]
     assert fetcher.fetch(ROW) == b"image"
     assert network.dialled == [(PUBLIC, 80)]
@@ -94,7 +94,7 @@ def test_name_with_no_allowed_address_is_blocked(network, fetcher):
     assert network.dialled == []
 
 
-def test_address_judged_is_the_address_dialled_though_the_name_rebinds(network, server, fetcher):
+def test_the_checked_address_is_dialled_even_if_the_name_rebinds(network, server, fetcher):
     network.names["images.example"] = [[PUBLIC], ["127.0.0.1"]]
     server.give("/a", b"image", headers={"Connection": "close"})
     assert fetcher.fetch(ROW) == b"image"
@@ -104,7 +104,7 @@ def test_address_judged_is_the_address_dialled_though_the_name_rebinds(network, 
     assert network.dialled == [(PUBLIC, 80)]
 
 
-def test_connection_that_is_kept_was_judged_when_it_was_made(network, fetcher):
+def test_pooled_connection_was_checked_when_it_was_made(network, fetcher):
     network.names["images.example"] = [[PUBLIC], ["127.0.0.1"]]
     assert fetcher.fetch(ROW) == fetcher.fetch(ROW) == b"image"
     assert network.dialled == [(PUBLIC, 80)]
@@ -224,9 +224,7 @@ def test_no_string_leads_to_an_address_that_is_not_public(network, fetcher, monk
         "http://[::ffff:a9fe:a9fe]/",
     ],
 )
-def test_redirect_says_no_more_of_where_it_leads_than_that_it_is_refused(
-    network, server, fetcher, target
-):
+def test_refused_redirect_does_not_reveal_its_target(network, server, fetcher, target):
     network.names["inside.example"] = [["10.1.2.3"]]
     location = target.encode().decode("latin-1")
     server.answers["/hop"] = status_answer(302, Location=location)
@@ -262,14 +260,14 @@ def test_connection_that_takes_too_long_is_tried_twice_more_within_the_deadline(
     assert sum(given) < ImageLimits().fetch_seconds
 
 
-def test_name_of_a_row_that_does_not_exist_says_so(network, fetcher):
+def test_missing_host_name_of_a_row_is_reported(network, fetcher):
     failure = failure_of(fetcher, "http://does-not-exist.example/a")
     assert failure.status == Status.HTTP_ERROR
     assert "cannot be resolved" in failure.reason
 
 
 @pytest.mark.parametrize("host", ["xn--bcher-va.example", "xn--a.example", "a_b.example", "a%b"])
-def test_name_that_nobody_can_have_fails_only_its_row(network, fetcher, host):
+def test_invalid_host_name_fails_only_its_row(network, fetcher, host):
     assert failure_of(fetcher, f"http://{host}/a").status == Status.HTTP_ERROR
     assert network.dialled == []
 
@@ -302,7 +300,7 @@ def test_hosts_and_networks_that_are_allowed_are_dialled(network, make_fetcher):
         "http://metadata/a",
     ],
 )
-def test_metadata_is_refused_though_everything_is_allowed(network, make_fetcher, url):
+def test_metadata_is_refused_even_if_everything_is_allowed(network, make_fetcher, url):
     hosts = ["169.254.169.254", "rebinding.example", "metadata", "metadata.google.internal"]
     fetcher = make_fetcher(allow_hosts=hosts, allow_networks=["0.0.0.0/0", "::/0"])
     network.names["rebinding.example"] = [["169.254.169.254", "fd00:ec2::254"]]
@@ -311,7 +309,7 @@ def test_metadata_is_refused_though_everything_is_allowed(network, make_fetcher,
     assert network.dialled == []
 
 
-def test_https_asks_for_the_name_at_the_address_that_was_judged(certificate, fetcher, monkeypatch):
+def test_https_requests_the_name_at_the_checked_address(certificate, fetcher, monkeypatch):
     path, context = certificate
     asked = []
     context.sni_callback = lambda _, name, __: asked.append(name)
@@ -326,7 +324,9 @@ def test_https_asks_for_the_name_at_the_address_that_was_judged(certificate, fet
     assert server.headers["Host"] == "images.example"
 
 
-def test_certificate_of_another_name_is_refused_and_no_name_told(certificate, fetcher, monkeypatch):
+def test_certificate_of_another_name_is_refused_without_revealing_it(
+    certificate, fetcher, monkeypatch
+):
     path, context = certificate
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
     with serve(context) as server:
@@ -352,7 +352,7 @@ def test_proxy_of_the_environment_is_not_used(network, fetcher, monkeypatch):
 
 
 def test_resolvers_that_hang_are_bounded_in_number(network, make_fetcher, monkeypatch):
-    monkeypatch.setattr(dialing, "_resolver_threads", threading.BoundedSemaphore(3))
+    monkeypatch.setattr(http_transport, "_resolver_threads", threading.BoundedSemaphore(3))
     ended = threading.Event()
     asked = []
 
@@ -372,4 +372,4 @@ def test_resolvers_that_hang_are_bounded_in_number(network, make_fetcher, monkey
     assert_blocked(fetcher, "http://127.0.0.1/a")
     ended.set()
     for _ in range(3):
-        assert dialing._resolver_threads.acquire(timeout=10)
+        assert http_transport._resolver_threads.acquire(timeout=10)

@@ -1,7 +1,7 @@
-"""Whether a file that could not be decoded ends before its format says that it should.
+"""Detects whether a file that could not be decoded is truncated.
 
-This tells a broken download (`incomplete`, worth fetching again) from a broken file. It is asked
-only after a decoder failed, as decoders forgive what they do not need.
+This distinguishes a broken download (`incomplete`, worth fetching again) from a corrupt file. It is
+called only after a decoder failed, because decoders tolerate missing parts that they do not need.
 """
 
 from typing import Literal
@@ -11,18 +11,18 @@ import numpy.typing as npt
 
 from spark_vision.images.headers import Format
 
-MOST_STEPS = 2**16
-"""Chunks or boxes that are looked at; a file of more is not cut short, but made up."""
+MAX_STEPS = 2**16
+"""Maximum chunks or boxes that are read; no real file has more."""
 _TIFF_TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 _STRIPS = 273, 279
 _TILES = 324, 325
-"""The tags of where the pixels stand, and of how many bytes each piece has."""
+"""The tags of the offset and of the byte count of each piece of pixel data."""
 
 
-def ends_early(format: Format, data: memoryview) -> bool:
-    """Say whether the structure of the file points beyond its end."""
+def is_truncated(format: Format, data: memoryview) -> bool:
+    """Return whether the structure of the file points beyond its end."""
     if format is Format.PNG:
-        return _png_ends_early(data)
+        return _is_png_truncated(data)
     if format is Format.WEBP:
         return len(data) < 12 or len(data) < 8 + int.from_bytes(data[4:8], "little")
     if format is Format.GIF:
@@ -30,15 +30,15 @@ def ends_early(format: Format, data: memoryview) -> bool:
     if format is Format.BMP:
         return len(data) < int.from_bytes(data[2:6], "little")
     if format is Format.TIFF:
-        return _tiff_ends_early(data)
+        return _is_tiff_truncated(data)
     if format is Format.AVIF:
-        return _boxes_end_early(data)
+        return _is_avif_truncated(data)
     return False
 
 
-def _png_ends_early(data: memoryview) -> bool:
+def _is_png_truncated(data: memoryview) -> bool:
     at = 8
-    for _ in range(MOST_STEPS):
+    for _ in range(MAX_STEPS):
         if at + 8 > len(data):
             return True
         kind = bytes(data[at + 4 : at + 8])
@@ -50,8 +50,8 @@ def _png_ends_early(data: memoryview) -> bool:
     return False
 
 
-def _tiff_ends_early(data: memoryview) -> bool:
-    """Look at the first directory, what its entries point to, and the strips or tiles of pixels."""
+def _is_tiff_truncated(data: memoryview) -> bool:
+    """Check the first directory, the values of its entries, and the strips or tiles of pixels."""
     if len(data) < 8:
         return True
     order: Literal["little", "big"] = "little" if data[0] == ord("I") else "big"
@@ -60,7 +60,7 @@ def _tiff_ends_early(data: memoryview) -> bool:
         return int.from_bytes(data[at : at + size], order)
 
     if number(2, 2) != 42:
-        # BigTIFF has another layout, and is seldom cut short.
+        # BigTIFF has another layout, and is rarely truncated.
         return False
     directory = number(4, 4)
     end = directory + 2 + 12 * number(directory, 2)
@@ -82,10 +82,10 @@ def _tiff_ends_early(data: memoryview) -> bool:
     return False
 
 
-def _boxes_end_early(data: memoryview) -> bool:
+def _is_avif_truncated(data: memoryview) -> bool:
     """Walk the boxes of an AVIF; the pixels are in one named `mdat`."""
     at, has_pixels = 0, False
-    for _ in range(MOST_STEPS):
+    for _ in range(MAX_STEPS):
         if at + 8 > len(data):
             return at != len(data) or not has_pixels
         size = int.from_bytes(data[at : at + 4], "big")
@@ -93,7 +93,7 @@ def _boxes_end_early(data: memoryview) -> bool:
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
         if size < 8:
-            # 0 means that the box goes on to the end; others make no sense.
+            # 0 means that the box extends to the end of the file; other values are invalid.
             return False
         at += size
     return False

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint with texts, padded and truncated as its model was trained."""
+"""The tokenizer of a CLIP-like checkpoint, with padding and truncation as in training."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -8,21 +8,20 @@ import torch
 from spark_vision.errors import UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import Checkpoint
 
-# So many characters of a text are looked at for each token that the model takes: more than the
-# longest tokens of published vocabularies hold. The tokens are those of the whole text, but where
-# tokens are fewer by far: after thousands of spaces or punctuation marks that a tokenizer drops, or
-# of letters that it does not know.
+# Long texts are cut at this many characters per token of the context: more than the longest tokens
+# of published vocabularies have. This changes the result only for texts with thousands of
+# characters that a tokenizer drops or does not know.
 CHARACTERS_PER_TOKEN = 256
 
 
 class Tokenizer:
-    """Turns texts into token ids.
+    """Tokenizes texts for a model's text tower.
 
     Args:
-        tokenizer: The checkpoint's own, of transformers.
-        max_length: Most tokens that the model takes.
+        tokenizer: The checkpoint's transformers tokenizer.
+        max_length: Maximum tokens of the model's context.
         pad_to_max_length: Whether the model was trained on texts of one length only.
-        lower_case: Whether the model was trained on lower case that its tokenizer does not make.
+        lower_case: Whether the model was trained on lower case, but its tokenizer keeps case.
     """
 
     def __init__(
@@ -35,11 +34,7 @@ class Tokenizer:
         self._lower_case = lower_case
 
     def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """Tokenize a batch; longer texts are truncated, huge ones before they cost anything.
-
-        Returns:
-            int64 `[texts, tokens]` tensors by the names that the model's text tower takes.
-        """
+        """Tokenize a batch; very long texts are cut before tokenizing."""
         texts = [text[: self._max_characters] for text in texts]
         encoded = self._tokenizer(
             [text.lower() for text in texts] if self._lower_case else texts,
@@ -55,16 +50,16 @@ def load(checkpoint: Checkpoint) -> Tokenizer:
     """Load the tokenizer of a CLIP, Chinese-CLIP or SigLIP checkpoint.
 
     Raises:
-        UnsupportedCheckpointError: It cannot be loaded; the message says why.
+        UnsupportedCheckpointError: It cannot be loaded; the message has the reason.
     """
     from transformers import AutoTokenizer
 
     siglip = checkpoint.model_type == "siglip"
     if siglip and (checkpoint.folder / "spiece.model").is_file() and not find_spec("sentencepiece"):
-        # Without it transformers may take another tokenizer, which gives other tokens.
+        # Without it transformers may use another tokenizer, with different tokens.
         raise UnsupportedCheckpointError(
-            f"the tokenizer of {checkpoint.folder} needs the package sentencepiece, which is not "
-            "installed; pip install sentencepiece on every host"
+            f"the tokenizer of {checkpoint.folder} needs the sentencepiece package, which is not "
+            "installed; run pip install sentencepiece on every host"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -1,8 +1,8 @@
-"""Chooses the next token of each row as if the row were alone: rules, draw, and a look for NaN.
+"""A logits processor that makes each row independent of its batch: rules, sampling, NaN check.
 
-It runs inside of transformers' own `generate`, after the processors of the checkpoint's
-generation_config, and uses transformers' own rules and warpers. Those that look at what the row
-says already are run here, as `generate` would show them the padding as well.
+It runs inside transformers' `generate`, after the processors of the checkpoint's generation_config,
+and reuses transformers' own processors and warpers. Those that depend on a row's earlier tokens run
+here, because `generate` would pass them the padding as well.
 """
 
 from typing import Any
@@ -24,8 +24,8 @@ from transformers import (
 
 from spark_vision.models.protocols import CaptionBatch, GenerationSettings
 
-# The fields of a generation_config that `NextToken` sees to, and what turns them off.
-OWN_FIELDS: dict[str, Any] = {
+# The fields of a generation_config that are implemented here, and the values that disable them.
+HANDLED_FIELDS: dict[str, Any] = {
     "do_sample": False,
     "temperature": 1.0,
     "top_k": 50,
@@ -39,31 +39,31 @@ OWN_FIELDS: dict[str, Any] = {
 }
 
 
-class NextToken(LogitsProcessor):
-    """The scores from which `generate`, told to be greedy, takes the token that is meant.
+class RowwiseLogitsProcessor(LogitsProcessor):
+    """Replaces the scores so that greedy `generate` takes the chosen or sampled token.
 
     Args:
-        batch: Its padding must not count as text that occurred; its seeds decide what is drawn.
-        settings: What to do to the scores.
-        given: The checkpoint's generation_config.
-        device: Where the scores are.
+        batch: For its padding, which is not part of the text, and for its sampling seeds.
+        settings: How to choose a token.
+        config: The checkpoint's generation_config.
+        device: The device of the scores.
     """
 
     def __init__(
-        self, batch: CaptionBatch, settings: GenerationSettings, given: Any, device: torch.device
+        self, batch: CaptionBatch, settings: GenerationSettings, config: Any, device: torch.device
     ) -> None:
         self._prompt_length = batch.token_ids.shape[1]
         penalty = settings.repetition_penalty
         if penalty is None:
-            penalty = given.repetition_penalty or 1.0
+            penalty = config.repetition_penalty or 1.0
         self._penalty = RepetitionPenaltyLogitsProcessor(float(penalty)) if penalty != 1.0 else None
         self._padding = (batch.attention_mask == 0).to(device)
-        # A token that each row has anyway stands where it is padded.
+        # Replaces a row's padding: a token that occurs in the row anyway.
         starts = batch.attention_mask.argmax(dim=1, keepdim=True)
         self._own_token = batch.token_ids.gather(1, starts).to(device)
         self._starts: list[int] = starts.flatten().tolist()
         self._rules = [
-            _rules(given, ids[start:].to(device), settings.max_new_tokens)
+            _rules(config, ids[start:].to(device), settings.max_new_tokens)
             for ids, start in zip(batch.token_ids, self._starts, strict=True)
         ]
         self._warpers = _warpers(settings)
@@ -72,21 +72,21 @@ class NextToken(LogitsProcessor):
             self._generators = [
                 torch.Generator().manual_seed(seed) for seed in batch.seeds.tolist()
             ]
-        self._stops = torch.tensor(stop_tokens(given), dtype=torch.int64, device=device)
+        self._stops = torch.tensor(stop_tokens(config), dtype=torch.int64, device=device)
         self._is_running = torch.ones(len(batch.token_ids), dtype=torch.bool, device=device)
         self.finite = self._is_running.clone()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Rescore one step.
+        """Process the scores of one step.
 
         Args:
-            input_ids: int64 `[rows, tokens]`: prompts and what has been generated.
+            input_ids: int64 `[rows, tokens]`: prompts and generated tokens.
             scores: float32 `[rows, vocabulary]`.
         """
         if input_ids.shape[1] > self._prompt_length:
             self._is_running &= ~torch.isin(input_ids[:, -1], self._stops)
-        # NaN and infinity are not below infinity; a token that is ruled out has -infinity. What
-        # comes of a row that has ended is thrown away.
+        # NaN and infinity are not below infinity; a token that is ruled out has -infinity. Rows
+        # that have ended are ignored.
         self.finite &= (scores < torch.inf).all(dim=-1) | ~self._is_running
         if self._penalty is not None:
             scores = self._penalty(self._without_padding(input_ids), scores)
@@ -112,45 +112,45 @@ class NextToken(LogitsProcessor):
         return torch.cat([texts, input_ids[:, self._prompt_length :]], dim=1)
 
 
-def stop_tokens(given: Any) -> list[int]:
-    """Return the tokens that end a text, by a generation_config."""
-    stops = given.eos_token_id
+def stop_tokens(config: Any) -> list[int]:
+    """Return the stop tokens of a generation_config."""
+    stops = config.eos_token_id
     if stops is None:
         return []
     return [stops] if isinstance(stops, int) else list(stops)
 
 
-def _rules(given: Any, prompt: torch.Tensor, max_new_tokens: int) -> Any:
-    """Make a row's rules in the order of `generate`; none of them looks at other rows.
+def _rules(config: Any, prompt: torch.Tensor, max_new_tokens: int) -> Any:
+    """Create one row's processors in the order of `generate`; none of them uses other rows.
 
     Args:
-        given: The checkpoint's generation_config.
+        config: The checkpoint's generation_config.
         prompt: int64 `[tokens]` of this row, without padding.
-        max_new_tokens: Of the row.
+        max_new_tokens: Maximum new tokens of the row.
     """
     rules = LogitsProcessorList()
     device = str(prompt.device)
     prompts: Any = prompt[None]
-    if given.encoder_repetition_penalty not in (None, 1.0):
-        penalty = given.encoder_repetition_penalty
+    if config.encoder_repetition_penalty not in (None, 1.0):
+        penalty = config.encoder_repetition_penalty
         rules.append(EncoderRepetitionPenaltyLogitsProcessor(penalty, prompts))
-    if given.no_repeat_ngram_size:
-        rules.append(NoRepeatNGramLogitsProcessor(given.no_repeat_ngram_size))
-    if given.encoder_no_repeat_ngram_size:
-        size = given.encoder_no_repeat_ngram_size
+    if config.no_repeat_ngram_size:
+        rules.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
+    if config.encoder_no_repeat_ngram_size:
+        size = config.encoder_no_repeat_ngram_size
         rules.append(EncoderNoRepeatNGramLogitsProcessor(size, prompts))
-    stops = stop_tokens(given)
-    if given.min_length and stops:
-        rules.append(MinLengthLogitsProcessor(given.min_length, stops, device=device))
-    if given.forced_eos_token_id is not None:
-        greatest = len(prompt) + max_new_tokens
-        end = given.forced_eos_token_id
-        rules.append(ForcedEOSTokenLogitsProcessor(greatest, end, device=device))
+    stops = stop_tokens(config)
+    if config.min_length and stops:
+        rules.append(MinLengthLogitsProcessor(config.min_length, stops, device=device))
+    if config.forced_eos_token_id is not None:
+        max_length = len(prompt) + max_new_tokens
+        end = config.forced_eos_token_id
+        rules.append(ForcedEOSTokenLogitsProcessor(max_length, end, device=device))
     return rules
 
 
 def _warpers(settings: GenerationSettings) -> Any:
-    """Order them as `generate` does."""
+    """Create the warpers in the order of `generate`."""
     warpers = LogitsProcessorList()
     if settings.temperature != 1.0:
         warpers.append(TemperatureLogitsWarper(settings.temperature))
@@ -162,7 +162,7 @@ def _warpers(settings: GenerationSettings) -> Any:
 
 
 def _draw(probabilities: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """Invert the distribution function: the first token whose cumulated probability is above.
+    """Sample by the inverse CDF: the first token whose cumulative probability exceeds the number.
 
     Args:
         probabilities: float64 `[rows, vocabulary]`.
@@ -171,6 +171,6 @@ def _draw(probabilities: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     Returns:
         int64 `[rows, 1]`.
     """
-    cumulated = probabilities.cumsum(dim=-1)
-    chosen = torch.searchsorted(cumulated, numbers * cumulated[:, -1:], right=True)
+    cumulative = probabilities.cumsum(dim=-1)
+    chosen = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True)
     return chosen.clamp(max=probabilities.shape[-1] - 1)

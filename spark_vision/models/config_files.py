@@ -1,7 +1,7 @@
-"""The JSON files of a checkpoint, read with suspicion: what they say sizes all that is built later.
+"""Reads and validates the JSON files of a checkpoint, whose values size everything built later.
 
-A checkpoint is trusted. Yet one that is damaged or made by hand shall be named, with what is wrong
-in it, before a library takes memory by its word.
+A checkpoint is trusted. But a corrupt or hand-edited one should be reported, with the reason,
+before a library allocates memory according to it.
 """
 
 import json
@@ -12,15 +12,15 @@ from typing import Any
 
 from spark_vision.errors import UnsupportedCheckpointError, in_one_line
 
-# Published files are far below: the largest list 21,000 labels, or the shards of many layers.
+# Published files are far smaller: the largest list 21,000 labels, or the shards of many layers.
 MAX_BYTES = 16 * 2**20
-# Of the files that hold a vocabulary, which libraries read in full.
+# For vocabulary files, which libraries read in full.
 MAX_VOCABULARY_BYTES = 256 * 2**20
 MAX_DEPTH = 32
 
 _LAYERS, _WIDTH, _COUNT, _PIXELS = 10_000, 2**20, 2**24, 2**40
-# Whole numbers by name, and the largest one that any checkpoint could have.
-_MOST: Mapping[str, int] = {
+# The maximum plausible value of integer settings, by name.
+_MAXIMA: Mapping[str, int] = {
     **dict.fromkeys(("num_hidden_layers", "depth"), _LAYERS),
     **dict.fromkeys(
         (
@@ -46,7 +46,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file of a checkpoint.
 
     Raises:
-        UnsupportedCheckpointError: It is no JSON, or larger or deeper than any such file.
+        UnsupportedCheckpointError: It is not JSON, or is too large or too deeply nested.
     """
     check_size(path, MAX_BYTES)
     try:
@@ -57,44 +57,46 @@ def read_json(path: Path) -> Any:
         raise UnsupportedCheckpointError(f"{path} is not JSON: {error}") from error
 
 
-def check_size(path: Path, most: int) -> None:
-    """Refuse a file before it is read.
+def check_size(path: Path, max_bytes: int) -> None:
+    """Reject a file that is too large, before it is read.
 
     Raises:
-        UnsupportedCheckpointError: It is larger than any such file.
+        UnsupportedCheckpointError: It has more than `max_bytes`.
     """
     size = path.stat().st_size
-    if size > most:
+    if size > max_bytes:
         raise UnsupportedCheckpointError(
-            f"{path} has {size:,} bytes, more than the {most:,} that are read of such a file; is "
-            "it another file under its name?"
+            f"{path} has {size:,} bytes, more than the maximum of {max_bytes:,} for such a file; "
+            "is it another file under its name?"
         )
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read a file of settings: a JSON object whose sizes are sizes.
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a settings file: a JSON object with plausible sizes.
 
     Raises:
-        UnsupportedCheckpointError: It is none; the message names the file and the setting.
+        UnsupportedCheckpointError: It is not; the message names the file and the setting.
     """
     settings = read_json(path)
     if not isinstance(settings, dict):
-        raise UnsupportedCheckpointError(f"{path} is a JSON {type(settings).__name__}, no object")
+        raise UnsupportedCheckpointError(
+            f"{path} is a JSON {type(settings).__name__}, not an object"
+        )
     for name, value in _leaves(path, settings):
         if isinstance(value, float) and not math.isfinite(value):
             raise UnsupportedCheckpointError(f"{path} has {name}={value}; allowed: a finite number")
-        most = _MOST.get(name)
-        if most is None or value is None or (type(value) is int and 0 <= value <= most):
+        maximum = _MAXIMA.get(name)
+        if maximum is None or value is None or (type(value) is int and 0 <= value <= maximum):
             continue
         raise UnsupportedCheckpointError(
-            f"{path} has {name}={in_one_line(repr(value))}; allowed: a whole number from 0 to "
-            f"{most:,}"
+            f"{path} has {name}={in_one_line(repr(value))}; allowed: an integer from 0 to "
+            f"{maximum:,}"
         )
     return settings
 
 
 def _leaves(path: Path, settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Give every value that is no container, by the name of the setting that it stands in."""
+    """Yield every scalar value with the name of its setting."""
     waiting: list[tuple[str, Any, int]] = [("", settings, 1)]
     while waiting:
         name, value, depth = waiting.pop()
@@ -110,5 +112,5 @@ def _leaves(path: Path, settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _too_deep(path: Path) -> UnsupportedCheckpointError:
     return UnsupportedCheckpointError(
-        f"{path} is nested deeper than {MAX_DEPTH} levels, which no settings of a checkpoint are"
+        f"{path} is nested deeper than {MAX_DEPTH} levels, the maximum for a checkpoint's settings"
     )

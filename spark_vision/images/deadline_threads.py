@@ -1,7 +1,7 @@
-"""Calls that may never return, each with a deadline: a thread that misses it is left behind.
+"""Runs calls that may never return on threads with a deadline, and abandons threads that miss it.
 
-Python cannot end a thread. So one that a file system holds is abandoned with what it holds, and
-their number in this process is bounded: once so many hang, nobody waits for another.
+Python cannot kill a thread. So a thread that hangs in a file system is abandoned with all that it
+holds. The number of abandoned threads per process is limited; above it further calls fail at once.
 """
 
 import threading
@@ -14,28 +14,28 @@ from spark_vision.errors import RowFailure, Status
 
 Result = TypeVar("Result")
 
-MOST_ABANDONED = 32
+MAX_ABANDONED = 32
 
 _lock = threading.Lock()
-_hanging: set["PatientThread"] = set()
+_hanging: set["DeadlineThread"] = set()
 
 
-class PatientThread:
-    """A thread that makes one call at a time for another, which waits for a bounded time.
+class DeadlineThread:
+    """A thread that makes one call at a time, while the caller waits with a timeout.
 
     Attributes:
-        is_abandoned: A call has missed its deadline; no other may be made.
+        is_abandoned: Whether a call missed its deadline; no other call may be made.
 
     Raises:
-        RowFailure: `timeout`: too many threads of this process hang already.
+        RowFailure: `timeout` if too many threads of this process already hang.
     """
 
     def __init__(self) -> None:
         with _lock:
-            if len(_hanging) >= MOST_ABANDONED:
+            if len(_hanging) >= MAX_ABANDONED:
                 raise RowFailure(
                     Status.TIMEOUT,
-                    f"{MOST_ABANDONED} earlier reads still hang, and no further one is begun",
+                    f"{MAX_ABANDONED} earlier reads still hang; no further one is started",
                 )
         self.is_abandoned = False
         self._calls: SimpleQueue[tuple[Callable[[], Any], Any] | None] = SimpleQueue()
@@ -48,22 +48,22 @@ class PatientThread:
         seconds: float,
         undo: Callable[[Result], None] | None = None,
     ) -> Result:
-        """Return what the call returns, or raise what it raises.
+        """Make a call; return its result or raise its exception.
 
         Args:
-            work: The call.
-            seconds: How long it is waited for.
-            undo: Gets what the call returns when nobody waits any more.
+            work: The function to call.
+            seconds: The timeout.
+            undo: Called with a result that arrives after the timeout.
 
         Raises:
-            TimeoutError: It has not returned within the time.
+            TimeoutError: The call did not return in time.
         """
         self._calls.put((work, undo))
         try:
             result, error = self._outcomes.get(timeout=seconds)
         except Empty:
             with _lock:
-                # The thread takes the same lock before it says an outcome.
+                # The thread takes the same lock before it reports an outcome.
                 if self._outcomes.empty():
                     self.is_abandoned = True
                     _hanging.add(self)
@@ -73,12 +73,12 @@ class PatientThread:
             raise error
         return result  # type: ignore[no-any-return]
 
-    def leave(self, work: Callable[[], object]) -> None:
-        """Have an abandoned thread make one more call when it comes back; nobody waits for it."""
+    def enqueue(self, work: Callable[[], object]) -> None:
+        """Let an abandoned thread make one more call if it returns, without waiting for it."""
         self._calls.put((work, None))
 
     def end(self) -> None:
-        """Let the thread end when it has made its calls."""
+        """Let the thread end after its queued calls."""
         self._calls.put(None)
 
     def _work(self) -> None:
@@ -97,28 +97,28 @@ class PatientThread:
                     _hanging.discard(self)
             if is_late and undo is not None and error is None:
                 undo(result)
-            # What a call has made is not held until the next one.
+            # Do not keep the result alive until the next call.
             del call, work, undo, result, error
 
 
-class PatientThreads:
-    """Threads that wait for the next call, so that not every call starts one."""
+class DeadlineThreadPool:
+    """A pool of such threads."""
 
     def __init__(self) -> None:
-        self._waiting: list[PatientThread] = []
+        self._waiting: list[DeadlineThread] = []
         self._is_closed = False
         self._lock = threading.Lock()
 
     @contextmanager
-    def take(self) -> Iterator[PatientThread]:
-        """Give a thread for some calls, one after the other.
+    def take(self) -> Iterator[DeadlineThread]:
+        """Lend a thread for calls, one after another.
 
         Raises:
-            RowFailure: `timeout`: too many threads of this process hang already.
+            RowFailure: `timeout` if too many threads of this process already hang.
         """
         with self._lock:
             thread = self._waiting.pop() if self._waiting else None
-        thread = thread or PatientThread()
+        thread = thread or DeadlineThread()
         try:
             yield thread
         finally:
@@ -130,7 +130,7 @@ class PatientThreads:
                 thread.end()
 
     def close(self) -> None:
-        """End the threads that wait, and each other one when it is given back."""
+        """End the idle threads, and each other thread when it is returned."""
         with self._lock:
             self._is_closed = True
             waiting, self._waiting = self._waiting, []

@@ -1,7 +1,7 @@
-"""Where a string may lead: schemes that are known, and roots below which files may be read.
+"""Parses paths and URLs: known schemes, and roots below which files may be read.
 
-The same reading of a string serves the driver, for an operator's `allow_paths`, and the executors,
-for each row. It looks at nothing: what a local path really is, `images/local_files.py` finds out.
+The driver parses an operator's `allow_paths` with it, the executors each row's string. It never
+accesses a file system: `images/local_files.py` resolves symbolic links.
 """
 
 import os
@@ -14,7 +14,7 @@ from spark_vision.errors import InvalidOptionError
 
 WEB_SCHEMES = ("http", "https")
 LOCAL_SCHEMES = ("file", "local")
-# By each of their spellings, the name that fsspec has for them.
+# Each spelling of a scheme, and fsspec's name for it.
 STORE_SCHEMES = {
     "s3": "s3",
     "s3a": "s3",
@@ -30,14 +30,14 @@ STORE_SCHEMES = {
     "webhdfs": "webhdfs",
 }
 _WITH_BUCKET = ("s3", "gcs", "abfs", "oss", "tos")
-_NESTING = "reads through another file system, which the string would choose"
-_CHOOSING = "lets the string choose what is read, and with whose rights"
+_NESTING = "reads through another file system, chosen by the string"
+_CHOOSING = "lets the string choose what is read and with which credentials"
 REFUSED_SCHEMES = {
     **dict.fromkeys(("reference", "generic", "dir", "data", "dask"), _NESTING),
     **dict.fromkeys(("filecache", "blockcache", "simplecache", "cached"), _NESTING),
     **dict.fromkeys(("zip", "tar", "libarchive", "asyncwrapper"), _NESTING),
     **dict.fromkeys(("git", "github", "gist", "dvc", "jupyter", "jlab", "pyscript"), _CHOOSING),
-    "asynclocal": "reads local files by no rules; those below allow_paths are read without it",
+    "asynclocal": "reads local files without any checks; paths below allow_paths do not need it",
 }
 
 _SCHEME = re.compile(
@@ -47,17 +47,17 @@ _SCHEME_NAME = re.compile(r"[a-z][a-z0-9+.-]*")
 _BUCKET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _CONTAINER = re.compile(r"(?:[A-Za-z0-9$][A-Za-z0-9-]*@)?[A-Za-z0-9][A-Za-z0-9.-]*")
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?::[0-9]{1,5})?")
-# What a store, or a server before it, might read as another path than the one compared here.
-_UNCLEAR = re.compile(r"[\x00-\x1f\x7f-\x9f\\]|::|%(?:2[EeFf]|5[Cc])")
+# What a store, or a proxy in front of it, might resolve to another path than the one checked here.
+_AMBIGUOUS = re.compile(r"[\x00-\x1f\x7f-\x9f\\]|::|%(?:2[EeFf]|5[Cc])")
 KERNEL_FOLDERS = ("/proc", "/sys", "/dev")
 _SHARED_MEMORY = "/dev/shm"
 
 
-def scheme_of(address: str) -> str | None:
-    """Return the scheme in lower case (of a chain `a::b://…` the first), None for a local path.
+def parse_scheme(address: str) -> str | None:
+    """Return the scheme in lower case (the first of a chain `a::b://…`), None for a local path.
 
-    A scheme is followed by a slash; `file:` and `data:` are schemes without one too. So a local
-    path may hold colons, `#`, `?` and `%`, all of which then mean themselves.
+    A scheme is followed by a slash; only `file:` and `data:` need none. So a local path may
+    contain colons, `#`, `?` and `%`, taken literally.
     """
     match = _SCHEME.match(address)
     if match is None:
@@ -66,11 +66,11 @@ def scheme_of(address: str) -> str | None:
     return scheme if match[2] or scheme in ("file", "data") else None
 
 
-def path_of_file_url(url: str, *, is_encoded: bool = True) -> str:
+def parse_file_url(url: str, *, is_encoded: bool = True) -> str:
     """Return the local path of a `file:` URL, percent-decoded where the URL is encoded.
 
-    `file:/x`, `file:///x` and `file://localhost/x` are the same. As in Hadoop's paths, `#` and
-    `?` belong to the name: a file has neither fragment nor query.
+    `file:/x`, `file:///x` and `file://localhost/x` are equal. As in Hadoop paths, `#` and `?` are
+    part of the file name: there is no fragment or query.
 
     Raises:
         ValueError: The URL names another host.
@@ -85,12 +85,12 @@ def path_of_file_url(url: str, *, is_encoded: bool = True) -> str:
 
 
 @dataclass(frozen=True)
-class StorePlace:
-    """An object, or a prefix of objects, in a store.
+class StoreLocation:
+    """An object, or a prefix of objects, in an object store or remote file system.
 
     Attributes:
-        scheme: As fsspec knows it.
-        authority: The bucket, the container with its account, or the host and port; perhaps empty.
+        scheme: fsspec's name of the scheme.
+        authority: The bucket, the container with its account, or host and port; may be empty.
         path: From the first slash on; empty for the whole store.
     """
 
@@ -98,8 +98,8 @@ class StorePlace:
     authority: str
     path: str
 
-    def is_below(self, root: "StorePlace") -> bool:
-        """Say whether this is the root itself, or lies under it, segment by segment."""
+    def is_below(self, root: "StoreLocation") -> bool:
+        """Return whether this is the root itself or lies below it, compared by path segments."""
         return (self.scheme, self.authority) == (root.scheme, root.authority) and self._segments[
             : len(root._segments)
         ] == root._segments
@@ -113,18 +113,18 @@ class StorePlace:
         return f"{self.scheme}://{self.authority}{self.path}"
 
 
-def read_store_place(address: str, allowed_schemes: Iterable[str] = ()) -> StorePlace | None:
-    """Read the address of an object in a store.
+def parse_store_location(address: str, allowed_schemes: Iterable[str] = ()) -> StoreLocation | None:
+    """Parse the URL of an object in a store.
 
     Args:
-        address: Such as `s3a://bucket/key`, or as Hadoop writes it, `hdfs:/path`.
-        allowed_schemes: Schemes beside those that are known.
+        address: Such as `s3a://bucket/key`, or in Hadoop's form, `hdfs:/path`.
+        allowed_schemes: Schemes in addition to the known ones.
 
     Returns:
-        None where it is none that may be read: an unknown scheme, a chain, no bucket, user names,
-        segments `.` and `..`, and characters that a store may read in more than one way.
+        None for a URL that may not be read: an unknown scheme, a chain, no bucket, user names,
+        segments `.` and `..`, or characters that a store may interpret in more than one way.
     """
-    scheme = scheme_of(address) or ""
+    scheme = parse_scheme(address) or ""
     if scheme not in STORE_SCHEMES and scheme not in allowed_schemes:
         return None
     rest = address.partition(":")[2]
@@ -138,18 +138,18 @@ def read_store_place(address: str, allowed_schemes: Iterable[str] = ()) -> Store
     shape = {"abfs": _CONTAINER}.get(scheme, _BUCKET if scheme in _WITH_BUCKET else _HOST)
     if not shape.fullmatch(authority) and (authority or scheme in _WITH_BUCKET):
         return None
-    if _UNCLEAR.search(path) or {".", ".."} & set(path.split("/")):
+    if _AMBIGUOUS.search(path) or {".", ".."} & set(path.split("/")):
         return None
-    return StorePlace(scheme, authority, path)
+    return StoreLocation(scheme, authority, path)
 
 
 def is_kernel_path(path: str) -> bool:
-    """Say whether an absolute path lies where files are no data, but the kernel's."""
+    """Return whether an absolute path lies in a file system of the kernel, such as /proc."""
     return any(path == folder or path.startswith(f"{folder}/") for folder in KERNEL_FOLDERS)
 
 
 def is_shared_memory(path: str) -> bool:
-    """Say whether an absolute path lies in the one such folder that may hold data."""
+    """Return whether an absolute path lies in /dev/shm, which may contain data."""
     return path == _SHARED_MEMORY or path.startswith(f"{_SHARED_MEMORY}/")
 
 
@@ -158,79 +158,79 @@ def normalize_schemes(option: str, schemes: Iterable[str]) -> tuple[str, ...]:
 
     Args:
         option: The name of the option, for messages.
-        schemes: As an operator lists them.
+        schemes: The operator's option.
 
     Raises:
-        InvalidOptionError: One may not be listed.
+        InvalidOptionError: A scheme may not be allowed.
     """
     names = tuple(scheme.strip().lower() for scheme in schemes)
     for name in names:
         if not _SCHEME_NAME.fullmatch(name):
-            # It is not repeated: it may be a whole URL, with its password.
+            # The value is not repeated: it may be a URL with a password.
             raise InvalidOptionError(
-                f"{option} got a text that is no scheme; allowed: names of fsspec's schemes, such "
-                "as 'sftp', without '://' and never a chain of them"
+                f"{option} got a string that is not a scheme; allowed: single fsspec schemes, such "
+                "as 'sftp', without '://'"
             )
         if name in REFUSED_SCHEMES:
             raise InvalidOptionError(
-                f"{option} got {name!r}, which {REFUSED_SCHEMES[name]}; allowed: schemes that name "
-                "a store by themselves, such as 'sftp', 'ftp', 'smb', 'hf'"
+                f"{option} got {name!r}, which {REFUSED_SCHEMES[name]}; allowed: schemes of a "
+                "single store, such as 'sftp', 'ftp', 'smb', 'hf'"
             )
     return names
 
 
 def normalize_root(option: str, root: str, allowed_schemes: Iterable[str]) -> str:
-    """Return a root as rows are compared with it: an absolute folder, or a store's URL.
+    """Return the normal form of a root: an absolute folder, or a store's URL.
 
     Args:
         option: The name of the option, for messages.
-        root: As an operator lists it.
-        allowed_schemes: Schemes beside those that are known, in lower case.
+        root: One value of the operator's option.
+        allowed_schemes: Schemes in addition to the known ones, in lower case.
 
     Raises:
-        InvalidOptionError: It names no place below which rows may be read.
+        InvalidOptionError: It is not a location below which rows may be read.
     """
     allowed_schemes = tuple(allowed_schemes)
-    scheme = scheme_of(root.strip())
+    scheme = parse_scheme(root.strip())
     if scheme is None or scheme in LOCAL_SCHEMES:
         return _normalize_folder(option, root, is_url=scheme is not None)
     if scheme in WEB_SCHEMES:
         raise InvalidOptionError(
-            f"{option} got an address of {scheme}, whose hosts allow_hosts and allow_networks "
-            "name; allowed: folders, and URLs of stores such as s3://bucket/prefix"
+            f"{option} got an {scheme} URL, whose host belongs into allow_hosts or "
+            "allow_networks; allowed: folders, and URLs of stores such as s3://bucket/prefix"
         )
     if scheme not in STORE_SCHEMES and scheme not in allowed_schemes:
         raise InvalidOptionError(
-            f"{option} got an address of {scheme!r}; allowed: folders, URLs of "
-            f"{', '.join(STORE_SCHEMES)}, and of schemes that allow_schemes lists"
+            f"{option} got a URL with the scheme {scheme!r}; allowed: folders, URLs of "
+            f"{', '.join(STORE_SCHEMES)}, and of schemes in allow_schemes"
         )
-    place = read_store_place(root.strip(), allowed_schemes)
-    # The value is not repeated: what keeps it from being a place may be a password.
-    if place is None or re.search(r"[?#*]", place.path):
+    location = parse_store_location(root.strip(), allowed_schemes)
+    # The value is not repeated: it may contain a password.
+    if location is None or re.search(r"[?#*]", location.path):
         raise InvalidOptionError(
-            f"{option} got a URL of {scheme} that names no place; allowed: "
+            f"{option} got a {scheme} URL that is not a location; allowed: "
             f"{scheme}://name/prefix without user names (they belong into storage_options), "
             "queries, globs, backslashes and segments '.' or '..'"
         )
-    path = "/".join(["", *place._segments])
-    return str(StorePlace(place.scheme, place.authority, path if path != "" else "/"))
+    path = "/".join(["", *location._segments])
+    return str(StoreLocation(location.scheme, location.authority, path if path != "" else "/"))
 
 
 def _normalize_folder(option: str, root: str, *, is_url: bool) -> str:
     try:
-        path = path_of_file_url(root.strip()) if is_url else root
+        path = parse_file_url(root.strip()) if is_url else root
     except ValueError:
         path = "\0"
     shown = "a file: URL" if is_url else repr(root)
     if "\0" in path or "*" in path:
         raise InvalidOptionError(
-            f"{option} got {shown}; allowed: a folder of this machine's or the executors' files, "
+            f"{option} got {shown}; allowed: a folder on this machine or on the executors, "
             "not a glob, such as /data/photos or file:/data/photos"
         )
     folder = "/" + os.path.abspath(path).strip("/")  # noqa: PTH100 - no file is looked at
     if is_kernel_path(folder) and not is_shared_memory(folder):
         raise InvalidOptionError(
-            f"{option} got {shown}, where files are not data; allowed: folders outside of "
+            f"{option} got {shown}, where files are not data; allowed: folders outside "
             f"{', '.join(KERNEL_FOLDERS)}, and {_SHARED_MEMORY}"
         )
     return folder

@@ -18,8 +18,8 @@ def describe_result(result: WriteResult) -> str:
         lines.append(f"left for another run: {result.left:,} rows")
     for column, counts in result.statuses.items():
         if counts:
-            said = ", ".join(f"{status} {count:,}" for status, count in counts.items())
-            lines.append(f"{column}: {said}")
+            shown = ", ".join(f"{status} {count:,}" for status, count in counts.items())
+            lines.append(f"{column}: {shown}")
     rate = f", {result.computed / result.seconds:,.1f} rows/s" if result.computed else ""
     lines.append(f"time: {result.seconds:,.1f} s{rate}")
     return "\n".join(lines)

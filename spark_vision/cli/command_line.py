@@ -196,12 +196,12 @@ def _metavar(option: Option) -> str:
 
 
 def _help(option: Option) -> str:
-    said = option.help
+    text = option.help
     if option.allowed or option.nullable or option.kind in (int, float):
-        said += f" Allowed: {option.describe_allowed()}."
+        text += f" Allowed: {option.describe_allowed()}."
     if not option.secret:
-        said += f" Default: {describe_default(option)}."
-    return said.replace("%", "%%")
+        text += f" Default: {describe_default(option)}."
+    return text.replace("%", "%%")
 
 
 def describe_default(option: Option) -> str:

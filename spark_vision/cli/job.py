@@ -59,18 +59,18 @@ def one_line_message(error: BaseException) -> str:
     """
     text = str(error)
     if isinstance(error, SparkVisionError):
-        said = text
+        message = text
     elif ours := _OURS.findall(text):
-        said = ours[-1]
+        message = ours[-1]
     elif "Traceback (most recent call last)" in text and (raised := _RAISED.findall(text)):
-        said = raised[-1]
+        message = raised[-1]
     elif causes := _CAUSE.findall(text):
-        said = causes[-1]
+        message = causes[-1]
     else:
         lines = [line.strip(" :") for line in text.splitlines() if line.strip(" :")]
         is_java = len(lines) > 1 and lines[0].startswith("An error occurred while calling")
-        said = lines[1 if is_java else 0] if lines else type(error).__name__
-    return " ".join(re.sub(r"\s*SQLSTATE: \w+;?", "", said).split())
+        message = lines[1 if is_java else 0] if lines else type(error).__name__
+    return " ".join(re.sub(r"\s*SQLSTATE: \w+;?", "", message).split())
 
 
 def _start_session(log_level: str | None) -> "SparkSession":

@@ -47,10 +47,10 @@ def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
 def check_stream_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Exit with a usage error if an option has no meaning with, or without, `--stream`."""
     wrong = (*NOT_STREAMED, "show", "dry_run") if arguments.stream else _OF_A_STREAM
-    said = "has no meaning with --stream" if arguments.stream else "needs --stream"
+    reason = "has no meaning with --stream" if arguments.stream else "needs --stream"
     for name in wrong:
         if getattr(arguments, name, None):
-            parser.error(f"--{name.replace('_', '-')} {said}")
+            parser.error(f"--{name.replace('_', '-')} {reason}")
 
 
 def follow(

@@ -18,8 +18,8 @@ def describe_result(result: WriteResult) -> str:
         lines.append(f"left for another run: {result.remaining_rows:,} rows")
     for column, counts in result.statuses.items():
         if counts:
-            said = ", ".join(f"{status} {count:,}" for status, count in counts.items())
-            lines.append(f"{column}: {said}")
+            shown = ", ".join(f"{status} {count:,}" for status, count in counts.items())
+            lines.append(f"{column}: {shown}")
     rate = (
         f", {result.computed_rows / result.elapsed_seconds:,.1f} rows/s"
         if result.computed_rows

@@ -78,7 +78,7 @@ def test_an_image_that_ends_or_hangs_its_worker_fails_only_its_row(tmp_path):
     }
     assert clean_is_ok
     assert furthest < 1e-5
-    assert "this Python worker ends" in run.stderr
+    assert "this Python worker exits" in run.stderr
 
 
 def test_a_decoder_that_hangs_ends_its_process():

@@ -15,7 +15,7 @@ JARS := .venv/jars-resolved
 export PYSPARK_PYTHON := $(BIN)/python
 export PYSPARK_DRIVER_PYTHON := $(BIN)/python
 
-.PHONY: setup demo train-demo test test-all style clean python java
+.PHONY: docs setup demo train-demo test test-all style clean python java
 .DEFAULT_GOAL := help
 .PHONY: help
 
@@ -24,6 +24,7 @@ help:
 	@echo "             IMAGES=folder, OUTPUT=folder, MODEL_NAME=..., CLIP_NAME=... and CAPTION_NAME=... choose others"
 	@echo "make test    checks style, types and behaviour"
 	@echo "make test-all  tests also what takes minutes each"
+	@echo "make docs    builds the documentation and the API reference into site/"
 	@echo "make setup   only makes .venv, with Delta's JARs"
 	@echo "make train-demo  trains the demonstration's checkpoints again, in half an hour"
 	@echo "make clean   removes .venv and demo-output"
@@ -82,5 +83,15 @@ test: java style
 test-all: java style
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not browser"
 
+DOCS := .venv/docs-installed
+$(DOCS): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --editable ".[docs]" --constraint constraints.txt
+	@touch $(DOCS)
+
+# The variable silences an announcement of another generator.
+docs: python $(DOCS)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "built: site/index.html"
+
 clean:
-	rm -rf .venv demo-output
+	rm -rf .venv demo-output site

@@ -134,8 +134,8 @@ def test_many_urls_in_one_file_are_computed_by_all_slots(
     assert source.rdd.getNumPartitions() == 1
     result = write_vision_columns(source, table, ["content"], {"embedding": dino})
     assert result.computed_rows == len(urls)
-    # Several for each slot: progress comes as they end.
-    assert tasks == [4 * count_slots(spark)] == [8]
+    # Several tasks per slot, so that progress is reported as they end: here a row for each.
+    assert tasks == [min(4 * count_slots(spark), len(urls))] == [7]
 
 
 def test_sources_of_several_sides_do_not_name_files(spark, images, tmp_path, capfd):

@@ -5,7 +5,6 @@ planned (by its `updated_at`). So neither a wave that is computed again after a 
 writer duplicates a row or overwrites a newer one.
 """
 
-import logging
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ from spark_vision.tables.session_settings import settings
 from spark_vision.tables.source import INPUTS
 from spark_vision.tables.survey import BASE
 from spark_vision.tables.transaction import Transaction
-
-logger = logging.getLogger(__name__)
 
 # In a first write, optimizeWrite would leave one task per wave to write while no model runs, and
 # autoCompact would rewrite what has just been written.

@@ -13,7 +13,6 @@ import torch
 
 from served_models import CALL, receive, receive_answer, send, serve
 from spark_vision.model_server.channel import MAX_HEADER_BYTES, Channel
-from spark_vision.model_server.server import ClientConnection
 from spark_vision.model_server.shared_tensors import MIN_BYTES, TensorReader, TensorWriter
 
 CASE_COUNT = 400
@@ -102,15 +101,6 @@ def test_every_tensor_that_is_written_is_read(tensor):
     read = reader.read(json.loads(json.dumps(layout)))
     assert torch.equal(read["first"], tensor)
     assert torch.equal(read["second"], tensor)
-
-
-@pytest.fixture
-def pair():
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    served, client = ClientConnection(Channel(ours)), Channel(theirs)
-    served.answer({"hello": 1}, {})
-    assert client.receive()[0] == {"hello": 1}
-    return [served, client]
 
 
 def refusal(pair, packet, descriptors=()):

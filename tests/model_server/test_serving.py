@@ -2,7 +2,6 @@
 
 import errno
 import gc
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +12,6 @@ import pytest
 
 from served_models import CALL, receive, receive_answer, send, serve
 from spark_vision.errors import UnsupportedCheckpointError
-from spark_vision.model_server.channel import Channel
-from spark_vision.model_server.server import ClientConnection
 
 CLIENT_COUNT = 3
 
@@ -132,15 +129,6 @@ def test_a_server_without_descriptors_goes_on_and_accepts_later(tmp_path):
         channel = server.connect()
         send(channel, 1.0)
         assert receive(channel) == 2.0
-
-
-@pytest.fixture
-def pair():
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    served, client = ClientConnection(Channel(ours)), Channel(theirs)
-    served.answer({"hello": 1}, {})
-    assert client.receive()[0] == {"hello": 1}
-    return [served, client]
 
 
 def test_the_socket_of_a_client_that_leaves_in_its_call_stays_open_until_that_is_answered(pair):

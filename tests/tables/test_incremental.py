@@ -13,11 +13,6 @@ from spark_vision.tables.session_settings import METADATA, labelled
 
 
 @pytest.fixture
-def table(tmp_path):
-    return str(tmp_path / "vectors")
-
-
-@pytest.fixture
 def read_rows(spark, table):
     """The table's rows by the file name of their path."""
 

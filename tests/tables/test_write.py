@@ -18,11 +18,6 @@ COLUMNS = ["path", "length", "source_hash"]
 COLUMNS += ["embedding", "embedding_status", "embedding_error", "updated_at"]
 
 
-@pytest.fixture
-def table(tmp_path):
-    return str(tmp_path / "vectors")
-
-
 def history(spark, table):
     return [
         row["operation"]

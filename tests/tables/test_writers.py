@@ -20,11 +20,6 @@ from spark_vision.tables.location import locate_table
 WAIT_SECONDS = 120
 
 
-@pytest.fixture
-def table(tmp_path):
-    return str(tmp_path / "vectors")
-
-
 def test_two_writers_at_once_write_no_key_twice_and_compute_one_wave_twice_at_most(
     spark, read_photos, dino, table, monkeypatch, caplog, count_forwards
 ):

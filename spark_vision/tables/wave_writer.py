@@ -111,7 +111,7 @@ class WaveWriter:
             ):
                 for number, wave in enumerate(cut_waves(survey, keys, self._pace), start=1):
                     watch.begin(self.rows - before, wave.count, wave.columns)
-                    logger.info("wave %d: infer %d of %d rows", number, wave.count, remaining)
+                    logger.info("wave %d: computing %d of %d rows", number, wave.count, remaining)
                     remaining -= wave.count
                     count = self._write_wave(
                         write,
@@ -171,8 +171,8 @@ class WaveWriter:
             )
         if count < wave.count:
             logger.warning(
-                "%d of %d rows of a wave of %s were not written: another writer was first, or the "
-                "source no longer has them",
+                "%d of %d rows of a wave of %s were not written: another writer committed "
+                "first, or the source no longer has them",
                 wave.count - count,
                 wave.count,
                 write.location.given,

@@ -100,7 +100,7 @@ class ModelProxy(RemoteModel):
                 channel.send(header, tensors)
                 answer = _receive(channel, self._config.batch_seconds)
             except OSError as error:
-                logger.info("the model server is gone: %s", error)
+                logger.info("lost the connection to the model server: %s", error)
                 answer = None
             if answer is not None:
                 self._channel = channel
@@ -141,7 +141,7 @@ def connect(config: ServerConfig) -> Channel:
                 f"{config.load_seconds:g} s; its log: {log_of(config.name)}"
             ) from None
         except ConnectionError as error:
-            logger.info("the model server ended before its hello: %s", error)
+            logger.info("the model server exited before it was ready: %s", error)
             greeting = None
         if greeting is not None and "error" not in greeting[0]:
             return channel

@@ -1,4 +1,4 @@
-"""The rows that a vector index accepts, and which rules the others break."""
+"""Selects the rows that a vector index accepts, and reports the rules that other rows break."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -119,7 +119,7 @@ def index_ready(
     location = locate_table(session, table)
     detail = read_detail(session, location)
     if detail is None or KEYS_PROPERTY not in detail.properties:
-        raise TableError(f"{table} is not a table of write_vision_columns; choose another")
+        raise TableError(f"{table} was not written by write_vision_columns; choose another table")
     rows = session.table(location.sql)
     _check_columns(table, rows.schema, column, detail.properties, metadata)
     keys: list[str] = json.loads(detail.properties[KEYS_PROPERTY])
@@ -194,7 +194,7 @@ def _table_problems(
         (
             len(keys) == 1,
             "one_id",
-            f"an index takes one id column, and the table has the keys {', '.join(keys)}; write a "
+            f"an index has one id column, but the table has the keys {', '.join(keys)}; write a "
             "table whose key is one column, such as concat_ws('#', ...)",
         ),
         (
@@ -211,7 +211,8 @@ def _table_problems(
         (
             properties.get(_FEED) == "true" or not rules.needs_feed,
             "change_data_feed",
-            f"the index is updated from it: set the table's property {_FEED} to true",
+            f"the index is updated from the change data feed; set the table property {_FEED} to "
+            "true",
         ),
     ]
     for name in metadata:
@@ -223,7 +224,7 @@ def _table_problems(
         )
         checks.append((isinstance(kind, rules.metadata) and not is_list, "metadata_type", advice))
     for name in (*keys, *metadata):
-        advice = f"the index uses the name {name} itself; rename the column in the source"
+        advice = f"the index reserves the name {name}; rename the column in the source"
         checks.append((name not in rules.reserved, "reserved_name", advice))
     return [IndexProblem(rule, 0, (), advice) for kept, rule, advice in checks if not kept]
 
@@ -239,39 +240,39 @@ def _row_checks(
     """The condition that each row must meet, by the rule's name, and the rule in words."""
     vector = F.col(quote(column))
     checks = {
-        "unique_id": (F.col(_REPEATED).isNull(), "no two rows may have one id"),
-        "one_dimension": (F.size(vector) == dimension, f"a vector has {dimension} numbers"),
-        "finite": (F.forall(vector, _is_finite), "a vector has no null, NaN or infinity"),
+        "unique_id": (F.col(_REPEATED).isNull(), "ids must be unique"),
+        "one_dimension": (F.size(vector) == dimension, f"a vector must have {dimension} numbers"),
+        "finite": (F.forall(vector, _is_finite), "a vector must not contain null, NaN or infinity"),
         "no_zero_vector": (
             F.exists(vector, lambda number: number != 0),
-            "a vector of zeros is like no other; write with on_error='null'",
+            "a zero vector has no direction; use on_error='null'",
         ),
     }
     if isinstance(schema[key].dataType, StringType) or rules.text_ids:
         text = F.col(quote(key)).cast("string")
         checks["id_length"] = (
             (F.octet_length(text) >= 1) & (F.octet_length(text) <= (rules.id_bytes or 2**31 - 1)),
-            f"an id has 1 to {rules.id_bytes or 'any number of'} bytes; hash longer ones",
+            f"an id must have 1 to {rules.id_bytes or 'any number of'} bytes; hash longer ids",
         )
         if rules.ascii_ids:
-            checks["ascii_id"] = (text.rlike(r"^[\x00-\x7F]*$"), "an id is ASCII; encode others")
+            checks["ascii_id"] = (text.rlike(r"^[\x00-\x7F]*$"), "an id must be ASCII; encode it")
     if metadata:
         size = F.octet_length(F.to_json(F.struct(*map(quote, metadata))))
         if rules.metadata_bytes:
             checks["metadata_size"] = (
                 size <= rules.metadata_bytes,
-                f"a row's metadata take at most {rules.metadata_bytes:,} bytes; leave columns out",
+                f"the metadata may be at most {rules.metadata_bytes:,} bytes; use fewer columns",
             )
         if rules.row_bytes:
             checks["row_size"] = (
                 size + 4 * dimension <= rules.row_bytes,
-                f"a row takes at most {rules.row_bytes:,} bytes; leave columns out",
+                f"a row may be at most {rules.row_bytes:,} bytes; use fewer columns",
             )
         if not rules.nulls:
             named = [F.col(quote(name)).isNotNull() for name in metadata]
             checks["no_null_metadata"] = (
                 reduce(and_, named),
-                "metadata are not null; leave the column out, or fill it",
+                "metadata must not be null; leave the column out, or fill it",
             )
     return checks
 

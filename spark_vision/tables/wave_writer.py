@@ -114,7 +114,7 @@ class WaveWriter:
                         break
                     wave = prepared.wave
                     watch.begin(self.rows - before, wave.count, wave.columns)
-                    logger.info("wave %d: infer %d of %d rows", number, wave.count, remaining)
+                    logger.info("wave %d: computing %d of %d rows", number, wave.count, remaining)
                     remaining -= wave.count
                     transaction = None if remaining else self._last_transaction
                     count = self._write_wave(
@@ -163,8 +163,8 @@ class WaveWriter:
             )
         if count < wave.count:
             logger.warning(
-                "%d of %d rows of a wave of %s were not written: another writer was first, or the "
-                "source no longer has them",
+                "%d of %d rows of a wave of %s were not written: another writer committed "
+                "first, or the source no longer has them",
                 wave.count - count,
                 wave.count,
                 write.location.given,

@@ -1,4 +1,4 @@
-"""Cuts pending rows into waves: each is computed and committed before the next one begins.
+"""Splits pending rows into waves: each is computed and committed before the next one begins.
 
 A wave has `rows_per_commit` rows, or as many as take a minute and a half at the current rate.
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from quick_spark import JVM_OPTIONS, quickly
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# For JVMs that live for minutes: what their last compiler's passes take never comes back. Without
-# that compiler, the code cache would have 48 MB, and sweeping it would take a fifth of the time.
-JVM_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
 for name in ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"):
     os.environ.setdefault(name, JVM_OPTIONS)
 
@@ -38,11 +37,6 @@ def spark(tmp_path_factory, forwards_folder, decodes_folder):
         SparkSession.builder.master("local[2]")
         .appName("spark_vision tests")
         .config("spark.driver.memory", "2g")
-        .config("spark.ui.enabled", "false")
-        .config("spark.log.level", "OFF")
-        .config("spark.sql.shuffle.partitions", "2")
-        # For a few rows, compiling a query takes longer than running it.
-        .config("spark.sql.codegen.wholeStage", "false")
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
         .config("spark.executorEnv.PYTHONPATH", str(WORKER_SITE))
         .config("spark.python.daemon.module", "warm_daemon")
@@ -50,7 +44,7 @@ def spark(tmp_path_factory, forwards_folder, decodes_folder):
         .config("spark.executorEnv.COUNTED_FORWARDS", str(forwards_folder))
         .config("spark.executorEnv.COUNTED_DECODES", str(decodes_folder))
     )
-    session = configure(builder).getOrCreate()
+    session = configure(quickly(builder)).getOrCreate()
     yield session
     session.stop()
 

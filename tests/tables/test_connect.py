@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(SECONDS + 50)
 def seen(tmp_path_factory, checkpoints):
     """What each step of `connected_writes` saw."""
     folder = tmp_path_factory.mktemp("connected")
-    environment = {name: value for name, value in os.environ.items() if "SPARK" not in name}
+    environment = {name: value for name, value in os.environ.items() if "PYSPARK" not in name}
     path = [str(TESTS), environment.get("PYTHONPATH", "")]
     done = subprocess.run(
         [

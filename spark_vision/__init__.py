@@ -32,6 +32,7 @@ from spark_vision.operators import (
 
 if TYPE_CHECKING:
     from spark_vision.functions import caption_image, embed_image, embed_text, model_placement
+    from spark_vision.search.exact import search_images
     from spark_vision.session import configure
     from spark_vision.spark.driver_checks import ModelIdentity, describe_model
     from spark_vision.sql import register_functions
@@ -76,6 +77,7 @@ __all__ = [
     "model_placement",
     "plan_vision_columns",
     "register_functions",
+    "search_images",
     "stream_vision_columns",
     "write_vision_batch",
     "write_vision_columns",
@@ -97,6 +99,7 @@ _LAZY_NAMES = {
     "model_placement": "spark_vision.functions",
     "plan_vision_columns": "spark_vision.tables.forecast",
     "register_functions": "spark_vision.sql",
+    "search_images": "spark_vision.search.exact",
     "stream_vision_columns": "spark_vision.tables.stream",
     "write_vision_batch": "spark_vision.tables.stream",
     "write_vision_columns": "spark_vision.tables.write",

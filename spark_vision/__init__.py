@@ -12,8 +12,10 @@ from spark_vision.errors import (
     CommitConflictError,
     DeviceError,
     FailureRateError,
+    IndexConnectionError,
     InputTypeError,
     InvalidOptionError,
+    MissingExtraError,
     ModelServerError,
     RowFailure,
     SessionError,
@@ -21,6 +23,7 @@ from spark_vision.errors import (
     Status,
     TableError,
     UnsupportedCheckpointError,
+    VectorIndexError,
 )
 from spark_vision.operators import (
     ClipImageEmbedding,
@@ -32,6 +35,8 @@ from spark_vision.operators import (
 
 if TYPE_CHECKING:
     from spark_vision.functions import caption_image, embed_image, embed_text, model_placement
+    from spark_vision.search.milvus import MilvusIndex
+    from spark_vision.search.pinecone_index import PineconeIndex
     from spark_vision.session import configure
     from spark_vision.spark.driver_checks import ModelIdentity, describe_model
     from spark_vision.sql import register_functions
@@ -50,12 +55,16 @@ __all__ = [
     "FailureRateError",
     "ImageLimits",
     "ImageViTEmbedding",
+    "IndexConnectionError",
     "IndexProblem",
     "IndexReport",
     "InputTypeError",
     "InvalidOptionError",
+    "MilvusIndex",
+    "MissingExtraError",
     "ModelIdentity",
     "ModelServerError",
+    "PineconeIndex",
     "Progress",
     "QwenVLImageUnderstanding",
     "RowFailure",
@@ -64,6 +73,7 @@ __all__ = [
     "Status",
     "TableError",
     "UnsupportedCheckpointError",
+    "VectorIndexError",
     "WriteForecast",
     "WriteResult",
     "__version__",
@@ -84,7 +94,9 @@ __all__ = [
 _LAZY_NAMES = {
     "IndexProblem": "spark_vision.tables.index",
     "IndexReport": "spark_vision.tables.index",
+    "MilvusIndex": "spark_vision.search.milvus",
     "ModelIdentity": "spark_vision.spark.driver_checks",
+    "PineconeIndex": "spark_vision.search.pinecone_index",
     "Progress": "spark_vision.tables.progress",
     "WriteForecast": "spark_vision.tables.forecast",
     "WriteResult": "spark_vision.tables.write",

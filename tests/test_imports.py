@@ -26,6 +26,7 @@ FLOORS = {
     "spark_vision.functions": 5,
     "spark_vision.sql": 5,
     "spark_vision.tables": 5,
+    "spark_vision.search": 5,
     "spark_vision.cli": 6,
     "spark_vision.demo": 6,
     # The public face imports of all floors, and none of them imports it.

@@ -164,12 +164,15 @@ class MilvusIndex:
                 options |= {"element_type": kinds.VARCHAR, "max_capacity": _MAX_LIST}
             made.add_field(name, kinds[_FIELDS[kind]], **options)
         index = milvus.MilvusClient.prepare_index_params()
-        build = _BUILD[self.index_type] if self.build_params is None else self.build_params
+        build = dict(_BUILD[self.index_type] if self.build_params is None else self.build_params)
+        if self.single_process:
+            # Lite reads them as one value, and pymilvus 3 sends each by itself.
+            build = {"params": build}
         index.add_index(
             self.vector_field,
             index_type=self.index_type,
             metric_type=self.metric,
-            params=dict(build),
+            params=build,
         )
         # Strong: a search sees what was written before it.
         self._call(

@@ -144,9 +144,7 @@ class PineconeIndex:
             return
         # First the properties: what is half removed holds no version of the table.
         for namespace in (self._own_namespace, self.namespace):
-            if self._rows(self._stats(), namespace):
-                delete = partial(self._data.delete, delete_all=True, namespace=namespace)
-                self._call(delete)
+            self._delete(namespace, delete_all=True)
 
     def upsert(self, records: pa.Table | pa.RecordBatch) -> UpsertResult:
         """Write records; those that Pinecone cannot hold are reported."""
@@ -180,8 +178,20 @@ class PineconeIndex:
         texts = [str(each) for each in ids]
         size = self.target.max_batch_rows
         for start in range(0, len(texts), size):
-            part = texts[start : start + size]
-            self._call(partial(self._data.delete, ids=part, namespace=self.namespace))
+            self._delete(self.namespace, ids=texts[start : start + size])
+
+    def _delete(self, namespace: str, **which: Any) -> None:
+        errors = import_extra("pinecone.errors.exceptions", "pinecone")
+
+        def delete() -> None:
+            try:
+                self._data.delete(namespace=namespace, **which)
+            except errors.NotFoundError as error:
+                # A namespace is there when it has records.
+                if "namespace" not in str(error).lower():
+                    raise
+
+        self._call(delete)
 
     def search(
         self,
@@ -243,8 +253,8 @@ class PineconeIndex:
         """
         if self.host is None and self._model_now() is None:
             return None
-        fields_found = self._fields()
         stats = self._stats()
+        fields_found = self._fields(stats)
         if fields_found != ["DenseVectorField"] or stats.dimension is None:
             raise VectorIndexError(
                 f"{self._name} was made by somebody else: it has the fields "
@@ -268,11 +278,11 @@ class PineconeIndex:
             properties=properties,
         )
 
-    def _fields(self) -> list[str]:
+    def _fields(self, stats: Any) -> list[str]:
         """The kinds of the index's fields; of one that is given by its host, what it says."""
         if self.host is None:
             return [type(kind).__name__ for kind in self._existing.schema.fields.values()]
-        return ["DenseVectorField" if self._stats().vector_type in (None, "dense") else "sparse"]
+        return ["DenseVectorField" if stats.vector_type in (None, "dense") else "sparse"]
 
     def write_properties(self, properties: Mapping[str, str]) -> None:
         """Replace the properties, by one request."""
@@ -299,7 +309,7 @@ class PineconeIndex:
 
     @property
     def _name(self) -> str:
-        return f"Pinecone's {self.index}/{self.namespace}"
+        return f"Pinecone's {self.index}{self.namespace and '/'}{self.namespace}"
 
     @property
     def _own_namespace(self) -> str:

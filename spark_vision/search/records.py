@@ -211,7 +211,7 @@ def accept(
     ids = table[ID].cast(pa.string()).to_pylist() if text else table[ID].to_pylist()
     has_length, vectors = _dense(table[VECTOR].combine_chunks(), dimension)
     finite = np.isfinite(vectors).all(axis=1)
-    is_zero = np.zeros(len(ids), bool) if metric in target.zero_metrics else ~vectors.any(axis=1)
+    is_zero = ~np.asarray(vectors.any(axis=1)) & (metric not in target.zero_metrics)
     metadata = table.drop_columns([ID, VECTOR]).to_pylist() or [{} for _ in ids]
     longest = min(filter(None, (target.id_bytes, id_bytes)), default=None)
     last = {each: place for place, each in enumerate(ids)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _MAX_TEXT = 65_535
 _MAX_LIST = 4096
 _QUERIES_IN_A_REQUEST = 64
+_LOAD_SECONDS = 600.0
 _FIELDS = {
     "byte": "INT8",
     "short": "INT16",
@@ -53,8 +54,8 @@ _BUILD = {
     "HNSW": {"M": 16, "efConstruction": 200},
     "FLAT": {},
 }
-# What pymilvus puts before a server's message when it may not try again by itself.
-_CLIENT_PREFIX = re.compile(r"\[\w+\] Retry run out of \d+ retry times, (message=)?")
+# What pymilvus puts before a reason when its own time is over.
+_CLIENT_PREFIX = re.compile(r"\[\w+\] Retry timeout: [\d.]+s(, message=|, )?")
 _BUSY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL", "RESOURCE_EXHAUSTED")
 _DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 _RATE_LIMIT, _NO_COLLECTION, _WRONG_TOKEN = 8, 100, 1800
@@ -117,7 +118,8 @@ class MilvusIndex:
         parts = urlsplit(self.uri)
         if not self.single_process and parts.username:
             # What stands in a URI stands in logs.
-            object.__setattr__(self, "token", self.token or f"{parts.username}:{parts.password}")
+            given = unquote(parts.netloc.rpartition("@")[0])
+            object.__setattr__(self, "token", self.token or given)
             bare = parts._replace(netloc=parts.netloc.rpartition("@")[2])
             object.__setattr__(self, "uri", urlunsplit(bare))
         if self.single_process and not self.uri.endswith(".db"):
@@ -303,7 +305,7 @@ class MilvusIndex:
         metric = self._index()["metric_type"]
         if self._call("get_load_state", self.collection)["state"].name != "Loaded":
             # Nothing can be counted or found before; who made the collection did not.
-            self._call("load_collection", self.collection)
+            self._call("load_collection", self.collection, timeout=_LOAD_SECONDS)
         return IndexDescription(
             name=f"{self._address}/{self.collection}",
             dimension=int(vector["params"]["dim"]),
@@ -366,7 +368,6 @@ class MilvusIndex:
         log = logging.getLogger("pymilvus.decorators")
         if log.level == logging.NOTSET:
             log.setLevel(logging.CRITICAL)
-        deadline = {"methodConfig": [{"name": [{}], "timeout": f"{self.timeout_seconds}s"}]}
 
         def connect() -> Any:
             return milvus.MilvusClient(
@@ -375,7 +376,6 @@ class MilvusIndex:
                 db_name=self.database,
                 timeout=min(5.0, self.timeout_seconds),
                 dedicated=True,
-                grpc_options={"grpc.service_config": json.dumps(deadline)},
             )
 
         return self._translated(connect, was_reached=False)
@@ -404,9 +404,10 @@ class MilvusIndex:
         return bool(self._call("has_collection", self.collection))
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """Call the client; this package alone decides what is tried again."""
+        """Call the client; what is refused is an error here, and single records are with upsert."""
         call = getattr(self._client, method)
-        options |= {"retry_times": 0, "retry_on_rate_limit": False}
+        # Within this time the client reconnects by itself; a request that hangs ends with it.
+        options = {"timeout": self.timeout_seconds, "retry_on_rate_limit": False} | options
         try:
             return self._translated(lambda: call(*arguments, **options))
         except RequestRefusedError as error:
@@ -423,7 +424,10 @@ class MilvusIndex:
             try:
                 return call()
             except milvus.MilvusException as error:
-                raise self._failure(error.code, error.message, error.retriable) from None
+                # Of a connection that fails only the cause says why.
+                cause = error.__cause__ if "Fail connecting" in error.message else None
+                code = cause.code() if isinstance(cause, grpc.RpcError) else error.code
+                raise self._failure(code, error.message, error.retriable) from None
             except grpc.RpcError as error:
                 raise self._failure(error.code(), str(error.details()), False) from None
 

@@ -1,5 +1,6 @@
 """What every index does, whichever database holds it; NumPy says what is right."""
 
+import itertools
 import pickle
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from spark_vision.search.pinecone_index import PineconeIndex
 
 DIMENSION = 16
 TOKEN = "root:token-of-the-test"
+NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def services(tmp_path_factory):
 def index(request, tmp_path, services):
     """An index of each kind by cosine that does not exist yet; all lists are probed."""
     milvus, pinecone = services
-    name = f"i{abs(hash(request.node.name))}"
+    name = f"i{next(NUMBERS)}"
     options = {"metric": "COSINE", "search_params": {"nprobe": 1024}}
     if request.param == "memory":
         made = MemoryIndex()
@@ -245,7 +247,7 @@ def test_another_metric_than_the_index_has_is_refused(index):
         index.describe = lambda: replace(type(index).describe(index), metric="cosine")
     else:
         other = replace(index, metric="dotproduct" if index.target.text_ids else "IP")
-    with pytest.raises(VectorIndexError, match="(?i)has the metric cosine"):
+    with pytest.raises(VectorIndexError, match=r"(?i)has the metric cosine"):
         other.create(schema, DIMENSION)
 
 

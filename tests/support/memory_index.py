@@ -16,7 +16,12 @@ from spark_vision.search.records import (
 from spark_vision.search.vector_index import Hit, IndexDescription, UpsertResult
 
 MEMORY = IndexTarget(
-    name="memory", dimensions=(1, 4096), ids=("integer", "long", "string"), metadata=("string", "boolean", "long", "double", "array"), id_bytes=100, metadata_bytes=1000
+    name="memory",
+    dimensions=(1, 4096),
+    ids=("integer", "long", "string"),
+    metadata=("string", "boolean", "long", "double", "array"),
+    id_bytes=100,
+    metadata_bytes=1000,
 )
 
 

@@ -4,6 +4,7 @@ It shows what the client does over a connection; a cluster's limits and delays i
 """
 
 import base64
+import threading
 from collections import deque
 from concurrent import futures
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ class MilvusService(MilvusServicer):
         super().__init__(database)
         self.orders = deque()
         self.upserts = []
+        self.ended = threading.Event()
         self.port = 0
 
     @property
@@ -28,7 +30,7 @@ class MilvusService(MilvusServicer):
         return f"http://127.0.0.1:{self.port}"
 
     def fail_next(self, *orders):
-        """Fail the next upserts: 'busy', 'away' (before it is done) or 'lose' (after it)."""
+        """Fail the next upserts: 'busy', 'hang', 'away' (before it is done) or 'lose' (after it)."""
         self.orders.extend(orders)
 
     def Upsert(self, request, context):  # noqa: N802
@@ -39,6 +41,8 @@ class MilvusService(MilvusServicer):
                 code=8, reason="rate limit exceeded", error_code=common_pb2.RateLimit
             )
             return milvus_pb2.MutationResult(status=status)
+        if order == "hang":
+            self.ended.wait()
         if order == "away":
             context.abort(grpc.StatusCode.UNAVAILABLE, "by order")
         answer = super().Upsert(request, context)
@@ -63,11 +67,13 @@ class TokenCheck(grpc.ServerInterceptor):
 
 
 @contextmanager
-def serve_milvus(folder, token="root:token-of-the-test"):
+def serve_milvus(folder, token="root:token-of-the-test", max_request_bytes=64 * 1024 * 1024):
     database = MilvusLite(str(folder))
     service = MilvusService(database)
     server = grpc.server(
-        futures.ThreadPoolExecutor(max_workers=4), interceptors=[TokenCheck(token)]
+        futures.ThreadPoolExecutor(max_workers=4),
+        interceptors=[TokenCheck(token)],
+        options=[("grpc.max_receive_message_length", max_request_bytes)],
     )
     milvus_pb2_grpc.add_MilvusServiceServicer_to_server(service, server)
     service.port = server.add_insecure_port("127.0.0.1:0")
@@ -75,5 +81,6 @@ def serve_milvus(folder, token="root:token-of-the-test"):
     try:
         yield service
     finally:
+        service.ended.set()
         server.stop(grace=None).wait()
         database.close()

@@ -19,7 +19,7 @@ MAX_ROWS = 1000
 MAX_K = 10_000
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818 - an answer of the server
     def __init__(self, message, status=400):
         super().__init__(message)
         self.message = message
@@ -208,8 +208,9 @@ class PineconeServer:
             if method == "POST" and not name:
                 return self.create_index(body)
             if method == "GET":
-                every = {"indexes": [self.describe_index(each) for each in self.indexes]}
-                return self.describe_index(name) if name else every
+                if name:
+                    return self.describe_index(name)
+                return {"indexes": [self.describe_index(each) for each in self.indexes]}
         elif parts.path.startswith("/hosts/"):
             _, _, name, action = parts.path.split("/", 3)
             if name not in self.indexes:
@@ -247,6 +248,9 @@ def serve_pinecone(api_key="key-of-the-test"):
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Headers and body leave together.
+        wbufsize = -1
+        disable_nagle_algorithm = True
 
         def respond(self, status, value, headers=None):
             body = json.dumps(value).encode()

@@ -29,7 +29,13 @@ from spark_vision.search.records import (
     send_all,
 )
 from spark_vision.search.retries import RequestRefusedError, RetryPolicy, TransientError
-from spark_vision.search.vector_index import Hit, Id, IndexDescription, UpsertResult
+from spark_vision.search.vector_index import (
+    Hit,
+    Id,
+    IndexDescription,
+    UpsertResult,
+    VectorIndex,
+)
 
 _Result = TypeVar("_Result")
 _PREFIX = "spark_vision."
@@ -62,7 +68,7 @@ _RATE_LIMIT, _NO_COLLECTION, _WRONG_TOKEN = 8, 100, 1800
 
 
 @dataclass(frozen=True)
-class MilvusIndex:
+class MilvusIndex(VectorIndex):
     """A Milvus collection with one vector and one id per record.
 
     Attributes:

@@ -27,7 +27,13 @@ from spark_vision.search.records import (
     send_all,
 )
 from spark_vision.search.retries import RequestRefusedError, RetryPolicy, TransientError
-from spark_vision.search.vector_index import Hit, Id, IndexDescription, UpsertResult
+from spark_vision.search.vector_index import (
+    Hit,
+    Id,
+    IndexDescription,
+    UpsertResult,
+    VectorIndex,
+)
 
 _Result = TypeVar("_Result")
 _PROPERTIES = "properties"
@@ -40,7 +46,7 @@ _TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True)
-class PineconeIndex:
+class PineconeIndex(VectorIndex):
     """A namespace of a Pinecone index of dense vectors.
 
     Its properties are the metadata of one record in a namespace of their own,

@@ -91,7 +91,7 @@ def check_schema(target: IndexTarget, schema: pa.Schema, dimension: int) -> None
     if pa.types.is_fixed_size_list(vector) and vector.list_size != dimension:
         raise VectorIndexError(
             f"the records' vectors have {vector.list_size} numbers, and the index {dimension}; "
-            "use another index, or drop it and load it again"
+            "use another index, or remove this one"
         )
     least, most = target.dimensions
     if not least <= dimension <= most:
@@ -125,7 +125,7 @@ def check_suits(
     if found.dimension != dimension:
         raise VectorIndexError(
             f"{found.name} has vectors of {found.dimension} numbers, and these have {dimension}: "
-            "they are another model's; use another index, or drop it and load it again"
+            "they are another model's; use another index, or remove this one"
         )
     if found.metric.lower() != metric.lower():
         raise VectorIndexError(

@@ -41,7 +41,8 @@ class UpsertResult:
 
     Attributes:
         written: Records that the index has accepted. Of several with one id it is the last.
-        rejected: Records that it cannot hold; the others were written.
+        rejected: Records that it cannot hold; the others were written. What the index had under
+            their ids before is still there.
     """
 
     written: int
@@ -156,4 +157,12 @@ class VectorIndex(Protocol):
 
         They are kept with the index and go with it: one whose records are gone has none.
         """
+        ...
+
+    def with_credentials(self) -> "VectorIndex":
+        """Return the same index with what it reads from the environment, for another process."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another."""
         ...

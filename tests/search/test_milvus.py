@@ -278,12 +278,13 @@ def test_a_service_that_is_gone_is_named(tmp_path, waits):
     index.close()
 
 
-def test_a_wrong_token_is_refused_without_being_shown(service):
+def test_a_wrong_token_is_refused_without_being_shown(service, caplog):
+    caplog.set_level(0)
     for token in ("root:secret-word", None):
         index = MilvusIndex(service.url, "photos", token=token)
         with pytest.raises(VectorIndexError, match="MILVUS_TOKEN") as caught:
             index.describe()
-        assert "secret-word" not in f"{caught.value} {index!r}"
+        assert "secret-word" not in f"{caught.value} {index!r} {caplog.text}"
 
 
 def test_the_token_comes_from_the_environment_or_the_address(service, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pickle
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -232,11 +233,12 @@ def test_an_index_that_somebody_else_made_is_refused(server, unmade):
         unmade.create(table_of(["a"]).schema, DIMENSION)
 
 
-def test_a_wrong_key_is_refused_without_being_shown(server, clock):
+def test_a_wrong_key_is_refused_without_being_shown(server, caplog):
+    caplog.set_level(0)
     index = PineconeIndex("photos", api_key="secret-word", control_host=server.url)
     with pytest.raises(VectorIndexError, match="PINECONE_API_KEY") as caught:
         index.describe()
-    assert "secret-word" not in f"{caught.value} {index!r}"
+    assert "secret-word" not in f"{caught.value} {index!r} {caplog.text}"
     assert len(server.requests) == 1
 
 
@@ -271,6 +273,31 @@ def test_an_address_where_nobody_answers_is_named_without_the_key(clock, where):
         index.describe()
     assert "secret-word" not in str(caught.value)
     assert clock.now < 3
+
+
+@pytest.mark.parametrize(
+    ("record", "status"),
+    [
+        ({"id": "a", "values": [0.0] * DIMENSION}, 400),
+        ({"id": 7, "values": [1.0] * DIMENSION}, 400),
+        ({"id": "a" * 513, "values": [1.0] * DIMENSION}, 400),
+        ({"id": "图", "values": [1.0] * DIMENSION}, 400),
+        ({"id": "a", "values": [1.0] * 3}, 400),
+        ({"id": "a", "values": [1.0] * DIMENSION, "metadata": {"text": "x" * 41_000}}, 400),
+        ({"id": "a", "values": [1.0] * DIMENSION, "metadata": {"text": None}}, 400),
+        ({"id": "a", "values": [1.0] * DIMENSION, "metadata": {"sizes": [1, 2]}}, 400),
+        ({"id": "a", "values": [1.0] * DIMENSION, "sparse": "x" * 2_100_000}, 413),
+        ({"id": "a", "values": [1.0] * DIMENSION}, 200),
+    ],
+)
+def test_the_server_of_these_tests_is_as_strict_as_the_service(server, index, record, status):
+    answer = httpx.post(
+        f"{server.url}/hosts/photos/vectors/upsert",
+        json={"vectors": [record], "namespace": "clip"},
+        headers={"Api-Key": server.api_key, "X-Pinecone-Api-Version": "2026-07"},
+    )
+    assert answer.status_code == status
+    assert index.count() == (status == 200)
 
 
 def test_options_that_cannot_work_are_refused_at_once():

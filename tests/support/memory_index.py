@@ -101,6 +101,12 @@ class MemoryIndex:
     def write_properties(self, properties):
         self.properties = dict(properties)
 
+    def with_credentials(self):
+        return self
+
+    def close(self):
+        pass
+
 
 def has(values, where):
     return all(

@@ -30,7 +30,7 @@ class MilvusService(MilvusServicer):
         return f"http://127.0.0.1:{self.port}"
 
     def fail_next(self, *orders):
-        """Fail the next upserts: 'busy', 'hang', 'away' (before it is done) or 'lose' (after it)."""
+        """Fail the next upserts: 'busy', 'hang', 'away' (before) or 'lose' (after it is done)."""
         self.orders.extend(orders)
 
     def Upsert(self, request, context):  # noqa: N802

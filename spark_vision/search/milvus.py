@@ -37,6 +37,7 @@ from spark_vision.search.vector_index import (
     VectorIndex,
 )
 
+_logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 _PREFIX = "spark_vision."
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
@@ -272,6 +273,7 @@ class MilvusIndex(VectorIndex):
     def fetch(self, ids: Sequence[Id]) -> dict[Id, np.ndarray]:
         """Return the vectors of those records that the collection has."""
         found = {}
+        self._found  # noqa: B018 - loads it
         for part in _parts(ids, 1000):
             rows = self._call(
                 "get", self.collection, ids=list(part), output_fields=[self.vector_field]
@@ -282,6 +284,10 @@ class MilvusIndex(VectorIndex):
 
     def count(self) -> int:
         """Return the number of records."""
+        self._found  # noqa: B018 - loads it
+        return self._row_count()
+
+    def _row_count(self) -> int:
         rows = self._call("query", self.collection, filter="", output_fields=["count(*)"])
         return int(rows[0]["count(*)"])
 
@@ -309,14 +315,12 @@ class MilvusIndex(VectorIndex):
             if name.startswith(_PREFIX)
         }
         metric = self._index()["metric_type"]
-        if self._call("get_load_state", self.collection)["state"].name != "Loaded":
-            # Nothing can be counted or found before; who made the collection did not.
-            self._call("load_collection", self.collection, timeout=_LOAD_SECONDS)
+        self._load()
         return IndexDescription(
             name=f"{self._address}/{self.collection}",
             dimension=int(vector["params"]["dim"]),
             metric=metric,
-            rows=self.count(),
+            rows=self._row_count(),
             id_type="string" if key["type"].name == "VARCHAR" else "long",
             metadata=None if raw.get("enable_dynamic_field") else kinds,
             properties=properties,
@@ -405,6 +409,34 @@ class MilvusIndex(VectorIndex):
             f"{self._address}/{self.collection} has no index on {self.vector_field}; make one, or "
             "pass another collection"
         )
+
+    def _load(self) -> None:
+        """Load the collection: before, nothing in it can be counted or found."""
+        if self._call("get_load_state", self.collection)["state"].name == "Loaded":
+            return
+        try:
+            self._call("load_collection", self.collection, timeout=_LOAD_SECONDS)
+        except VectorIndexError as error:
+            if not self.single_process:
+                raise
+            # Lite writes an index in place: one that a kill cut short cannot be read. The records
+            # are elsewhere.
+            _logger.warning("%s; building the index again", error)
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        milvus = import_extra("pymilvus", "milvus")
+        found = self._index()
+        again = milvus.MilvusClient.prepare_index_params()
+        again.add_index(
+            self.vector_field,
+            index_type=found["index_type"],
+            metric_type=found["metric_type"],
+            params={"params": found.get("params", {})},
+        )
+        self._call("drop_index", self.collection, found["index_name"])
+        self._call("create_index", self.collection, again)
+        self._call("load_collection", self.collection, timeout=_LOAD_SECONDS)
 
     def _exists(self) -> bool:
         return bool(self._call("has_collection", self.collection))

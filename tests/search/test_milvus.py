@@ -36,11 +36,12 @@ def opened(index, method, *arguments, **options):
         client.close()
 
 
-def settled(index):
-    """Seal what was written, so that searches go through the index and not through a log."""
-    opened(index, "flush", index.collection)
-    opened(index, "release_collection", index.collection)
-    opened(index, "load_collection", index.collection)
+def restart(index):
+    """End Milvus Lite, as the end of its process does: it seals and indexes what was written."""
+    from milvus_lite.server_manager import server_manager_instance
+
+    index.close()
+    server_manager_instance.release_server(index.uri)
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_a_built_index_agrees_with_numpy(tmp_path, index_type, everything, metri
     for each in (index, oracle):
         each.create(table.schema, DIMENSION)
         each.upsert(table)
-    settled(index)
+    restart(index)
     queries = np.random.default_rng(1).standard_normal((20, DIMENSION))
     found, expected = index.search(queries, 10), oracle.search(queries, 10)
     same = [
@@ -106,7 +107,7 @@ def test_the_options_of_building_and_searching_reach_the_engine(lite):
     table = table_of([f"photo-{n}" for n in range(2000)])
     lite.create(table.schema, DIMENSION)
     lite.upsert(table)
-    settled(lite)
+    restart(lite)
     assert opened(lite, "describe_index", "photos", "vector")["params"] == {"nlist": 1024}
     queries = np.random.default_rng(1).standard_normal((20, DIMENSION))
     hits = {}
@@ -327,6 +328,30 @@ def test_what_was_written_survives_a_kill(lite):
     found = lite.describe()
     assert (found.rows, found.properties) == (499, {"version": "3"})
     assert lite.fetch(["photo-499"])["photo-499"].tolist() == [500.0] * 16
+
+
+@pytest.mark.parametrize("index_type", ["IVF_FLAT", "HNSW", "FLAT"])
+def test_an_index_that_a_kill_cut_short_is_built_again(tmp_path, index_type, caplog):
+    index = MilvusIndex(str(tmp_path / "photos.db"), "photos", index_type=index_type)
+    table = table_of([f"photo-{n}" for n in range(300)])
+    index.create(table.schema, DIMENSION)
+    index.upsert(table)
+    index.write_properties({"version": "3"})
+    restart(index)
+    files = list((tmp_path / "photos.db").rglob("*.idx"))
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    found = index.describe()
+    assert (found.rows, found.properties) == (300, {"version": "3"})
+    assert "building the index again" in caplog.text
+    query = np.array(table["vector"][7:8].to_pylist())
+    assert index.search(query, 300)[0][0].id == "photo-7"
+    restart(index)
+    caplog.clear()
+    assert index.count() == 300
+    assert caplog.text == ""
+    index.close()
 
 
 def test_a_file_that_another_process_has_open_is_said_to_be_so(tmp_path, lite):

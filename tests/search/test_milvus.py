@@ -4,6 +4,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +59,20 @@ def service(tmp_path):
 
 
 @pytest.fixture
+def make():
+    """Make indexes that are closed at the end."""
+    made = []
+
+    def new(*arguments, **options):
+        made.append(MilvusIndex(*arguments, **options))
+        return made[-1]
+
+    yield new
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
 def waits():
     return []
 
@@ -77,9 +92,9 @@ def served(service, waits):
     ("index_type", "everything"),
     [("IVF_FLAT", {"nprobe": 1024}), ("HNSW", {"ef": 2000}), ("FLAT", None)],
 )
-def test_a_built_index_agrees_with_numpy(tmp_path, index_type, everything, metric):
+def test_a_built_index_agrees_with_numpy(tmp_path, index_type, everything, metric, make):
     table = table_of([f"photo-{n}" for n in range(2000)])
-    index = MilvusIndex(
+    index = make(
         str(tmp_path / "photos.db"),
         "photos",
         index_type=index_type,
@@ -100,10 +115,9 @@ def test_a_built_index_agrees_with_numpy(tmp_path, index_type, everything, metri
     assert sum(same) / 200 >= 0.99
     for ours, theirs in zip(found, expected, strict=True):
         assert np.allclose([h.score for h in ours], [h.score for h in theirs], atol=1e-4)
-    index.close()
 
 
-def test_the_options_of_building_and_searching_reach_the_engine(lite):
+def test_the_options_of_building_and_searching_reach_the_engine(lite, make):
     table = table_of([f"photo-{n}" for n in range(2000)])
     lite.create(table.schema, DIMENSION)
     lite.upsert(table)
@@ -112,9 +126,8 @@ def test_the_options_of_building_and_searching_reach_the_engine(lite):
     queries = np.random.default_rng(1).standard_normal((20, DIMENSION))
     hits = {}
     for nprobe in (1, 1024):
-        index = MilvusIndex(lite.uri, "photos", search_params={"nprobe": nprobe})
+        index = make(lite.uri, "photos", search_params={"nprobe": nprobe})
         hits[nprobe] = index.search(queries, 10)
-        index.close()
     found = sum(
         len({h.id for h in a} & {h.id for h in b}) for a, b in zip(*hits.values(), strict=True)
     )
@@ -164,18 +177,17 @@ def test_a_field_that_the_collection_lacks_changes_nothing(lite):
     assert lite.count() == 0
 
 
-def test_a_name_that_cannot_be_a_field_asks_for_dynamic_metadata(tmp_path, lite):
+def test_a_name_that_cannot_be_a_field_asks_for_dynamic_metadata(tmp_path, lite, make):
     table = table_of(["a"], **{"taken at": ["noon"]})
     with pytest.raises(VectorIndexError, match="dynamic_metadata=True"):
         lite.create(table.schema, DIMENSION)
     assert lite.describe() is None
-    dynamic = MilvusIndex(lite.uri, "photos", dynamic_metadata=True)
+    dynamic = make(lite.uri, "photos", dynamic_metadata=True)
     dynamic.create(table.schema, DIMENSION)
     dynamic.upsert(table)
     assert dynamic.search(np.ones((1, DIMENSION)), 1, metadata=["taken at"])[0][0].metadata == {
         "taken at": "noon"
     }
-    dynamic.close()
 
 
 def foreign_collection(index, *, key="id", vector="vector", auto_id=False, text_bytes=5):
@@ -206,9 +218,9 @@ def test_a_collection_that_somebody_else_made_is_refused(lite, options, message)
             call()
 
 
-def test_a_collection_of_ones_own_is_used_with_its_names_and_limits(lite):
+def test_a_collection_of_ones_own_is_used_with_its_names_and_limits(lite, make):
     foreign_collection(lite, key="pk", vector="embedding")
-    index = MilvusIndex(lite.uri, "photos", id_field="pk", vector_field="embedding")
+    index = make(lite.uri, "photos", id_field="pk", vector_field="embedding")
     table = table_of(["a", "long-long-long", "b", "c"], text=["x", "x", "much longer", "y"])
     assert index.create(table.schema, DIMENSION) is False
     result = index.upsert(table)
@@ -218,7 +230,6 @@ def test_a_collection_of_ones_own_is_used_with_its_names_and_limits(lite):
     # This limit is the server's to tell.
     assert "max_length" in reasons["b"]
     assert set(index.fetch(["a", "b", "c"])) == {"a", "c"}
-    index.close()
 
 
 def test_large_records_go_out_in_several_requests(served, service):
@@ -232,13 +243,12 @@ def test_large_records_go_out_in_several_requests(served, service):
     assert service.upserts[0] > 0.95 * served.target.max_request_bytes
 
 
-def test_a_service_that_takes_less_gets_less(tmp_path):
+def test_a_service_that_takes_less_gets_less(tmp_path, make):
     with serve_milvus(tmp_path / "service", max_request_bytes=500_000) as service:
-        index = MilvusIndex(service.url, "photos", token=TOKEN)
+        index = make(service.url, "photos", token=TOKEN)
         table = table_of([f"photo-{n}" for n in range(40)], text=["x" * 60_000] * 40)
         index.create(table.schema, DIMENSION)
         assert index.upsert(table).written == index.count() == 40
-        index.close()
 
 
 def test_what_may_pass_is_tried_again(served, service, waits):
@@ -257,53 +267,51 @@ def test_tries_are_bounded(served, service):
     assert len(service.upserts) == 4
 
 
-def test_a_service_that_hangs_is_given_up(service, waits):
+def test_a_service_that_hangs_is_given_up(service, waits, make):
     retry = RetryPolicy(attempts=2, sleep=waits.append)
-    index = MilvusIndex(service.url, "photos", token=TOKEN, timeout_seconds=1.0, retry=retry)
+    index = make(service.url, "photos", token=TOKEN, timeout_seconds=1.0, retry=retry)
     index.create(table_of(["a"]).schema, DIMENSION)
     service.fail_next("hang", "hang")
     with pytest.raises(IndexConnectionError, match=r"(?i)deadline exceeded; tried 2 times"):
         index.upsert(table_of(["a"]))
-    index.close()
 
 
-def test_a_service_that_is_gone_is_named(tmp_path, waits):
+def test_a_service_that_is_gone_is_named(tmp_path, waits, make):
     with serve_milvus(tmp_path / "service") as service:
         retry = RetryPolicy(attempts=2, sleep=waits.append)
-        index = MilvusIndex(service.url, "photos", token=TOKEN, timeout_seconds=1.0, retry=retry)
+        index = make(service.url, "photos", token=TOKEN, timeout_seconds=1.0, retry=retry)
         index.create(table_of(["a"]).schema, DIMENSION)
         index.upsert(table_of(["a"]))
     with pytest.raises(IndexConnectionError, match=r"127\.0\.0\.1:.*tried 2 times") as caught:
         index.upsert(table_of(["b"]))
     assert "token-of-the-test" not in str(caught.value)
-    index.close()
 
 
-def test_a_wrong_token_is_refused_without_being_shown(service, caplog):
+def test_a_wrong_token_is_refused_without_being_shown(service, caplog, make):
     caplog.set_level(0)
     for token in ("root:secret-word", None):
-        index = MilvusIndex(service.url, "photos", token=token)
+        index = make(service.url, "photos", token=token)
         with pytest.raises(VectorIndexError, match="MILVUS_TOKEN") as caught:
             index.describe()
         assert "secret-word" not in f"{caught.value} {index!r} {caplog.text}"
 
 
-def test_the_token_comes_from_the_environment_or_the_address(service, monkeypatch):
-    with_address = MilvusIndex(service.url.replace("//", f"//{TOKEN}@"), "photos")
+def test_the_token_comes_from_the_environment_or_the_address(service, monkeypatch, make):
+    with_address = make(service.url.replace("//", f"//{TOKEN}@"), "photos")
     assert with_address.describe() is None
     assert TOKEN not in repr(with_address)
     monkeypatch.setenv("MILVUS_TOKEN", TOKEN)
-    index = MilvusIndex(service.url, "photos")
+    index = make(service.url, "photos")
     assert index.describe() is None
     assert TOKEN.encode() not in pickle.dumps(index)
-    carried = index.with_credentials()
-    monkeypatch.delenv("MILVUS_TOKEN")
-    assert carried.describe() is None
-    assert TOKEN not in repr(carried)
+    with closing(index.with_credentials()) as carried:
+        monkeypatch.delenv("MILVUS_TOKEN")
+        assert carried.describe() is None
+        assert TOKEN not in repr(carried)
 
 
-def test_an_address_where_nobody_answers_is_named_without_the_token(waits):
-    index = MilvusIndex(
+def test_an_address_where_nobody_answers_is_named_without_the_token(waits, make):
+    index = make(
         "http://user:secret-word@127.0.0.1:9", "photos", retry=RetryPolicy(sleep=waits.append)
     )
     with pytest.raises(IndexConnectionError, match=r"127\.0\.0\.1:9.*tried 3 times") as caught:
@@ -331,8 +339,8 @@ def test_what_was_written_survives_a_kill(lite):
 
 
 @pytest.mark.parametrize("index_type", ["IVF_FLAT", "HNSW", "FLAT"])
-def test_an_index_that_a_kill_cut_short_is_built_again(tmp_path, index_type, caplog):
-    index = MilvusIndex(str(tmp_path / "photos.db"), "photos", index_type=index_type)
+def test_an_index_that_a_kill_cut_short_is_built_again(tmp_path, index_type, caplog, make):
+    index = make(str(tmp_path / "photos.db"), "photos", index_type=index_type)
     table = table_of([f"photo-{n}" for n in range(300)])
     index.create(table.schema, DIMENSION)
     index.upsert(table)
@@ -351,7 +359,6 @@ def test_an_index_that_a_kill_cut_short_is_built_again(tmp_path, index_type, cap
     caplog.clear()
     assert index.count() == 300
     assert caplog.text == ""
-    index.close()
 
 
 def test_a_file_that_another_process_has_open_is_said_to_be_so(tmp_path, lite):

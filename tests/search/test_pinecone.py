@@ -1,6 +1,7 @@
 """What is particular to Pinecone: the real client against a strict server that fails by order."""
 
 import pickle
+from contextlib import closing
 
 import httpx
 import numpy as np
@@ -20,6 +21,20 @@ def table_of(ids, *, dimension=DIMENSION, seed=0, **metadata):
     flat = pa.array(vectors.astype(np.float32).ravel())
     column = pa.FixedSizeListArray.from_arrays(flat, dimension)
     return pa.table({"id": ids, "vector": column} | metadata)
+
+
+@pytest.fixture
+def make():
+    """Make indexes that are closed at the end."""
+    made = []
+
+    def new(*arguments, **options):
+        made.append(PineconeIndex(*arguments, **options))
+        return made[-1]
+
+    yield new
+    for each in made:
+        each.close()
 
 
 @pytest.fixture
@@ -133,10 +148,10 @@ def test_tries_are_bounded_by_number_and_by_time(server, index, clock):
     assert clock.waits == []
 
 
-def test_requests_stay_below_the_limits(server, index):
+def test_requests_stay_below_the_limits(server, index, make):
     assert index.upsert(table_of([f"photo-{n}" for n in range(2500)])).written == 2500
     assert len(sent(server, "upsert")) == 3
-    wide = PineconeIndex("wide", api_key=server.api_key, control_host=server.url)
+    wide = make("wide", api_key=server.api_key, control_host=server.url)
     table = table_of([f"photo-{n}" for n in range(300)], dimension=768, text=["图" * 500] * 300)
     wide.create(table.schema, 768)
     server.requests.clear()
@@ -145,7 +160,6 @@ def test_requests_stay_below_the_limits(server, index):
     assert max(sizes) <= MAX_REQUEST_BYTES
     # They are full, too.
     assert min(sizes[:-1]) > 0.95 * 2_000_000
-    wide.close()
 
 
 def test_many_ids_are_fetched_and_deleted_in_parts(server, index):
@@ -184,12 +198,12 @@ def test_ids_are_ascii_and_metadata_not_null(server, index):
         index.create(table_of(["a"], **{"$text": ["x"]}).schema, DIMENSION)
 
 
-def test_properties_are_in_nobodys_results_and_counts(server, index):
+def test_properties_are_in_nobodys_results_and_counts(server, index, make):
     index.upsert(table_of(["a", "b"]))
     index.write_properties({"version": "3"})
     assert index.count() == 2
     assert {hit.id for hit in index.search(np.ones((1, DIMENSION)), 10)[0]} == {"a", "b"}
-    other = PineconeIndex("photos", "vit", api_key=server.api_key, control_host=server.url)
+    other = make("photos", "vit", api_key=server.api_key, control_host=server.url)
     assert other.describe().properties == {}
     other.upsert(table_of(["c"]))
     other.write_properties({"version": "9"})
@@ -205,25 +219,21 @@ def test_a_namespace_that_somebody_emptied_has_no_properties(server, index):
     assert index.describe().properties == {}
 
 
-def test_the_default_namespace_is_counted(server):
-    index = PineconeIndex("photos", api_key=server.api_key, control_host=server.url)
+def test_the_default_namespace_is_counted(server, make):
+    index = make("photos", api_key=server.api_key, control_host=server.url)
     index.create(table_of(["a"]).schema, DIMENSION)
     index.upsert(table_of(["a", "b"]))
     index.write_properties({"version": "1"})
     assert (index.count(), index.describe().properties) == (2, {"version": "1"})
-    index.close()
 
 
-def test_an_index_by_its_host_needs_no_control_plane(server, index):
+def test_an_index_by_its_host_needs_no_control_plane(server, index, make):
     index.upsert(table_of(["a"]))
     server.requests.clear()
-    direct = PineconeIndex(
-        "photos", "clip", api_key=server.api_key, host=f"{server.url}/hosts/photos"
-    )
+    direct = make("photos", "clip", api_key=server.api_key, host=f"{server.url}/hosts/photos")
     assert direct.create(table_of(["a"]).schema, DIMENSION) is False
     assert direct.describe().rows == 1
     assert sent(server, "/indexes") == []
-    direct.close()
 
 
 def test_an_index_that_somebody_else_made_is_refused(server, unmade):
@@ -233,42 +243,40 @@ def test_an_index_that_somebody_else_made_is_refused(server, unmade):
         unmade.create(table_of(["a"]).schema, DIMENSION)
 
 
-def test_a_wrong_key_is_refused_without_being_shown(server, caplog):
+def test_a_wrong_key_is_refused_without_being_shown(server, caplog, make):
     caplog.set_level(0)
-    index = PineconeIndex("photos", api_key="secret-word", control_host=server.url)
+    index = make("photos", api_key="secret-word", control_host=server.url)
     with pytest.raises(VectorIndexError, match="PINECONE_API_KEY") as caught:
         index.describe()
     assert "secret-word" not in f"{caught.value} {index!r} {caplog.text}"
     assert len(server.requests) == 1
 
 
-def test_a_key_that_is_no_key_is_refused_without_being_shown(server):
-    index = PineconeIndex("photos", api_key="secret-word\n", control_host=server.url)
+def test_a_key_that_is_no_key_is_refused_without_being_shown(server, make):
+    index = make("photos", api_key="secret-word\n", control_host=server.url)
     with pytest.raises(VectorIndexError, match="not a valid HTTP header") as caught:
         index.describe()
     assert "secret-word" not in str(caught.value)
 
 
-def test_the_key_comes_from_the_environment(server, monkeypatch):
+def test_the_key_comes_from_the_environment(server, monkeypatch, make):
     monkeypatch.delenv("PINECONE_API_KEY", raising=False)
-    index = PineconeIndex("photos", control_host=server.url)
+    index = make("photos", control_host=server.url)
     with pytest.raises(VectorIndexError, match="PINECONE_API_KEY"):
         index.describe()
     monkeypatch.setenv("PINECONE_API_KEY", server.api_key)
     assert index.describe() is None
     assert server.api_key.encode() not in pickle.dumps(index)
-    carried = index.with_credentials()
-    monkeypatch.delenv("PINECONE_API_KEY")
-    assert carried.describe() is None
-    assert server.api_key not in repr(carried)
+    with closing(index.with_credentials()) as carried:
+        monkeypatch.delenv("PINECONE_API_KEY")
+        assert carried.describe() is None
+        assert server.api_key not in repr(carried)
 
 
 @pytest.mark.parametrize("where", ["control_host", "host"])
-def test_an_address_where_nobody_answers_is_named_without_the_key(clock, where):
+def test_an_address_where_nobody_answers_is_named_without_the_key(clock, where, make):
     retry = RetryPolicy(sleep=clock.sleep, clock=lambda: clock.now)
-    index = PineconeIndex(
-        "photos", api_key="secret-word", retry=retry, **{where: "http://127.0.0.1:9"}
-    )
+    index = make("photos", api_key="secret-word", retry=retry, **{where: "http://127.0.0.1:9"})
     with pytest.raises(IndexConnectionError, match=r"127\.0\.0\.1:9.*tried 3 times") as caught:
         index.describe()
     assert "secret-word" not in str(caught.value)

@@ -1,1 +1,1 @@
-"""Search: from a table's column of vectors to the rows that are nearest to a text or a picture."""
+"""From the table's vectors to answers: exact search, vector indexes and what follows from them."""

@@ -11,8 +11,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, FloatType, StringType, StructType
 
 from spark_vision.errors import TableError
+from spark_vision.search.index_targets import TARGETS, IndexTarget
 from spark_vision.tables.identity import KEYS_PROPERTY, PREFIX
-from spark_vision.tables.index_targets import TARGETS, IndexTarget
 from spark_vision.tables.location import locate_table, quote, read_detail
 
 _EXAMPLE_COUNT = 3
@@ -86,7 +86,7 @@ class IndexReport:
 def index_ready(
     table: str,
     column: str,
-    target: str,
+    target: str | IndexTarget,
     *,
     metadata: Sequence[str] = (),
     spark: SparkSession | None = None,
@@ -96,7 +96,7 @@ def index_ready(
     Args:
         table: A table made by `write_vision_columns`.
         column: Its column of vectors.
-        target: databricks_ai_search, pinecone or milvus.
+        target: databricks_ai_search, pinecone or milvus, or what another index accepts.
         metadata: Columns of the table to include in the index.
         spark: The session; None means the active one.
 
@@ -113,9 +113,9 @@ def index_ready(
         milvus: 4 rows can be indexed
     """
     session = spark or SparkSession.active()
-    if target not in TARGETS:
+    if isinstance(target, str) and target not in TARGETS:
         raise TableError(f"target got {target!r}; allowed: {', '.join(TARGETS)}")
-    rules = TARGETS[target]
+    rules = TARGETS[target] if isinstance(target, str) else target
     location = locate_table(session, table)
     detail = read_detail(session, location)
     if detail is None or KEYS_PROPERTY not in detail.properties:
@@ -129,7 +129,7 @@ def index_ready(
     if problems:
         # No row can be indexed before the table is changed.
         nothing = rows.select(F.col(quote(column)).alias("vector")).limit(0)
-        return IndexReport(target, nothing, 0, _without_vector(rows, column), tuple(problems))
+        return IndexReport(rules.name, nothing, 0, _without_vector(rows, column), tuple(problems))
     key = F.col(quote(keys[0]))
     # Only keys are shuffled for it.
     repeated = (
@@ -158,7 +158,7 @@ def index_ready(
         *map(quote, metadata),
     )
     return IndexReport(
-        target, given, counts["ready"], _without_vector(rows, column), tuple(problems)
+        rules.name, given, counts["ready"], _without_vector(rows, column), tuple(problems)
     )
 
 
@@ -198,7 +198,7 @@ def _table_problems(
             "table whose key is one column, such as concat_ws('#', ...)",
         ),
         (
-            isinstance(schema[keys[0]].dataType, rules.ids),
+            schema[keys[0]].dataType.typeName() in rules.ids,
             "id_type",
             f"the key {keys[0]} has the type {schema[keys[0]].dataType.simpleString()}; allowed: "
             "whole numbers and strings; cast it in the source",
@@ -222,7 +222,8 @@ def _table_problems(
             f"{name} has the type {kind.simpleString()}; leave it out, or make it a number, a "
             "string, a boolean or a list of strings"
         )
-        checks.append((isinstance(kind, rules.metadata) and not is_list, "metadata_type", advice))
+        is_known = kind.typeName() in rules.metadata and not is_list
+        checks.append((is_known, "metadata_type", advice))
     for name in (*keys, *metadata):
         advice = f"the index reserves the name {name}; rename the column in the source"
         checks.append((name not in rules.reserved, "reserved_name", advice))

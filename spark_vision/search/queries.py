@@ -103,8 +103,12 @@ def _embed(kind: Kind, operator_for: Callable[[str], Operator]) -> Column:
         value = F.col(_QUERY).cast("array<float>")
         status = F.when(value.isNull(), Status.NULL_INPUT.value).otherwise(Status.OK.value)
         return F.struct(value, status, F.lit(None).cast("string"))
-    embed = embed_text if kind == "text" else embed_image
-    return embed(_QUERY, operator_for(kind), with_status=True)  # type: ignore[arg-type]
+    operator: Any = operator_for(kind)
+    if kind == "image":
+        return embed_image(_QUERY, operator, with_status=True)
+    # A blank text has a vector, which means nothing.
+    text = F.when(F.trim(_QUERY) != "", F.col(_QUERY))
+    return embed_text(text, operator, with_status=True)
 
 
 def _rows(spark: SparkSession, queries: Any) -> tuple[list[tuple[Kind, DataFrame]], DataType]:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -73,13 +74,16 @@ def test_bad_registrations_are_refused_on_the_driver(spark, checkpoints):
         register_functions(spark, {"embed_image": "dinov2"})
 
 
-def test_spark_connect_runs_columns_and_sql(folder, checkpoints):
+def test_spark_connect_runs_columns_sql_and_a_write(folder, checkpoints, tmp_path):
+    table = str(tmp_path / "vectors")
     script = f"""
         from pyspark.sql import SparkSession
-        from spark_vision import ImageViTEmbedding, configure, embed_image, register_functions
+        from quick_spark import quickly
+        from spark_vision import (
+            ImageViTEmbedding, configure, embed_image, register_functions, write_vision_columns
+        )
 
-        builder = SparkSession.builder.remote("local[2]").config("spark.ui.enabled", "false")
-        spark = configure(builder).getOrCreate()
+        spark = configure(quickly(SparkSession.builder.remote("local[2]"))).getOrCreate()
         assert type(spark).__module__.startswith("pyspark.sql.connect")
         dino = ImageViTEmbedding(model_name={str(checkpoints / "dinov2")!r})
         register_functions(spark, {{"embed_image": dino}}, with_status=True)
@@ -90,9 +94,16 @@ def test_spark_connect_runs_columns_and_sql(folder, checkpoints):
         by_column = files.select("path", embed_image("content", dino).alias("v")).collect()
         vectors = {{row.path: row.v for row in by_column}}
         assert all(vectors[row.path] == row.r.embedding for row in by_sql)
+        for computed in (len(vectors), 0):
+            result = write_vision_columns(files, {table!r}, ["path"], {{"embedding": dino}})
+            assert result.computed_rows == computed
+        rows = spark.read.format("delta").load({table!r}).collect()
+        assert {{row.path: row.embedding for row in rows}} == vectors
         spark.stop()
     """
     environment = {name: value for name, value in os.environ.items() if "PYSPARK" not in name}
+    support = str(Path(__file__).parent / "support")
+    environment["PYTHONPATH"] = os.pathsep.join([support, environment.get("PYTHONPATH", "")])
     environment["SPARK_TESTING"] = "1"  # Spark's own switch for a server on any free port
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],

@@ -59,6 +59,7 @@ spark.stop()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_an_image_that_ends_or_hangs_its_worker_fails_only_its_row(tmp_path):
     checkpoints.write_dinov2(tmp_path / "dinov2")

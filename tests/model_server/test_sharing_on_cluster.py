@@ -98,7 +98,7 @@ def test_whatever_runs_one_process_per_executor_opens_the_weights(
     [
         "server",
         "worker",
-        "executor",
+        pytest.param("executor", marks=pytest.mark.slow),
         pytest.param("hanging server", marks=pytest.mark.slow),
         pytest.param("daemon", marks=pytest.mark.slow),
     ],
@@ -138,6 +138,7 @@ def test_a_killed_or_hanging_process_costs_no_row(driver, checkpoint, expected, 
     assert len(driver.loads()) == load_count + (1 if dies_with_it else 0)
 
 
+@pytest.mark.slow
 def test_a_load_that_fails_on_one_executor_goes_to_the_other(driver, checkpoints):
     checkpoint = str(checkpoints / "dinov2-other")
     failing = driver.workers()[1][0].parent()

@@ -13,7 +13,7 @@ SECONDS = 550
 ALL = {"ok": 6, "not_an_image": 1}
 
 # The first test waits for all steps.
-pytestmark = pytest.mark.timeout(SECONDS + 50)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 50)]
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ def rows_of(spark, table):
     return {row["id"]: row for row in spark.read.format("delta").load(table).collect()}
 
 
+@pytest.mark.slow
 def test_columns_of_the_tables_owner_are_left_alone(spark, rows, dino, table):
     columns = {"embedding": dino}
     write_vision_columns(rows.filter("id < 2"), table, ["id"], columns)
@@ -63,7 +64,9 @@ def test_kept_columns_are_added_renamed_and_refreshed_without_a_model(
     assert count_forwards() == 3
 
 
-@pytest.mark.parametrize(("first", "second"), [("int", "bigint"), ("bigint", "int")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("int", "bigint"), pytest.param("bigint", "int", marks=pytest.mark.slow)]
+)
 def test_whole_number_keys_of_another_width_are_the_same_keys(
     spark, rows, dino, table, first, second
 ):
@@ -78,7 +81,9 @@ def test_whole_number_keys_of_another_width_are_the_same_keys(
             write_vision_columns(large.limit(1), table, ["id"], columns)
 
 
-@pytest.mark.parametrize("layout", ["partition_by", "cluster_by"])
+@pytest.mark.parametrize(
+    "layout", ["partition_by", pytest.param("cluster_by", marks=pytest.mark.slow)]
+)
 def test_a_new_table_is_laid_out_as_it_is_asked_for(spark, rows, dino, table, layout):
     properties = {"delta.enableChangeDataFeed": "false", "team": "search"}
     options = {layout: ["name"], "table_properties": properties, "keep": ["name"]}
@@ -93,6 +98,7 @@ def test_a_new_table_is_laid_out_as_it_is_asked_for(spark, rows, dino, table, la
     )
 
 
+@pytest.mark.slow
 def test_a_tables_files_are_compacted_when_it_is_asked_for(spark, rows, dino, table):
     def write(**options):
         write_vision_columns(

@@ -85,6 +85,7 @@ def test_changed_and_failed_rows_are_computed_again_and_missing_ones_removed(
     assert count_forwards() == 7
 
 
+@pytest.mark.slow
 def test_rows_that_a_filter_leaves_out_are_removed_with_a_warning(
     read_photos, read_rows, dino, table, caplog
 ):
@@ -291,6 +292,7 @@ def test_an_empty_source_does_not_empty_the_table(
     assert read_rows() == before
 
 
+@pytest.mark.slow
 def test_recompute_says_which_rows_it_leaves_empty(read_photos, read_rows, dino, table, caplog):
     write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
     some = read_photos().filter(F.col("path").like("%/1.jpg"))
@@ -310,6 +312,7 @@ def test_a_row_has_one_image_in_a_table(spark, dino, table):
     assert row["front_vector"]
 
 
+@pytest.mark.slow
 def test_images_join_a_table_that_texts_have_made(spark, read_photos, checkpoints, dino, table):
     rows = read_photos().filter(F.col("path").like("%/1.jpg")).withColumn("text", F.lit("a circle"))
     clip = ClipTextEmbedding(model_name=str(checkpoints / "clip"))

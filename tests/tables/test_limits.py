@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from encoded_images import encode, photo
 from spark_vision import plan_vision_columns, write_vision_columns
 from spark_vision.tables import waves
@@ -80,6 +82,7 @@ def test_a_wave_takes_a_minute_and_a_half_by_the_rate_so_far(read_photos, dino, 
     assert fixed.is_over
 
 
+@pytest.mark.slow
 def test_a_table_of_an_older_version_is_written_on(spark, read_photos, dino, table):
     columns = {"embedding": dino}
     write_vision_columns(read_photos().filter("path LIKE '%/1.jpg'"), table, ["path"], columns)

@@ -40,7 +40,13 @@ def test_a_wave_that_was_left_is_computed_by_the_next_run_and_leaves_nothing_beh
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before the commit", "after the commit"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param(False, id="before the commit", marks=pytest.mark.slow),
+        pytest.param(True, id="after the commit"),
+    ],
+)
 def test_changed_rows_of_a_wave_that_was_left_are_updated_once_and_newer_ones_stay(
     spark, photos, read_photos, dino, table, monkeypatch, kill_at, count_forwards, after
 ):
@@ -82,6 +88,7 @@ def test_a_row_that_left_source_and_table_after_a_kill_does_not_come_back(
     assert set(vectors_of(spark, table)) == there
 
 
+@pytest.mark.slow
 def test_a_column_that_was_announced_and_not_added_keeps_no_other_write_from_its_work(
     spark, photos, read_photos, dino, table, monkeypatch
 ):

@@ -43,7 +43,9 @@ def between_waves(monkeypatch):
     "statement",
     [
         "OPTIMIZE delta.`{}`",
-        "UPDATE delta.`{}` SET content = unhex('00') WHERE id = {}",
+        pytest.param(
+            "UPDATE delta.`{}` SET content = unhex('00') WHERE id = {}", marks=pytest.mark.slow
+        ),
         "DELETE FROM delta.`{}` WHERE id = {}",
     ],
     ids=["optimized", "updated", "deleted from"],
@@ -95,6 +97,7 @@ def test_a_source_that_is_rewritten_is_recomputed_once(
     assert spark.read.format("delta").load(table).filter("embedding IS NULL").count() == 0
 
 
+@pytest.mark.slow
 def test_a_source_that_the_session_holds_fills_in_a_second_column(
     spark, images, dino, table, tmp_path
 ):
@@ -167,7 +170,7 @@ def test_a_source_says_whether_rows_are_left_out(spark, images, tmp_path):
         assert not is_narrowed(whole)
 
 
-@pytest.mark.parametrize("kind", ["join", "union"])
+@pytest.mark.parametrize("kind", ["join", pytest.param("union", marks=pytest.mark.slow)])
 def test_a_source_of_several_sides_is_computed_in_waves_and_read_once(
     spark, images, dino, table, tmp_path, kind, count_forwards
 ):

@@ -171,7 +171,7 @@ def test_a_batch_that_is_in_the_table_is_not_written_over_what_came_after_it(
     assert count_forwards() == forwards + 1
 
 
-@pytest.mark.parametrize("has_feed", [True, False])
+@pytest.mark.parametrize("has_feed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_key_that_comes_twice_in_a_batch_ends_it_or_leaves_its_latest_row(
     spark, dino, table, place, tmp_path, has_feed, count_forwards
 ):
@@ -212,6 +212,7 @@ def test_a_key_that_comes_twice_in_a_batch_ends_it_or_leaves_its_latest_row(
         follow(on_duplicate_keys="latest", latest_by=["nowhere"])
 
 
+@pytest.mark.slow
 def test_a_key_that_changes_takes_its_row_along_and_a_null_key_is_refused(
     spark, follow, table, place
 ):
@@ -252,6 +253,7 @@ def test_a_batch_of_ones_own_stream_is_written_once(spark, dino, table, place, c
     assert count_forwards() == 4
 
 
+@pytest.mark.slow
 def test_a_batch_is_written_whole_where_another_writer_has_a_row_of_it_first(
     spark, dino, table, monkeypatch
 ):
@@ -322,6 +324,7 @@ def test_a_trigger_that_is_not_allowed_is_refused_before_the_table_is_made(
     assert not Path(table).exists()
 
 
+@pytest.mark.slow
 def test_a_stream_with_a_processing_time_runs_until_it_is_stopped(
     spark, photos, dino, table, tmp_path
 ):

@@ -346,6 +346,7 @@ def test_a_vector_and_a_caption_of_an_image_take_one_decode(
     assert again.computed_rows == 0
 
 
+@pytest.mark.slow
 def test_a_table_of_captions_by_another_prompt_or_setting_is_refused(
     spark, read_photos, checkpoints, table
 ):

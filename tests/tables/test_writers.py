@@ -105,6 +105,7 @@ def test_a_run_that_met_a_conflict_keeps_its_rows_and_computes_no_further_one_tw
     assert count_forwards() == 1 + 5 + 2
 
 
+@pytest.mark.slow
 def test_a_schema_that_changed_after_the_analysis_is_a_conflict_like_others(
     spark, read_photos, dino, table, tmp_path, monkeypatch, count_forwards
 ):
@@ -138,7 +139,7 @@ def test_a_schema_that_changed_after_the_analysis_is_a_conflict_like_others(
     assert count_forwards() == 6
 
 
-@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize("is_there", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_writers_make_a_table_or_add_their_columns_at_once(
     spark, read_photos, dino, table, monkeypatch, is_there
 ):
@@ -175,6 +176,7 @@ def test_two_writers_make_a_table_or_add_their_columns_at_once(
         assert {row["one_status"], row["other_status"]} <= {"ok", "not_an_image"}
 
 
+@pytest.mark.slow
 def test_rows_of_a_model_that_the_column_no_longer_has_are_not_committed(
     spark, read_photos, dino, table, checkpoints, monkeypatch
 ):
@@ -218,6 +220,7 @@ def test_a_column_that_another_model_has_taken_meanwhile_is_refused(
     assert write({"later": other}).computed_rows == 0
 
 
+@pytest.mark.slow
 def test_a_row_that_came_back_meanwhile_is_not_removed(
     spark, read_photos, dino, table, monkeypatch
 ):

@@ -47,15 +47,8 @@ class Captions:
         checkpoint, _ = open_checkpoint(operator, task)
         self._operator = operator
         self._preprocessor = open_caption_preprocessor(checkpoint, stamp_of(checkpoint), operator)
-        reached = reach_model(
-            checkpoint,
-            operator,
-            prepare_device(operator, task),
-            task,
-            flash_attention=operator.use_flash_attention_2,
-        )
-        self._model: ImageCaptioner = reached.model
-        self.placement = reached.placement
+        device = prepare_device(operator, task)
+        self._model: ImageCaptioner = reach_model(checkpoint, operator, device, task).model
         self._settings = GenerationSettings(
             max_new_tokens=operator.max_caption_length,
             do_sample=operator.do_sample,

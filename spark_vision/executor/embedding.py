@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +18,6 @@ from spark_vision.executor.batching import (
 )
 from spark_vision.executor.failures import FailurePolicy, RowNames
 from spark_vision.executor.inference import compute_rows
-from spark_vision.executor.loaded_model import Placement
 from spark_vision.executor.model_access import (
     open_checkpoint,
     open_preprocessor,
@@ -33,6 +31,7 @@ from spark_vision.executor.task import Task
 from spark_vision.executor.texts import check_texts, read_texts
 from spark_vision.executor.trial import try_settings
 from spark_vision.executor.vectors import Outcome, build_array, finite_rows
+from spark_vision.models.checkpoints import Checkpoint
 from spark_vision.models.families import ModelDescription
 from spark_vision.models.pixel_batches import stack_pixels
 from spark_vision.models.protocols import ImageEmbedder, TextEmbedder, TextTokenizer
@@ -65,9 +64,7 @@ class ImageEmbeddings:
             checkpoint, stamp_of(checkpoint), operator.image_processor_kwargs
         )
         device = prepare_device(operator, task)
-        reached = reach_model(checkpoint, operator, device, task)
-        self._model: ImageEmbedder = reached.model
-        self.placement = reached.placement
+        self._model: ImageEmbedder = reach_model(checkpoint, operator, device, task).model
         if operator.image_processor_kwargs:
             try_settings(self._model, self._preprocessor, operator)
 
@@ -121,38 +118,25 @@ def embed_texts(
     """
     names = RowNames([operator], keys)
     policy = FailurePolicy(operator, names)
-    opened = open_texts(names.watch(arrays), operator, task)
+    checkpoint, description = open_checkpoint(operator, task)
+    outcomes = _text_outcomes(names.watch(arrays), operator, task, checkpoint)
     done = 0
-    for rows in gather(opened.outcomes, OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
+    for rows in gather(outcomes, OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
         if count is not None:
             count(count_statuses(rows))
         policy.check(rows)
         done += len(rows)
         names.forget(done)
-        yield _build(rows, operator, opened.description, with_status)
+        yield _build(rows, operator, description, with_status)
 
 
-@dataclass(frozen=True)
-class OpenedTexts:
-    """The texts of a task and the model that embeds them.
-
-    Attributes:
-        placement: Returns the placement of the model.
-        description: The model's type and dimension.
-        outcomes: Lists of outcomes in the order of the input, computed lazily.
-    """
-
-    placement: Callable[[], Placement]
-    description: ModelDescription
-    outcomes: Iterator[list[Outcome]]
-
-
-def open_texts(arrays: Iterable[pa.Array], operator: EmbeddingOperator, task: Task) -> OpenedTexts:
-    """Load an operator's model for the texts of a task; see `embed_texts`."""
-    checkpoint, description = open_checkpoint(operator, task)
+def _text_outcomes(
+    arrays: Iterable[pa.Array], operator: EmbeddingOperator, task: Task, checkpoint: Checkpoint
+) -> Iterator[list[Outcome]]:
+    """Load the model; yield lists of outcomes in the order of the texts."""
     tokenizer = open_tokenizer(checkpoint, stamp_of(checkpoint))
-    reached = reach_model(checkpoint, operator, prepare_device(operator, task), task)
-    model: TextEmbedder = reached.model
+    device = prepare_device(operator, task)
+    model: TextEmbedder = reach_model(checkpoint, operator, device, task).model
 
     def embed_chunk(tokens: dict[str, torch.Tensor]) -> list[Outcome]:
         def compute(rows: list[int]) -> list[Outcome]:
@@ -162,12 +146,9 @@ def open_texts(arrays: Iterable[pa.Array], operator: EmbeddingOperator, task: Ta
         row_count = len(next(iter(tokens.values())))
         return compute_rows(range(row_count), compute, kind=lambda _: None)
 
-    def outcomes() -> Iterator[list[Outcome]]:
-        with thread_pool(1, "spark-vision-texts") as pool:
-            for array in arrays:
-                yield from _embed_distinct(array, operator, pool, tokenizer, embed_chunk)
-
-    return OpenedTexts(reached.placement, description, outcomes())
+    with thread_pool(1, "spark-vision-texts") as pool:
+        for array in arrays:
+            yield from _embed_distinct(array, operator, pool, tokenizer, embed_chunk)
 
 
 def _embed_distinct(

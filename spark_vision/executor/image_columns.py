@@ -12,7 +12,7 @@ from spark_vision.executor.failures import FailurePolicy, RowNames
 from spark_vision.executor.image_rows import ImageRows, Prepared
 from spark_vision.executor.outcomes import count_statuses
 from spark_vision.executor.task import Task
-from spark_vision.executor.work import ImageWork, load_work
+from spark_vision.executor.work import load_work
 from spark_vision.operators import ImageOperator
 
 CountStatuses = Callable[[dict[str, int]], None]
@@ -26,7 +26,6 @@ def compute_images(
     with_status: bool = False,
     keys: Sequence[str] = (),
     counts: Sequence[CountStatuses] = (),
-    look: Callable[[ImageWork], ImageWork] = lambda work: work,
 ) -> Iterator[list[pa.Array]]:
     """Compute each operator for each image.
 
@@ -39,7 +38,6 @@ def compute_images(
         keys: Names of key values by which an error identifies a row. With keys, each batch has one
             more array, of lists of strings, with their values.
         counts: One callback per operator, called with the number of rows by status.
-        look: Wraps the work of an operator.
 
     Yields:
         One array per operator. Lengths differ from the input's; elements are in the order of the
@@ -51,7 +49,7 @@ def compute_images(
     """
     names = RowNames(operators, keys)
     policies = [FailurePolicy(operator, names) for operator in operators]
-    works = [look(load_work(operator)(operator, task)) for operator in operators]
+    works = [load_work(operator)(operator, task) for operator in operators]
     rows = ImageRows(
         operators[0],
         [work.prepare for work in works],

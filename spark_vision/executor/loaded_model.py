@@ -1,46 +1,21 @@
-"""A loaded model, and its placement: host, process, device, load time and fingerprint."""
+"""A loaded model, and its placement."""
 
 import logging
 import os
 import socket
 import time
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from spark_vision.executor.placement import Placement
 from spark_vision.models.checkpoint_files import weight_files
 from spark_vision.models.checkpoints import Checkpoint, fingerprint
 from spark_vision.models.families import load_model
 from spark_vision.models.precision import choose_dtype
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where and how a model was loaded, as reported by the process that holds it.
-
-    Attributes:
-        host: The host name.
-        executor: The executor's JVM, as pid and start time; None outside Spark.
-        device: Such as `cpu` or `cuda:1`, in the numbering of that process.
-        server_pid: The id of that process.
-        loaded_at: When loading finished, in seconds since 1970.
-        load_seconds: How long loading took.
-        dtype: The dtype of the computation.
-        fingerprint: The checkpoint's fingerprint, as tables store it.
-    """
-
-    host: str
-    executor: str | None
-    device: str
-    server_pid: int
-    loaded_at: float
-    load_seconds: float
-    dtype: str
-    fingerprint: str
 
 
 class LoadedModel:

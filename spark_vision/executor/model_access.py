@@ -20,7 +20,8 @@ import torch
 from spark_vision.errors import InvalidOptionError, SparkVisionError
 from spark_vision.executor.allocator import keep_freed_memory
 from spark_vision.executor.devices import choose_device
-from spark_vision.executor.loaded_model import LoadedModel, Placement
+from spark_vision.executor.loaded_model import LoadedModel
+from spark_vision.executor.placement import Placement
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import Checkpoint, resolve_checkpoint
 from spark_vision.models.families import (
@@ -167,23 +168,22 @@ def reach_model(
     operator: Operator,
     device: torch.device,
     task: Task,
-    *,
-    flash_attention: bool = False,
 ) -> ReachedModel:
     """Return the model, loading it if necessary.
 
     Args:
         checkpoint: What to load.
-        operator: Defines `dtype` and `model_sharing`.
+        operator: Defines `dtype`, `model_sharing` and `flash_attention`.
         device: The device to load it on.
         task: Its executor shares the model.
-        flash_attention: Use the flash-attn package if installed and supported.
 
     Raises:
         UnsupportedCheckpointError: Its weights cannot be used.
         ModelServerError: The model server could not load it.
     """
-    key = ModelKey(checkpoint, stamp_of(checkpoint), operator.dtype, device, flash_attention)
+    key = ModelKey(
+        checkpoint, stamp_of(checkpoint), operator.dtype, device, operator.flash_attention
+    )
     with _loading:
         if operator.model_sharing == "executor":
             served = _serve(key, task)

@@ -83,7 +83,10 @@ def current_task(hub: HubEnvironment | None = None) -> Task:
 
 
 def is_local_master(master: str) -> bool:
-    """Return whether a master URL means local mode, which runs tasks in the driver's JVM."""
+    """Return whether a master URL means local mode, which runs tasks in the driver's JVM.
+
+    `local-cluster[...]` is a cluster on one host: it starts executors and schedules their GPUs.
+    """
     return re.fullmatch(r"local(\[.*\])?", master) is not None
 
 

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import pyarrow as pa
 import torch
 
-from spark_vision.executor.loaded_model import Placement
 from spark_vision.operators import Operator
 
 
@@ -17,11 +16,6 @@ class ImageWork(Protocol):
     @property
     def portion_row_count(self) -> int:
         """Number of rows that one thread prepares at a time."""
-        ...
-
-    @property
-    def placement(self) -> Callable[[], Placement]:
-        """Returns the placement of the model, when called."""
         ...
 
     def prepare(self, image: torch.Tensor, prompt: str | None) -> Any:

@@ -21,7 +21,7 @@ import torch
 
 from spark_vision import errors
 from spark_vision.errors import ModelServerError, SparkVisionError
-from spark_vision.executor.loaded_model import Placement
+from spark_vision.executor.placement import Placement
 from spark_vision.model_server.channel import Channel, Message
 from spark_vision.model_server.methods import RemoteModel, Tensors, make_error
 from spark_vision.model_server.start import (

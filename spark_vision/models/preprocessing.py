@@ -31,6 +31,7 @@ def load(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> ImagePreproces
         InvalidOptionError: A setting is unknown, or its value is not allowed.
         UnsupportedCheckpointError: The processor cannot be loaded, or does not return RGB images.
     """
+    # It also validates the processor's files, before transformers reads them.
     check_overrides(checkpoint, overrides)
     processor = _instantiate(checkpoint, overrides)
     return _fast_equivalent(processor) or _ProcessorWrapper(processor, checkpoint)

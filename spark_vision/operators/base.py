@@ -67,7 +67,7 @@ class Operator(ABC):
         families: The modules of `spark_vision.models` whose checkpoints it supports.
         work: The implementation on an executor, as `module:name`. For images an `ImageWork`,
             called with the operator and the task; for texts a function like
-            `embedding.open_texts`.
+            `embedding.embed_texts`.
         is_slow: Whether a row takes a second or more, so that no row should be computed twice.
     """
 
@@ -149,6 +149,11 @@ class Operator(ABC):
     def processor_overrides(self) -> Mapping[str, Any]:
         """Settings that override those of the checkpoint's image processor."""
         return {}
+
+    @property
+    def flash_attention(self) -> bool:
+        """Whether to use the flash-attn package where it is installed and supported."""
+        return False
 
     @property
     def reading_options(self) -> Hashable:

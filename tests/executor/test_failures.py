@@ -11,7 +11,7 @@ from spark_vision.errors import FailureRateError, InvalidOptionError, RowFailure
 from spark_vision.executor.embedding import embed_texts
 from spark_vision.executor.failures import RowNames, check_failure_rate
 from spark_vision.executor.image_columns import compute_images
-from spark_vision.executor.placement_rows import place_rows
+from spark_vision.executor.placement import place_rows
 from spark_vision.executor.task import Task
 
 TASK = Task(gpu_addresses=(), cpus=2)

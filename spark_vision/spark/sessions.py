@@ -1,0 +1,17 @@
+"""What kind of session this is: classic or of Spark Connect, local or on a cluster."""
+
+from pyspark import SparkContext
+from pyspark.sql import SparkSession
+
+from spark_vision.executor.task import is_local_master
+
+
+def is_classic(spark: SparkSession) -> bool:
+    """Return whether a session is in the driver's own process, and not one of Spark Connect."""
+    return hasattr(spark, "_jsparkSession")
+
+
+def is_local() -> bool:
+    """Return whether this process runs a session in local mode; False for a Connect client."""
+    context = SparkContext._active_spark_context
+    return context is not None and is_local_master(str(context.master))

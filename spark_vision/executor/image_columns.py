@@ -8,11 +8,10 @@ from typing import Any
 import pyarrow as pa
 
 from spark_vision.executor.batching import OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS, gather
-from spark_vision.executor.failures import FailurePolicy, RowNames
+from spark_vision.executor.failures import FailurePolicy, RowNames, count_statuses
 from spark_vision.executor.image_rows import ImageRows, Prepared
-from spark_vision.executor.outcomes import count_statuses
+from spark_vision.executor.inference import load_work
 from spark_vision.executor.task import Task
-from spark_vision.executor.work import load_work
 from spark_vision.operators import ImageOperator
 
 CountStatuses = Callable[[dict[str, int]], None]

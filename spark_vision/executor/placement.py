@@ -69,7 +69,8 @@ def place_rows(
     Raises:
         SparkVisionError: The operator cannot run here.
     """
-    from spark_vision.executor.model_access import open_checkpoint, prepare_device, reach_model
+    from spark_vision.executor.devices import prepare_device
+    from spark_vision.executor.model_access import open_checkpoint, reach_model
 
     # A failed row has no placement, whatever the operator's failure options are.
     operator = dataclasses.replace(operator, on_error="null", max_failure_rate=None)
@@ -93,7 +94,7 @@ def _compute(
     batches: Iterable[pa.Array | tuple[pa.Array, ...]], operator: Operator, task: Task
 ) -> Iterator[pa.StructArray]:
     from spark_vision.executor.image_columns import compute_images
-    from spark_vision.executor.work import load_work
+    from spark_vision.executor.inference import load_work
 
     if reads_images(operator):
         for (array,) in compute_images(batches, [operator], task, with_status=True):

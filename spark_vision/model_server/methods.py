@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from spark_vision.errors import UnsupportedCheckpointError
-from spark_vision.executor.allocator import keep_freed_memory
-from spark_vision.executor.loaded_model import LoadedModel
-from spark_vision.executor.model_access import digest_of, stamp_of
+from spark_vision.executor.devices import keep_freed_memory
+from spark_vision.executor.model_access import LoadedModel, digest_of, stamp_of
 from spark_vision.model_server.channel import MAX_ERROR_CHARACTERS, Message
 from spark_vision.model_server.start import ServerConfig
 from spark_vision.models.checkpoint_files import Checkpoint, open_folder

@@ -34,7 +34,15 @@ def load(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> ImagePreproces
     # It also validates the processor's files, before transformers reads them.
     check_overrides(checkpoint, overrides)
     processor = _instantiate(checkpoint, overrides)
-    return _fast_equivalent(processor) or _ProcessorWrapper(processor, checkpoint)
+    try:
+        return _fast_equivalent(processor) or _ProcessorWrapper(processor, checkpoint)
+    except (AttributeError, TypeError, ValueError) as error:
+        if not overrides:
+            raise
+        raise InvalidOptionError(
+            f"image_processor_kwargs got {overrides}, which the image processor of "
+            f"{checkpoint.folder} does not accept ({error}); change or remove the settings"
+        ) from error
 
 
 class _ResizeAndCrop:

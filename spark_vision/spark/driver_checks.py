@@ -16,7 +16,7 @@ from spark_vision.errors import (
     SessionError,
     SparkVisionError,
 )
-from spark_vision.executor.environment import HubEnvironment
+from spark_vision.executor.task import HubEnvironment
 from spark_vision.models.checkpoints import (
     Checkpoint,
     find_checkpoint,

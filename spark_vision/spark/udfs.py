@@ -17,8 +17,8 @@ from pyspark.sql.types import (
 )
 
 from spark_vision.errors import InputTypeError
-from spark_vision.executor.environment import HubEnvironment
 from spark_vision.executor.placement import PLACEMENT_TYPE, place_rows
+from spark_vision.executor.task import HubEnvironment
 from spark_vision.operators import (
     EmbeddingOperator,
     ImageOperator,
@@ -86,8 +86,8 @@ class TextsBody:
 
     def __call__(self, arrays: Iterator[Batch]) -> Iterator[pa.Array]:
         """Yield the embeddings of the texts, in order."""
+        from spark_vision.executor.inference import load_work
         from spark_vision.executor.task import current_task
-        from spark_vision.executor.work import load_work
 
         yield from load_work(self.operator)(
             _check_arguments(

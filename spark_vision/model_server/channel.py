@@ -30,6 +30,12 @@ MAX_ERROR_CHARACTERS = 4000
 _CREDENTIALS = struct.Struct("3i")
 
 Message = tuple[dict[str, Any], "dict[str, torch.Tensor]"]
+Failure = dict[str, str]
+
+
+def describe_failure(kind: str, message: str) -> Failure:
+    """Return an error as JSON, of a size that fits into one message."""
+    return {"kind": kind, "message": message[:MAX_ERROR_CHARACTERS]}
 
 
 class Channel:

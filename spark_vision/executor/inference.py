@@ -1,48 +1,18 @@
-"""What an operator computes, and the model's run on a batch so that a bad row fails alone.
+"""Runs the model on a batch so that a bad row fails alone.
 
 A batch that raises or runs out of memory is halved until the bad row is isolated. The other rows
 get the same results as without it.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from importlib import import_module
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
-import pyarrow as pa
 import torch
 
 from spark_vision.errors import RowFailure, Status
-from spark_vision.operators import Operator
 
 Ready = TypeVar("Ready")
 Result = TypeVar("Result")
-
-
-class ImageWork(Protocol):
-    """Computes one operator for the images of a task."""
-
-    @property
-    def portion_row_count(self) -> int:
-        """Number of rows that one thread prepares at a time."""
-        ...
-
-    def prepare(self, image: torch.Tensor, prompt: str | None) -> Any:
-        """Prepare one decoded image and its optional prompt for the model."""
-        ...
-
-    def compute(self, portions: Iterable[list[Any]]) -> Iterator[list[Any]]:
-        """Run the model over prepared rows; yields outcomes in the order of the rows."""
-        ...
-
-    def build(self, outcomes: Sequence[Any], with_status: bool) -> pa.Array:
-        """Build the Arrow array of some outcomes."""
-        ...
-
-
-def load_work(operator: Operator) -> Callable[..., Any]:
-    """Import what computes an operator; see `Operator.work`."""
-    module, _, name = operator.work.partition(":")
-    return getattr(import_module(module), name)  # type: ignore[no-any-return]
 
 
 def compute_rows(

@@ -94,10 +94,9 @@ def _compute(
     batches: Iterable[pa.Array | tuple[pa.Array, ...]], operator: Operator, task: Task
 ) -> Iterator[pa.StructArray]:
     from spark_vision.executor.image_columns import compute_images
-    from spark_vision.executor.inference import load_work
 
     if reads_images(operator):
         for (array,) in compute_images(batches, [operator], task, with_status=True):
             yield array
     else:
-        yield from load_work(operator)(batches, operator, task, with_status=True)
+        yield from operator.load_work()(batches, operator, task, with_status=True)

@@ -1,8 +1,9 @@
 """The options that all operators share: checkpoint, device, failed rows, source of images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, ClassVar, TypeGuard
 
 from spark_vision.errors import InvalidOptionError
@@ -116,6 +117,11 @@ class Operator(ABC):
                 f"{type(self).__name__}.max_failure_rate got {self.max_failure_rate}; allowed: a "
                 "number above 0 and at most 1, or none"
             )
+
+    def load_work(self) -> Callable[..., Any]:
+        """Import what computes this operator on an executor; see `work`."""
+        module, _, name = self.work.partition(":")
+        return getattr(import_module(module), name)  # type: ignore[no-any-return]
 
     @property
     def checkpoint_name(self) -> str:

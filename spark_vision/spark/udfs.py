@@ -86,10 +86,9 @@ class TextsBody:
 
     def __call__(self, arrays: Iterator[Batch]) -> Iterator[pa.Array]:
         """Yield the embeddings of the texts, in order."""
-        from spark_vision.executor.inference import load_work
         from spark_vision.executor.task import current_task
 
-        yield from load_work(self.operator)(
+        yield from self.operator.load_work()(
             _check_arguments(
                 arrays, _function_name([self.operator]), [self.operator], is_keyed=bool(self.keys)
             ),

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key")
 Loaded = TypeVar("Loaded")
-Stamp = tuple[tuple[str, int, int], ...]
 
 # A worker runs one function at a time, sometimes two. A notebook that tries many checkpoints must
 # not fill the worker's memory.
@@ -48,7 +47,7 @@ class ModelKey:
     """What operators must agree on to share a model; pooling and limits may differ."""
 
     checkpoint: Checkpoint
-    stamp: Stamp
+    stamp: str
     dtype: str
     device: torch.device
     flash_attention: bool
@@ -109,28 +108,18 @@ class LoadedModel:
         )
 
 
-@dataclass(frozen=True)
-class ReachedModel:
-    """A loaded model.
-
-    Attributes:
-        model: Implements the protocols that its checkpoint supports.
-        placement: Returns the placement of the model.
-    """
+class ReachedModel(NamedTuple):
+    """A model with the protocols that its checkpoint supports, and what returns its placement."""
 
     model: Any
     placement: Callable[[], Placement]
 
 
-def digest_of(stamp: Stamp) -> str:
-    """Return a short digest of a stamp."""
-    return hashlib.sha256(json.dumps(stamp).encode()).hexdigest()
-
-
-def stamp_of(checkpoint: Checkpoint) -> Stamp:
-    """Return names, sizes and modification times of a checkpoint's files, to detect changes."""
+def stamp_of(checkpoint: Checkpoint) -> str:
+    """Return a digest of names, sizes and times of a checkpoint's files, to detect changes."""
     stats = [(path.name, path.stat()) for path in sorted(checkpoint.folder.iterdir())]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def open_checkpoint(operator: Operator, task: Task) -> tuple[Checkpoint, ModelDescription]:
@@ -161,7 +150,7 @@ def load_once(load: Callable[..., Loaded], checkpoint: Checkpoint, *settings: An
 
 @lru_cache(maxsize=16)
 def _load_once(
-    load: Callable[..., Any], checkpoint: Checkpoint, stamp: Stamp, settings: tuple[Any, ...]
+    load: Callable[..., Any], checkpoint: Checkpoint, stamp: str, settings: tuple[Any, ...]
 ) -> Any:
     return load(checkpoint, *settings)
 
@@ -226,7 +215,7 @@ def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
     config = ServerConfig(
         executor=task.executor,
         folder=str(key.checkpoint.folder.absolute()),
-        stamp=digest_of(key.stamp),
+        stamp=key.stamp,
         dtype=key.dtype,
         device=str(key.device),
         flash_attention=key.flash_attention,

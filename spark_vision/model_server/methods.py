@@ -15,7 +15,7 @@ import torch
 
 from spark_vision.errors import UnsupportedCheckpointError
 from spark_vision.executor.devices import keep_freed_memory
-from spark_vision.executor.model_access import LoadedModel, digest_of, stamp_of
+from spark_vision.executor.model_access import LoadedModel, stamp_of
 from spark_vision.model_server.channel import Failure, Message, describe_failure
 from spark_vision.model_server.start import ServerConfig
 from spark_vision.models.checkpoint_files import Checkpoint, open_folder
@@ -165,7 +165,7 @@ class ModelCalls:
 
 def _require_stamp(checkpoint: Checkpoint, config: ServerConfig) -> None:
     """Ensure that all rows of a query use one model, even if its server restarts."""
-    if digest_of(stamp_of(checkpoint)) != config.stamp:
+    if stamp_of(checkpoint) != config.stamp:
         raise UnsupportedCheckpointError(
             f"the files in {checkpoint.folder} have changed since the query began: run it again, "
             "and use a new folder for each checkpoint"

@@ -103,35 +103,24 @@ class TensorReader:
     def read(self, layout: Any) -> dict[str, torch.Tensor]:
         """Return views of the tensors, which are valid until the next message overwrites them.
 
+        Args:
+            layout: Any JSON value, from another process.
+
         Raises:
-            ValueError: The layout is invalid, or does not fit the memory.
+            ValueError: It is not a layout that a writer creates: tensors without overlap, in order.
+                So the memory that was sent bounds the tensors of a message.
         """
-        check_layout(layout, 0 if self._memory is None else len(self._memory))
+        if not isinstance(layout, dict) or len(layout) > _MAX_TENSORS:
+            raise ValueError(f"the layout is not one of at most {_MAX_TENSORS} tensors")
+        memory_bytes, end = len(self._memory or b""), 0
+        for name, place in layout.items():
+            try:
+                end = _check_place(place, end)
+            except ValueError as error:
+                raise ValueError(f"the tensor {name[:40]!r}: {error}") from None
+            if end > memory_bytes:
+                raise ValueError(f"the tensor {name[:40]!r} exceeds {memory_bytes} bytes of memory")
         return {name: _view(self._memory, place) for name, place in layout.items()}
-
-
-def check_layout(layout: Any, memory_bytes: int) -> None:
-    """Check that a layout is one that a writer creates: tensors without overlap, in order.
-
-    This bounds the tensors of a message by the memory that was sent with it.
-
-    Args:
-        layout: Any JSON value, from another process.
-        memory_bytes: The size of the shared memory.
-
-    Raises:
-        ValueError: The layout is invalid.
-    """
-    if not isinstance(layout, dict) or len(layout) > _MAX_TENSORS:
-        raise ValueError(f"the layout is not one of at most {_MAX_TENSORS} tensors")
-    end = 0
-    for name, place in layout.items():
-        try:
-            end = _check_place(place, end)
-        except ValueError as error:
-            raise ValueError(f"the tensor {name[:40]!r}: {error}") from None
-        if end > memory_bytes:
-            raise ValueError(f"the tensor {name[:40]!r} exceeds {memory_bytes} bytes of memory")
 
 
 def _check_place(place: Any, start: int) -> int:

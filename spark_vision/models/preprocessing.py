@@ -12,7 +12,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize_image
 
-from spark_vision.errors import InvalidOptionError, UnsupportedCheckpointError
+from spark_vision.errors import InvalidOptionError, SparkVisionError, UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import Checkpoint
 from spark_vision.models.processor_settings import check_overrides
 from spark_vision.models.protocols import ImagePreprocessor, PixelScaling
@@ -36,6 +36,8 @@ def load(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> ImagePreproces
     processor = _instantiate(checkpoint, overrides)
     try:
         return _fast_equivalent(processor) or _ProcessorWrapper(processor, checkpoint)
+    except SparkVisionError:
+        raise
     except (AttributeError, TypeError, ValueError) as error:
         if not overrides:
             raise

@@ -161,10 +161,7 @@ _loading = threading.Lock()
 
 
 def reach_model(
-    checkpoint: Checkpoint,
-    operator: Operator,
-    device: torch.device,
-    task: Task,
+    checkpoint: Checkpoint, operator: Operator, device: torch.device, task: Task
 ) -> ReachedModel:
     """Return the model, loading it if necessary.
 
@@ -202,16 +199,9 @@ def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
     if task.executor is None:
         return _decline("no executor's JVM is among this process's ancestors")
     # Importing this fails on other systems.
-    from spark_vision.model_server.client import (
-        ModelProxy,
-        SharingUnavailableError,
-        why_not_shared,
-    )
+    from spark_vision.model_server.client import ModelProxy, SharingUnavailableError
     from spark_vision.model_server.start import ServerConfig
 
-    reason = why_not_shared()
-    if reason is not None:
-        return _decline(reason)
     config = ServerConfig(
         executor=task.executor,
         folder=str(key.checkpoint.folder.absolute()),

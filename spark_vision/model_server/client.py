@@ -77,6 +77,9 @@ class ModelProxy(RemoteModel):
     """
 
     def __init__(self, config: ServerConfig) -> None:
+        reason = why_not_shared()
+        if reason is not None:
+            raise SharingUnavailableError(reason)
         self._config = config
         self._channel: Channel | None = connect(config)
 

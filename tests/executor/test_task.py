@@ -17,6 +17,7 @@ from spark_vision.executor.task import (
     MAX_SECONDS,
     HubEnvironment,
     _seconds,
+    is_local_master,
 )
 from spark_vision.model_server.start import ServerConfig, start_server
 
@@ -131,3 +132,8 @@ def test_times_that_no_system_can_wait_are_refused(said):
         _seconds({LOAD_SECONDS: said}, LOAD_SECONDS)
     assert _seconds({LOAD_SECONDS: "1e6"}, LOAD_SECONDS) == MAX_SECONDS
     assert _seconds({LOAD_SECONDS: "0"}, LOAD_SECONDS, zero=True) == 0
+
+
+def test_local_mode_is_not_a_cluster_on_this_host():
+    assert all(map(is_local_master, ["local", "local[2]", "local[*]", "local[2,4]"]))
+    assert not any(map(is_local_master, ["local-cluster[1,2,640]", "spark://localhost:7077", ""]))

@@ -241,7 +241,7 @@ class Waves(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Take a line of the log."""
         text = record.getMessage()
-        if ": infer" in text:
+        if ": computing" in text:
             self._started = time.monotonic()
         elif ": committed" in text:
             self.seconds.setdefault(self._name, []).append(time.monotonic() - self._started)

@@ -1,7 +1,7 @@
 """Caption images into a Delta table: python jobs/caption_images.py --input FOLDER --table PATH.
 
-Run it with python, or with spark-submit and Delta's --packages. A second run computes only what
-the table lacks; with --stream it follows the input. Exit code: 0; 1 for an error, in one line on
+Run it with python, or with spark-submit and Delta's --packages. A second run computes only new
+and changed images; with --stream it follows the input. Exit code: 0; 1 for an error, in one line on
 stderr; 2 for a usage error.
 """
 

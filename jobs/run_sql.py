@@ -25,34 +25,34 @@ def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, dict[str, Ope
     """Parse the command line: the arguments, the functions and the statements."""
     parser = JobParser(
         description=__doc__,
-        epilog=f"Operators: {', '.join(OPERATORS)}; their fields are in the README.",
+        epilog=f"Operators: {', '.join(OPERATORS)}; their fields are in docs/options.md.",
     )
     parser.add_argument(
         "--function",
         action="append",
         required=True,
         metavar="NAME=OPERATOR:FIELD=VALUE,…",
-        help="a function for the statements; repeatable",
+        help="a function to register for the statements; repeatable",
     )
     given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--query", metavar="SQL", help="the statements")
-    given.add_argument("--file", type=Path, help="a file with the statements")
+    given.add_argument("--query", metavar="SQL", help="the statements to run")
+    given.add_argument("--file", type=Path, help="a file with the statements to run")
     parser.add_argument(
         "--with-status",
         action="store_true",
-        help="functions return struct<embedding, status, error>",
+        help="register functions that return struct<embedding, status, error>",
     )
     parser.add_argument(
         "--with-placement",
         action="store_true",
-        help="add NAME_placement to each function: which process computed a row",
+        help="also register NAME_placement for each function: which process computed a row",
     )
     parser.add_argument(
         "--rows",
         type=int,
         default=20,
         metavar="N",
-        help="rows to show (default: %(default)s)",
+        help="maximum number of rows to show (default: %(default)s)",
     )
     parser.add_argument(
         "--log-level", choices=LOG_LEVELS, help="Spark's log level (default: its setting, else OFF)"

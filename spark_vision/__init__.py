@@ -12,8 +12,10 @@ from spark_vision.errors import (
     CommitConflictError,
     DeviceError,
     FailureRateError,
+    IndexConnectionError,
     InputTypeError,
     InvalidOptionError,
+    MissingExtraError,
     ModelServerError,
     RowFailure,
     SessionError,
@@ -21,6 +23,7 @@ from spark_vision.errors import (
     Status,
     TableError,
     UnsupportedCheckpointError,
+    VectorIndexError,
 )
 from spark_vision.operators import (
     ClipImageEmbedding,
@@ -32,11 +35,14 @@ from spark_vision.operators import (
 
 if TYPE_CHECKING:
     from spark_vision.functions import caption_image, embed_image, embed_text, model_placement
+    from spark_vision.search.exact import search_images
+    from spark_vision.search.index_rows import IndexProblem, IndexReport, index_ready
+    from spark_vision.search.milvus import MilvusIndex
+    from spark_vision.search.pinecone_index import PineconeIndex
     from spark_vision.session import configure
     from spark_vision.spark.driver_checks import ModelIdentity, describe_model
     from spark_vision.sql import register_functions
     from spark_vision.tables.forecast import WriteForecast, plan_vision_columns
-    from spark_vision.tables.index import IndexProblem, IndexReport, index_ready
     from spark_vision.tables.progress import Progress
     from spark_vision.tables.stream import stream_vision_columns, write_vision_batch
     from spark_vision.tables.write import WriteResult, write_vision_columns
@@ -50,12 +56,16 @@ __all__ = [
     "FailureRateError",
     "ImageLimits",
     "ImageViTEmbedding",
+    "IndexConnectionError",
     "IndexProblem",
     "IndexReport",
     "InputTypeError",
     "InvalidOptionError",
+    "MilvusIndex",
+    "MissingExtraError",
     "ModelIdentity",
     "ModelServerError",
+    "PineconeIndex",
     "Progress",
     "QwenVLImageUnderstanding",
     "RowFailure",
@@ -64,6 +74,7 @@ __all__ = [
     "Status",
     "TableError",
     "UnsupportedCheckpointError",
+    "VectorIndexError",
     "WriteForecast",
     "WriteResult",
     "__version__",
@@ -76,15 +87,18 @@ __all__ = [
     "model_placement",
     "plan_vision_columns",
     "register_functions",
+    "search_images",
     "stream_vision_columns",
     "write_vision_batch",
     "write_vision_columns",
 ]
 
 _LAZY_NAMES = {
-    "IndexProblem": "spark_vision.tables.index",
-    "IndexReport": "spark_vision.tables.index",
+    "IndexProblem": "spark_vision.search.index_rows",
+    "IndexReport": "spark_vision.search.index_rows",
+    "MilvusIndex": "spark_vision.search.milvus",
     "ModelIdentity": "spark_vision.spark.driver_checks",
+    "PineconeIndex": "spark_vision.search.pinecone_index",
     "Progress": "spark_vision.tables.progress",
     "WriteForecast": "spark_vision.tables.forecast",
     "WriteResult": "spark_vision.tables.write",
@@ -93,10 +107,11 @@ _LAZY_NAMES = {
     "describe_model": "spark_vision.spark.driver_checks",
     "embed_image": "spark_vision.functions",
     "embed_text": "spark_vision.functions",
-    "index_ready": "spark_vision.tables.index",
+    "index_ready": "spark_vision.search.index_rows",
     "model_placement": "spark_vision.functions",
     "plan_vision_columns": "spark_vision.tables.forecast",
     "register_functions": "spark_vision.sql",
+    "search_images": "spark_vision.search.exact",
     "stream_vision_columns": "spark_vision.tables.stream",
     "write_vision_batch": "spark_vision.tables.stream",
     "write_vision_columns": "spark_vision.tables.write",

@@ -1,3 +1,3 @@
-"""The version, in the one place where it stands."""
+"""The package's version, defined only here."""
 
 __version__ = "0.1.0"

@@ -93,6 +93,18 @@ class CommitConflictError(TableError):
     """Other writers changed the table at each attempt to commit to it."""
 
 
+class VectorIndexError(SparkVisionError, ValueError):
+    """A vector index does not suit what it is given, or refuses it."""
+
+
+class IndexConnectionError(SparkVisionError, ConnectionError):
+    """A vector index cannot be reached, or does not answer."""
+
+
+class MissingExtraError(SparkVisionError, ImportError):
+    """A package is missing that one of the extras installs."""
+
+
 class RowFailure(SparkVisionError, ValueError):  # noqa: N818 - primarily data: a row's outcome
     """One row cannot be computed; other rows can.
 

@@ -109,7 +109,7 @@ def check_delta(spark: SparkSession) -> None:
             ) from error
         if "DELTA_CONFIGURE_SPARK_SESSION" in said:
             raise SessionError(
-                "this Spark session does not know Delta; build it by spark_vision.configure(), or "
+                "this Spark session is not configured for Delta; use spark_vision.configure(), or "
                 f"start it with: --conf {EXTENSIONS}={DELTA_EXTENSION} --conf "
                 f"{CATALOG}={DELTA_CATALOG}"
             ) from error

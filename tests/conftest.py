@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from quick_spark import JVM_OPTIONS, quickly
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# For JVMs that live for minutes: what their last compiler's passes take never comes back.
 for name in ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"):
-    os.environ.setdefault(name, "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+    os.environ.setdefault(name, JVM_OPTIONS)
 
 WORKER_SITE = Path(__file__).parent / "support" / "worker_site"
 
@@ -36,9 +37,6 @@ def spark(tmp_path_factory, forwards_folder, decodes_folder):
         SparkSession.builder.master("local[2]")
         .appName("spark_vision tests")
         .config("spark.driver.memory", "2g")
-        .config("spark.ui.enabled", "false")
-        .config("spark.log.level", "OFF")
-        .config("spark.sql.shuffle.partitions", "2")
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
         .config("spark.executorEnv.PYTHONPATH", str(WORKER_SITE))
         .config("spark.python.daemon.module", "warm_daemon")
@@ -46,7 +44,7 @@ def spark(tmp_path_factory, forwards_folder, decodes_folder):
         .config("spark.executorEnv.COUNTED_FORWARDS", str(forwards_folder))
         .config("spark.executorEnv.COUNTED_DECODES", str(decodes_folder))
     )
-    session = configure(builder).getOrCreate()
+    session = configure(quickly(builder)).getOrCreate()
     yield session
     session.stop()
 

@@ -14,7 +14,7 @@ from spark_vision.operators import OPERATORS
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 # Examples go on where those of the pages before ended.
-PAGES = [ROOT / "README.md", DOCS / "functions.md", DOCS / "tables.md"]
+PAGES = [ROOT / "README.md", DOCS / "functions.md", DOCS / "tables.md", DOCS / "search.md"]
 
 
 def read(name):

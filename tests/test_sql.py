@@ -92,7 +92,7 @@ def test_spark_connect_runs_columns_and_sql(folder, checkpoints):
         assert all(vectors[row.path] == row.r.embedding for row in by_sql)
         spark.stop()
     """
-    environment = {name: value for name, value in os.environ.items() if "SPARK" not in name}
+    environment = {name: value for name, value in os.environ.items() if "PYSPARK" not in name}
     environment["SPARK_TESTING"] = "1"  # Spark's own switch for a server on any free port
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],

@@ -47,7 +47,7 @@ def read_images(spark: SparkSession, place: str) -> DataFrame:
     files = spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(place)
     first = files.select(FILE_KEY).head()
     if first is None:
-        raise TableError(f"no file is in {place}")
+        raise TableError(f"there are no files in {place}")
     if first[FILE_KEY].endswith(".parquet"):
         return spark.read.parquet(place)
     return files
@@ -90,7 +90,7 @@ def _table_at(spark: SparkSession, place: str) -> str | None:
     is_path = "/" in place or _GLOB.search(place) or Path(place).exists()
     if not is_path:
         if not spark.catalog.tableExists(place):
-            raise TableError(f"no table and no folder is called {place!r}")
+            raise TableError(f"there is no table or folder named {place!r}")
         return place
     table = f"delta.{quote(absolute_path(place))}"
     return table if not _GLOB.search(place) and _is_table(spark, table) else None

@@ -1,4 +1,4 @@
-"""Shows the progress of a write: one updated line on a terminal, a line now and then in a log."""
+"""Shows the progress of a write: one updated line on a terminal, or a line every ten seconds."""
 
 import shutil
 import sys

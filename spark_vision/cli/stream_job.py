@@ -21,8 +21,8 @@ def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stream",
         action="store_true",
-        help="follow the input as a stream: a folder of image files, or a Delta table, with its "
-        "updates and deletes where its change data feed is on",
+        help="follow the input as a stream: a folder of image files, or a Delta table, including "
+        "its updates and deletes if its change data feed is enabled",
     )
     parser.add_argument(
         "--checkpoint-location",

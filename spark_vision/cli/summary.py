@@ -15,7 +15,7 @@ def describe_result(result: WriteResult) -> str:
     if result.deleted_rows:
         lines.append(f"deleted: {result.deleted_rows:,} rows that the input no longer has")
     if result.remaining_rows:
-        lines.append(f"left for another run: {result.remaining_rows:,} rows")
+        lines.append(f"remaining for the next run: {result.remaining_rows:,} rows")
     for column, counts in result.statuses.items():
         if counts:
             shown = ", ".join(f"{status} {count:,}" for status, count in counts.items())

@@ -103,7 +103,7 @@ class ModelProxy(RemoteModel):
                 channel.send(header, tensors)
                 answer = _receive(channel, self._config.batch_seconds)
             except OSError as error:
-                logger.info("the model server is gone: %s", error)
+                logger.info("lost the connection to the model server: %s", error)
                 answer = None
             if answer is not None:
                 self._channel = channel
@@ -139,7 +139,7 @@ def connect(config: ServerConfig) -> Channel:
             waited = f"did not answer within {config.load_seconds:g} s"
             raise _server_error(config, waited) from None
         except ConnectionError as error:
-            logger.info("the model server ended before its hello: %s", error)
+            logger.info("the model server exited before it was ready: %s", error)
             greeting = None
         if greeting is not None and "error" not in greeting[0]:
             return channel

@@ -94,7 +94,7 @@ class ClientConnection:
         try:
             self._channel.send(header, tensors)
         except OSError as error:
-            logger.info("a client cannot be sent a message: %s", error)
+            logger.info("cannot send a message to a client: %s", error)
             # The receiving thread then sees the end of the connection.
             self._channel.disconnect()
 

@@ -1,1 +1,1 @@
-"""Delta tables of embeddings: made, filled with what they lack, followed by streams and indexes."""
+"""Delta tables of embeddings and captions: incremental writes, streams and vector indexes."""

@@ -137,7 +137,7 @@ def delete_rows(
     unchanged: bool,
     transaction: Transaction | None = None,
 ) -> None:
-    """Remove the rows that have the keys of `rows`.
+    """Delete the rows that have the keys of `rows`.
 
     Args:
         location: The table.
@@ -151,7 +151,7 @@ def delete_rows(
     """
     condition = f" AND t.{UPDATED_AT} <=> s.{quote(BASE)}" if unchanged else ""
     clause = f"WHEN MATCHED{condition} THEN DELETE"
-    left = "its rows were not removed"
+    left = "its rows were not deleted"
     _merge(rows, location, _match(keys), lambda: clause, left, transaction)
 
 
@@ -175,7 +175,7 @@ def _merge(
 ) -> int:
     """Run a MERGE, and retry it after a conflict; return how many rows changed.
 
-    `clause` is called before each attempt, and `left` states in the error what became of the rows.
+    `clause` is called before each attempt. `left` is the error's clause on the state of the rows.
     A statement of a transaction that the table already has changes nothing.
     """
     spark = rows.sparkSession
@@ -209,7 +209,7 @@ def _check_models(
             raise TableError(
                 f"{location.given} was given another model during this write: its property {name} "
                 f"is {present.get(name, 'missing')}, and was {said}; this wave was not committed: "
-                "run again with the model that is wanted"
+                "run again with the intended model"
             )
     return filled_columns(present, detail.columns)
 

@@ -1,4 +1,4 @@
-"""Retries a change of a table after a conflict with another writer, a limited number of times."""
+"""Retries a commit after a conflict with another writer, a limited number of times."""
 
 import logging
 import random
@@ -28,7 +28,7 @@ _Result = TypeVar("_Result")
 def retry_conflicts(
     location: TableLocation,
     change: Callable[[], _Result],
-    left: str = "this one was not made",
+    left: str = "this change was not committed",
     meet_conflict: Callable[[], None] = lambda: None,
 ) -> _Result:
     """Change a table, and retry after a conflict, a limited number of times.
@@ -51,10 +51,10 @@ def retry_conflicts(
                 raise
             if attempt == ATTEMPT_COUNT:
                 raise CommitConflictError(
-                    f"{location.given} was changed by others during each of {ATTEMPT_COUNT} "
-                    f"attempts to commit; {left}: run again when there are fewer writers"
+                    f"{location.given} was changed by other writers during each of "
+                    f"{ATTEMPT_COUNT} commit attempts; {left}: run again with fewer writers"
                 ) from error
-            logger.info("attempt %d to commit met another writer", attempt)
+            logger.info("commit attempt %d had a conflict with another writer", attempt)
             meet_conflict()
         time.sleep(random.uniform(pause / 2, pause))
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)

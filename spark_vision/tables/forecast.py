@@ -1,4 +1,4 @@
-"""What a write would do: one survey of keys and hashes, without a model or a commit."""
+"""Forecasts a write with one survey of keys and hashes, without a model or a commit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,7 +118,7 @@ def _count_bytes(source: DataFrame, survey: Survey) -> int | None:
 def describe_forecast(forecast: WriteForecast) -> str:
     """Describe a forecast in the few lines that a job prints."""
     lines = [
-        f"table: {forecast.table}{', to be made' if forecast.is_new else ''}",
+        f"table: {forecast.table}{' (new)' if forecast.is_new else ''}",
         f"rows: {forecast.source_rows:,} in the input, {forecast.existing_rows:,} in the table, "
         f"{forecast.pending_rows:,} to be written"
         + (f" in {forecast.wave_count:,} waves" if forecast.wave_count is not None else ""),
@@ -127,7 +127,7 @@ def describe_forecast(forecast: WriteForecast) -> str:
         said = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
         lines.append(f"{column}: {said or 'nothing'}")
     if forecast.source_bytes is not None:
-        lines.append(f"to be read: files of {forecast.source_bytes:,} bytes")
+        lines.append(f"files to read: {forecast.source_bytes:,} bytes")
     if forecast.missing_rows:
         lines.append(f"missing in the input: {forecast.missing_rows:,} rows of the table")
     return "\n".join(lines)

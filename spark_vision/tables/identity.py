@@ -1,4 +1,4 @@
-"""Which model filled a column: the table properties that record it, and when two are the same."""
+"""The table properties that record which model computed a column, and their comparison."""
 
 import json
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -124,16 +124,16 @@ def check_same_table(
     was, now = sorted(json.loads(present[KEYS_PROPERTY])), sorted(chosen.key_names)
     if was != now:
         raise TableError(
-            f"{table} has the keys {', '.join(was)}, and this write has {', '.join(now)}; "
-            "write the same ones, or choose another table"
+            f"{table} has the keys {', '.join(was)}, but this write has {', '.join(now)}; "
+            "use the same keys, or choose another table"
         )
     for name, column in chosen.input_names.items():
         read = present.get(_input_property(name), column)
         if read != column:
             raise TableError(
-                f"{table} has columns that read the {name} of a row from {read}, and this write "
-                f"reads it from {column}; a row has one {name} in a table: choose another table, "
-                "or give the source's column the name that the table knows"
+                f"{table} has columns that read the {name} of a row from {read}, but this write "
+                f"reads it from {column}; a table has one {name} per row: choose another table, or "
+                f"rename the source's column to {read}"
             )
     versions: list[str] = json.loads(present.get(VERSIONS_PROPERTY, "[]"))
     if (
@@ -142,9 +142,9 @@ def check_same_table(
         and versions != list(chosen.version_names)
     ):
         raise TableError(
-            f"{table} notices that an image changed by {', '.join(versions) or 'its bytes'}, and "
-            f"this write by {', '.join(chosen.version_names) or 'its bytes'}: every row would "
-            f"count as changed; write with version_columns={versions!r}"
+            f"{table} detects that an image changed by {', '.join(versions) or 'its bytes'}, but "
+            f"this write by {', '.join(chosen.version_names) or 'its bytes'}, so every row would "
+            f"count as changed; use version_columns={versions!r}"
         )
 
 
@@ -196,7 +196,7 @@ def check_same_models(
             key, was, now = differs
             raise TableError(
                 f"{table} has the column {name} by {present.get(f'{PREFIX}{name}.model_name')} "
-                f"with {key} {was}, and this write has {key} {now}; values of two models do not "
-                "compare: give the new values another column name, or pass recompute=True, which "
-                f"empties {name} and fills it again"
+                f"with {key} {was}, but this write has {key} {now}; values of different models "
+                "cannot be compared: use another column name, or pass recompute=True, which "
+                f"empties {name} and computes it again"
             )

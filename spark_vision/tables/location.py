@@ -1,4 +1,4 @@
-"""Where a table is: a path or a name in a catalog, in the form that Spark SQL takes."""
+"""The location of a table: a path or a catalog name, in the form that Spark SQL accepts."""
 
 import re
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ def checkpoint_in(table: str, column: str) -> str:
     path = quoted or table.strip()
     if not quoted and "/" not in path:
         raise TableError(
-            f"a stream to the table {table!r} needs a folder for its progress; name one with "
+            f"a stream to the table {table!r} needs a checkpoint location; set it with "
             "--checkpoint-location"
         )
     return f"{path.rstrip('/')}/_spark_vision_checkpoint/{column}"
@@ -111,7 +111,7 @@ def read_detail(spark: SparkSession, location: TableLocation) -> TableDetail | N
         None where there is no table.
 
     Raises:
-        TableError: There is something else than a Delta table.
+        TableError: Something other than a Delta table exists there.
     """
     try:
         if not spark.catalog.tableExists(location.sql):
@@ -163,13 +163,13 @@ def check_place(what: str, place: str) -> None:
     """
     if holds_user(quoted_path(place) or place.strip()):
         raise TableError(
-            f"the {what} {redact_text(place)!r} has a user name or password in it; give them by "
+            f"the {what} {redact_text(place)!r} contains a user name or password; set them in "
             "Spark's settings of that file system (spark.hadoop.…)"
         )
     for unclear, why in (("${", "replaces in SQL"), ("\\", "reads in several ways")):
         if unclear in place:
             raise TableError(
-                f"the {what} {place!r} has {unclear!r} in it, which Spark {why}; choose another "
+                f"the {what} {place!r} contains {unclear!r}, which Spark {why}; choose another "
                 "name, or rename the folder"
             )
 
@@ -182,7 +182,7 @@ def quote(name: str) -> str:
     """
     if "${" in name:
         raise TableError(
-            f"the name {name!r} has '${{' in it, which Spark replaces in SQL; rename the column"
+            f"the name {name!r} contains '${{', which Spark replaces in SQL; rename the column"
         )
     return "`" + name.replace("`", "``") + "`"
 

@@ -1,4 +1,4 @@
-"""Named points of a run, at which a test kills its processes; otherwise nothing happens there."""
+"""Named points of a run, where tests kill its processes; outside of tests they do nothing."""
 
 from collections.abc import Callable
 

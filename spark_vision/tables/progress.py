@@ -96,7 +96,7 @@ def report_safely(report: Report, measure: Callable[[], Progress]) -> None:
     try:
         report(measure())
     except Exception:
-        logger.warning("the progress could not be reported", exc_info=True)
+        logger.warning("cannot report the progress", exc_info=True)
 
 
 class Watch:

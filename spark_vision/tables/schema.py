@@ -1,4 +1,4 @@
-"""The schema of a table, and the table made from it."""
+"""The schema of a table, and the statements that create and extend the table."""
 
 from collections.abc import Collection, Mapping
 
@@ -237,14 +237,14 @@ def check_schema(
     for name, kind in now.items():
         if spelled.get(name.lower(), name) != name:
             raise TableError(
-                f"{location.given} has the column {spelled[name.lower()]}, and this write calls it "
-                f"{name}; Delta does not distinguish them: use one spelling, or choose another name"
+                f"{location.given} has the column {spelled[name.lower()]}, but this write calls it "
+                f"{name}; Delta does not distinguish case: use one spelling, or choose another name"
             )
         is_added = name not in was and (name in computed or name in may_lack)
         taken = name in was and (name in computed) != (name in ours)
         if (was.get(name) != kind and not is_added) or taken:
             raise TableError(
-                f"{location.given} has the column {name} as {was.get(name, 'nothing')}, and this "
+                f"{location.given} has the column {name} as {was.get(name, 'nothing')}, but this "
                 f"write has it as {kind}; keep the same columns, or choose another name or another "
                 "table"
             )
@@ -286,7 +286,7 @@ def _check_names(fields: list[StructField]) -> None:
             raise TableError(
                 f"the table would have two columns {field.name}: keys, kept columns, "
                 f"{SOURCE_HASH}, {UPDATED_AT} and <name>, <name>_status, <name>_error, … of each "
-                "operator need names of their own; rename one"
+                "operator need different names; rename one"
             )
         seen.add(field.name.lower())
 

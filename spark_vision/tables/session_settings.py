@@ -1,4 +1,4 @@
-"""Settings of a session for as long as a statement runs, also where several threads run some."""
+"""Session settings that apply while a statement runs, also with several threads."""
 
 import json
 import threading

@@ -132,8 +132,8 @@ def choose_columns(
     for name in (*chosen, *kept):
         if re.search(r"[ ,;{}()\n\t=]", name):
             raise TableError(
-                f"the column {name!r} has a character that Delta does not take in a name, one of "
-                "' ,;{}()=', a tab or a newline; rename it: source.withColumnRenamed(...)"
+                f"the column {name!r} contains a character that Delta does not allow in a name, "
+                "one of ' ,;{}()=', a tab or a newline; rename it: source.withColumnRenamed(...)"
             )
     for field in chosen.values():
         _check_comparable(field, what="key")

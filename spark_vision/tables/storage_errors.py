@@ -1,4 +1,4 @@
-"""Explains what a storage or a table refuses: one sentence with the place and the way out."""
+"""Explains errors of a storage or a table: one sentence with the cause and a solution."""
 
 import re
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ _WAYS_OUT = (
     (
         r"DELTA_CANNOT_MODIFY_APPEND_ONLY",
         "the table accepts only new rows, by its property delta.appendOnly",
-        "remove the property, or write without what changes rows: retry, recompute, "
-        "delete_missing, a column that is filled in",
+        "remove the property, or do not change rows: no retry, recompute, delete_missing or new "
+        "column",
     ),
     (
         r"DELTA_VIOLATE_CONSTRAINT_WITH_VALUES|CHECK constraint",
@@ -32,7 +32,7 @@ _WAYS_OUT = (
     (
         r"DELTA_NOT_NULL_CONSTRAINT_VIOLATED|DELTA_MISSING_NOT_NULL_COLUMN_VALUE",
         "a column of the table must not be null",
-        "fill it by keep, or allow null: ALTER TABLE … ALTER COLUMN … DROP NOT NULL",
+        "add it to keep, or allow null: ALTER TABLE … ALTER COLUMN … DROP NOT NULL",
     ),
     (
         r"DELTA_UNSUPPORTED_DATA_TYPES|DELTA_GEOSPATIAL_NOT_SUPPORTED",

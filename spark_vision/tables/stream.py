@@ -1,4 +1,4 @@
-"""The same write as a structured stream: each micro-batch is one run of it.
+"""Streaming writes: each micro-batch of a structured stream is one table write.
 
 Exactly once: a batch's last commit carries the stream's name and the batch's number, and Delta
 skips it when it is repeated. After a kill before that commit, the batch finds its own rows in the
@@ -94,14 +94,14 @@ def stream_vision_columns(
             "write_vision_columns"
         )
     if not is_classic(source.sparkSession):
-        raise SessionError("streams need a classic session; this one is of Spark Connect")
+        raise SessionError("streams need a classic session, and this is a Spark Connect session")
     writer = _set_trigger(source.writeStream, processing_time, available_now)
     parsed = parse_write_options(options, is_stream=True)
     taken = {*keys, *parsed.keep, *(parsed.version_columns or ())}
     own = sorted({_CHANGE, _VERSION, _TIME} & taken)
     if own:
         raise TableError(
-            f"the stream's own columns {', '.join(own)} describe no row and are not kept; "
+            f"the stream's own columns {', '.join(own)} describe no row; "
             "leave them out of keys, keep and version_columns"
         )
     check_columns(source, parsed.latest_by, what="latest_by")

@@ -1,4 +1,4 @@
-"""Computes a table's rows from a source's, with one function for each way to read a row.
+"""Computes a table's rows from source rows, with one function for each way to read a row.
 
 Operators that read an image in the same way share a function, which fetches and decodes it once.
 """

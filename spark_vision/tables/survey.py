@@ -1,4 +1,4 @@
-"""Which rows are still to be computed: one pass over keys and hashes of source and table.
+"""Finds the pending rows of a write, in one pass over the keys and hashes of source and table.
 
 A row is pending where the table lacks it, where what a model reads has changed, where a column has
 not been filled in yet, or where it failed and is to be retried.

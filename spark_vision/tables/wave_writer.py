@@ -3,8 +3,10 @@
 import logging
 import time
 from collections import Counter
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self
+from contextlib import closing
+from typing import NamedTuple, Self
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
@@ -32,7 +34,8 @@ _TASKS_PER_SLOT = 4
 class WaveWriter:
     """Writes the waves of a run, and counts what they have written.
 
-    The statuses of a wave are counted from the table while the next one is computed.
+    The next wave is cut and planned while one is computed, and so are the statuses of the last one
+    counted from the table.
 
     Args:
         write: The write's plan.
@@ -101,25 +104,21 @@ class WaveWriter:
         if remaining > self._pace.rows and not survey.has_source_files and not self._is_kept:
             # Each wave would read the whole source: cache it once on the executors' disks.
             source = held = source.persist(StorageLevel.DISK_ONLY)
-        task_count = _TASKS_PER_SLOT * count_slots(spark) if write.has_small_rows else None
         is_stable = survey.has_source_files and not self._is_kept
         watch = Watch(remaining, write.counters, write.progress)
+        waves = _one_ahead(_prepare(write, source, survey, self._pace), self._pace)
         try:
-            with (
-                explaining(f"write rows to {location.given}"),
-                reporting(watch),
-            ):
-                for number, wave in enumerate(cut_waves(survey, keys, self._pace), start=1):
+            with explaining(f"write rows to {location.given}"), reporting(watch), closing(waves):
+                for number, prepared in enumerate(waves, start=1):
+                    if self._pace.is_late:
+                        break
+                    wave = prepared.wave
                     watch.begin(self.rows - before, wave.count, wave.columns)
-                    logger.info("wave %d: infer %d of %d rows", number, wave.count, remaining)
+                    logger.info("wave %d: computing %d of %d rows", number, wave.count, remaining)
                     remaining -= wave.count
+                    transaction = None if remaining else self._last_transaction
                     count = self._write_wave(
-                        write,
-                        source,
-                        wave,
-                        task_count,
-                        is_stable=is_stable,
-                        transaction=None if remaining else self._last_transaction,
+                        write, spark, prepared, transaction, is_stable=is_stable
                     )
                     logger.info("wave %d: committed %d rows", number, count)
                     if count < wave.count and self._ends_early:
@@ -134,27 +133,20 @@ class WaveWriter:
     def _write_wave(
         self,
         write: WritePlan,
-        source: DataFrame,
-        wave: Wave,
-        task_count: int | None,
+        spark: SparkSession,
+        prepared: "_PreparedWave",
+        transaction: Transaction | None,
         *,
         is_stable: bool,
-        transaction: Transaction | None,
     ) -> int:
-        started, stamp = time.monotonic(), new_stamp()
-        rows = wave.select_from(source, write.chosen.key_names)
-        if task_count is not None:
-            # One file may hold all of them, and one task would compute them.
-            rows = rows.repartition(task_count)
-        columns = {name: write.columns[name] for name in wave.columns}
-        rows = compute_rows(rows, write.chosen, columns, write.counters, [BASE], stamp)
+        started, wave = time.monotonic(), prepared.wave
         content = _describe(write, wave, is_stable=is_stable)
         reach("before merge")
         self._wave_count += 1
-        with labelled(source.sparkSession, self._run_id, self._wave_count):
-            count = commit_wave(write.location, content, rows, self._kept, transaction)
+        with labelled(spark, self._run_id, self._wave_count):
+            count = commit_wave(write.location, content, prepared.rows, self._kept, transaction)
             reach("after commit")
-            self._take_account(write, source.sparkSession, wave, stamp, count)
+            self._take_account(write, spark, wave, prepared.stamp, count)
         self._pace.take_account(wave.count, time.monotonic() - started)
         return count
 
@@ -171,8 +163,8 @@ class WaveWriter:
             )
         if count < wave.count:
             logger.warning(
-                "%d of %d rows of a wave of %s were not written: another writer was first, or the "
-                "source no longer has them",
+                "%d of %d rows of a wave of %s were not written: another writer committed "
+                "first, or the source no longer has them",
                 wave.count - count,
                 wave.count,
                 write.location.given,
@@ -197,6 +189,42 @@ class WaveWriter:
             if is_rate_exceeded(self.statuses[name], max_rate):
                 examples = find_examples(spark, write.location, stamp, name)
                 check_failure_rate(self.statuses[name], max_rate, examples)
+
+
+class _PreparedWave(NamedTuple):
+    """A wave, its rows as they will be computed, and the `updated_at` of these in SQL."""
+
+    wave: Wave
+    rows: DataFrame
+    stamp: str
+
+
+_PreparedWaves = Generator[_PreparedWave, None, None]
+
+
+def _prepare(write: WritePlan, source: DataFrame, survey: Survey, pace: Pace) -> _PreparedWaves:
+    task_count = None
+    if write.has_small_rows:
+        task_count = _TASKS_PER_SLOT * count_slots(source.sparkSession)
+    keys = write.chosen.key_names
+    for wave in cut_waves(survey, keys, pace):
+        rows, stamp = wave.select_from(source, keys), new_stamp()
+        if task_count is not None:
+            # One file may hold all of them, and one task would compute them.
+            rows = rows.repartition(task_count)
+        columns = {name: write.columns[name] for name in wave.columns}
+        rows = compute_rows(rows, write.chosen, columns, write.counters, [BASE], stamp)
+        yield _PreparedWave(wave, rows, stamp)
+
+
+def _one_ahead(waves: _PreparedWaves, pace: Pace) -> _PreparedWaves:
+    """Prepare the next wave in a thread while the caller writes this one, if its size is known."""
+    with closing(waves), ThreadPoolExecutor(1, thread_name_prefix="spark-vision-waves") as pool:
+        upcoming = pool.submit(next, waves, None)
+        while (wave := upcoming.result()) is not None:
+            ahead = pool.submit(next, waves, None) if pace.is_known else None
+            yield wave
+            upcoming = ahead or pool.submit(next, waves, None)
 
 
 def _describe(write: WritePlan, wave: Wave, *, is_stable: bool) -> WaveContent:

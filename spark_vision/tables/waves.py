@@ -1,11 +1,12 @@
-"""Cuts pending rows into waves: each is computed and committed before the next one begins.
+"""Splits pending rows into waves: each is computed and committed before the next one begins.
 
 A wave has `rows_per_commit` rows, or as many as take a minute and a half at the current rate.
 
 Waves are ordered by file, the table's first, then the source's, so that each reads few files of
 either. Existing rows are cut where the table's files end, so that an update rewrites each file
-once. A wave's keys are held on the driver, which broadcasts them: so they do not depend on anything
-that a commit or a lost executor removes.
+once; new rows where the source's end, so that few of these are read twice. A wave's keys are held
+on the driver, which broadcasts them: so they do not depend on anything that a commit or a lost
+executor removes.
 """
 
 import time
@@ -64,10 +65,23 @@ class Pace:
     @property
     def is_over(self) -> bool:
         """Whether the run has reached a maximum; it runs at least one wave."""
-        is_late = (
-            self._has_begun and self._deadline is not None and time.monotonic() >= self._deadline
-        )
-        return is_late or self._left == 0
+        return self.is_late or self._left == 0
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the run has reached its maximum of seconds."""
+        has_passed = self._deadline is not None and time.monotonic() >= self._deadline
+        return self._has_begun and has_passed
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether each wave has the number of rows that the user chose."""
+        return self._fixed is not None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the size of the next wave is known before this one has ended."""
+        return self._left is None and (self.is_fixed or self._has_begun)
 
     @property
     def rows(self) -> int:
@@ -152,33 +166,34 @@ def cut_waves(survey: Survey, keys: Sequence[str], pace: Pace) -> Iterator[Wave]
     Args:
         survey: The comparison of the source with the table.
         keys: The key columns' names.
-        pace: Sizes each wave; one of existing rows may have fewer or more, to end with a file.
+        pace: Sizes each wave, which may have fewer rows, or of existing rows more, to end with a
+            file.
     """
+    columns = [F.col(quote(name)) for name in (*keys, BASE, SOURCE_FILE)]
     for pending in survey.pending:
-        for cut in _cut(pending, keys, pace):
-            columns = [F.col(quote(name)) for name in (*keys, BASE, SOURCE_FILE)]
-            taken = cut.select(*columns)
-            rows = taken.toArrow()
-            files = None
-            if survey.has_source_files:
-                files = tuple(pc.unique(rows[SOURCE_FILE]).to_pylist())
-            yield Wave(
-                is_new=pending.is_new,
-                columns=pending.columns,
-                rows=rows.drop_columns([SOURCE_FILE]),
-                schema=taken.drop(SOURCE_FILE).schema,
-                source_files=files,
-            )
+        if pace.is_over:
+            return
+        if pending.count <= pace.rows:
+            taken = pending.rows.select(*columns)
+            yield _wave(survey, pending, taken.toArrow(), taken.schema)
+        else:
+            yield from _cut(survey, pending, columns, pace)
 
 
-def _cut(pending: Pending, keys: Sequence[str], pace: Pace) -> Iterator[DataFrame]:
-    if pace.is_over:
-        return
-    if pending.count <= pace.rows:
-        yield pending.rows
-        return
+def _wave(survey: Survey, pending: Pending, rows: pa.Table, schema: StructType) -> Wave:
+    is_known = survey.has_source_files
+    return Wave(
+        is_new=pending.is_new,
+        columns=pending.columns,
+        rows=rows.drop_columns([SOURCE_FILE]),
+        schema=StructType([field for field in schema if field.name != SOURCE_FILE]),
+        source_files=tuple(pc.unique(rows[SOURCE_FILE]).to_pylist()) if is_known else None,
+    )
+
+
+def _cut(survey: Survey, pending: Pending, columns: Sequence[Column], pace: Pace) -> Iterator[Wave]:
     ordered = (
-        pending.rows.sort(TABLE_FILE, SOURCE_FILE, *(F.col(quote(key)) for key in keys))
+        pending.rows.sort(TABLE_FILE, SOURCE_FILE, *columns)
         .withColumn(_NUMBER, F.monotonically_increasing_id())
         .persist()
     )
@@ -190,10 +205,21 @@ def _cut(pending: Pending, keys: Sequence[str], pace: Pace) -> Iterator[DataFram
         start = 0
         while start < pending.count and not pace.is_over:
             end = _end_of_wave(start, pace.rows, pending.count, file_ends)
-            yield ordered.filter(_between(sizes, start, end))
-            start = end
+            taken = ordered.filter(_between(sizes, start, end)).select(*columns)
+            rows = taken.toArrow()
+            if pending.is_new and end < pending.count and not pace.is_fixed:
+                rows = _whole_files(rows)
+            start += rows.num_rows
+            yield _wave(survey, pending, rows, taken.schema)
     finally:
         ordered.unpersist()
+
+
+def _whole_files(rows: pa.Table) -> pa.Table:
+    """Leave the rows of the last file to the next wave, where they are less than half of all."""
+    files = rows[SOURCE_FILE]
+    end = pc.index(files, files[-1]).as_py()
+    return rows.slice(0, end) if 2 * end >= rows.num_rows else rows
 
 
 def _file_ends(ordered: DataFrame) -> list[int]:

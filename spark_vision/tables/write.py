@@ -1,4 +1,4 @@
-"""Writes a table: `write_vision_columns` surveys what the table lacks, then fills it in.
+"""Writes a table: `write_vision_columns` finds the pending rows, then computes them.
 
 It works wave by wave, until no row of the source is pending.
 """
@@ -162,7 +162,7 @@ def run_write(
             write, source = fit_keys(write, source, detail)
             check_table(write, detail)
             if transaction is not None and is_committed(spark, detail.folder, transaction):
-                logger.info("the table has transaction %d already", transaction.version)
+                logger.info("the table already has transaction %d", transaction.version)
                 seconds = time.monotonic() - started
                 return WriteResult(location.sql, 0, 0, 0, 0, 0, 0, {}, seconds, run_id)
     has_table = detail is not None and not is_blank(detail)
@@ -213,8 +213,8 @@ def run_write(
 def _delete_missing(write: WritePlan, survey: Survey) -> int:
     if not write.options.delete_missing or not survey.missing_rows:
         return 0
-    logger.info("delete %d rows", survey.missing_rows)
-    with explaining(f"remove rows from {write.location.given}"):
+    logger.info("deleting %d rows", survey.missing_rows)
+    with explaining(f"delete rows from {write.location.given}"):
         delete_rows(write.location, write.chosen.key_names, survey.missing_keys, unchanged=True)
     return survey.missing_rows
 
@@ -244,11 +244,11 @@ def survey_source(
 
 
 def warn_of_missing(write: WritePlan, source: DataFrame, survey: Survey) -> None:
-    """Warn of rows to be removed that the source may merely have filtered out."""
+    """Warn of rows to be deleted that the source may merely have filtered out."""
     if write.options.delete_missing and survey.missing_rows and is_narrowed(source):
         logger.warning(
-            "delete_missing: the source (%s) is filtered, limited or sampled, and %d rows of %s "
-            "whose keys it does not have are removed, whether they are deleted or only left out",
+            "delete_missing: the source (%s) is filtered, limited or sampled; %d rows of %s whose "
+            "keys it does not have are deleted, even if they were only left out",
             ", ".join(source.columns),
             survey.missing_rows,
             write.location.given,
@@ -266,11 +266,11 @@ def _refuse_to_empty(write: WritePlan, survey: Survey) -> None:
         )
         raise TableError(
             f"the source has no rows, and {what} all {survey.missing_rows} of "
-            f"{write.location.given}; check whether the source is the right one"
+            f"{write.location.given}; check that the source is the right one"
         )
     if write.options.recompute and not write.options.delete_missing:
         logger.warning(
-            "recompute: %d rows of %s are not in the source; they are left without %s",
+            "recompute: %d rows of %s are not in the source and keep no value of %s",
             survey.missing_rows,
             write.location.given,
             ", ".join(write.columns),

@@ -1,7 +1,8 @@
-"""The options of a write, beside its source, keys and columns: each is defined here and only here.
+"""The options of a table write, in addition to its source, keys and columns.
 
-The signatures of `write_vision_columns` and `stream_vision_columns`, the jobs' command lines and
-the documentation's table are made from these fields.
+Each option is defined only here. The signatures of `write_vision_columns` and
+`stream_vision_columns`, the jobs' command lines and the table in the documentation are generated
+from these fields.
 """
 
 import inspect
@@ -24,45 +25,46 @@ class WriteOptions:
     text_column: str = option("text", "The column that text operators read.")
     prompt_column: str | None = option(
         None,
-        "The column with a prompt for each image; null and blank mean the operator's prompt.",
+        "The column with a prompt per image; where it is null or blank, the operator's prompt is "
+        "used.",
     )
     keep: tuple[str, ...] = option(
         (), "Columns of the source that are copied to the table when a row is computed."
     )
     version_columns: tuple[str, ...] | None = option(
         None,
-        "Columns that change whenever the image does, such as an ETag: then no image is read to "
-        "find out. None means `modificationTime` and `length` where the source has both; otherwise "
+        "Columns that change whenever the image does, such as an ETag, so that no image is read to "
+        "detect a change. None: `modificationTime` and `length` if the source has both; otherwise "
         "the image's bytes or URL are compared, as with an empty list.",
     )
     rows_per_commit: int | None = option(
         None,
-        "Rows that are computed and committed together; a kill loses at most that many. None means "
-        "as many as take a minute and a half at the current rate.",
+        "Number of rows computed and committed together; a kill loses at most this many. None: as "
+        "many as take a minute and a half at the current rate.",
         minimum=1,
     )
     max_rows: int | None = option(
         None,
-        "End after about this many rows; the result has the number of remaining ones.",
+        "Stop after about this many rows; the result reports the number of remaining rows.",
         minimum=1,
     )
     max_seconds: float | None = option(
         None,
-        "End with the wave that is running after this time; the result has the number of remaining "
-        "rows. A run has at least one wave.",
+        "Stop after the wave that is running at this time; the result reports the number of "
+        "remaining rows. A run has at least one wave.",
         exclusive_minimum=0,
     )
     retry: tuple[str, ...] = option(
-        (), "Statuses of rows that are computed again; `failed` means all but `ok`."
+        (), "Statuses of rows that are computed again; `failed` means all except `ok`."
     )
     recompute: bool = option(
         False,
-        "Empty the columns and compute them for all rows, perhaps by another model.",
+        "Empty the columns and compute them for all rows, if needed with another model.",
     )
     refresh_kept: bool = option(
         False,
-        "Copy kept columns again where they have changed, without computing the row; a kept column "
-        "that the table lacks is copied for all rows in any case.",
+        "Copy kept columns again if they have changed, without computing the row. A kept column "
+        "that the table does not have is always copied for all rows.",
     )
     partition_by: tuple[str, ...] = option(
         (), "Keys or kept columns by which a new table is partitioned."
@@ -76,19 +78,19 @@ class WriteOptions:
         "defaults.",
     )
     optimize: bool = option(
-        False, "Compact the table's small files when all waves are written (Delta's OPTIMIZE)."
+        False, "Compact the table's small files after all waves are written (Delta's OPTIMIZE)."
     )
     on_duplicate_keys: str = option(
         "error",
-        "In a stream, what duplicate keys in a batch do: end the stream, or leave the last row by "
-        "`latest_by`.",
+        "In a stream, the action for duplicate keys in a batch: fail the stream, or keep the last "
+        "row by `latest_by`.",
         allowed=("error", "latest"),
     )
     latest_by: tuple[str, ...] = option(
-        (), "The columns that order the rows of a key, such as a time; the last row is kept."
+        (), "Columns that order the rows of a key, such as a time; the last row is kept."
     )
     delete_missing: bool = option(
-        False, "Delete rows of the table whose keys the source no longer has."
+        False, "Delete rows of the table whose keys are no longer in the source."
     )
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ def test_delta_and_parquet_folders_are_read_as_tables(spark, rows, tmp_path):
 def test_a_name_is_a_table(spark, rows):
     rows.createOrReplaceTempView("my_photos")
     assert read_images(spark, "my_photos").collect() == rows.collect()
-    with pytest.raises(TableError, match="no table and no folder is called 'nobodys_photos'"):
+    with pytest.raises(TableError, match="there is no table or folder named 'nobodys_photos'"):
         read_images(spark, "nobodys_photos")
 
 

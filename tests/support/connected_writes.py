@@ -17,6 +17,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from encoded_images import encode, photo
+from quick_spark import quickly
 from spark_vision import ImageViTEmbedding, configure, plan_vision_columns, write_vision_columns
 from spark_vision.errors import TableError
 from spark_vision.tables import commit
@@ -33,14 +34,9 @@ def main(folder, model, worker_site):
     # A server's sessions have no spark.executorEnv: workers have the environment of its JVM.
     os.environ["PYTHONPATH"] = os.pathsep.join([worker_site, os.environ["PYTHONPATH"]])
     os.environ["COUNTED_FORWARDS"] = str(forwards)
-    builder = (
-        SparkSession.builder.remote("local[2]")
-        .config("spark.ui.enabled", "false")
-        .config("spark.log.level", "OFF")
-        .config("spark.sql.shuffle.partitions", "2")
-        .config("spark.sql.warehouse.dir", str(folder / "warehouse"))
-    )
-    spark = configure(builder).getOrCreate()
+    builder = SparkSession.builder.remote("local[2]")
+    builder = builder.config("spark.sql.warehouse.dir", str(folder / "warehouse"))
+    spark = configure(quickly(builder)).getOrCreate()
     try:
         writes = Writes(spark, folder, ImageViTEmbedding(model_name=model))
         print(json.dumps({step.__name__: step(writes) for step in STEPS}))

@@ -225,6 +225,7 @@ def main():
 
     import checkpoints
     from encoded_images import encode, photo
+    from quick_spark import quickly
     from spark_vision import ImageViTEmbedding, configure, write_vision_columns
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -239,8 +240,7 @@ def main():
     for index in range(arguments.images):
         (photos / f"{index}.jpg").write_bytes(encode(photo(64, 48, seed=index), "JPEG"))
     checkpoints.write_dinov2(folder / "dinov2")
-    builder = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
-    spark = configure(builder.config("spark.log.level", "OFF")).getOrCreate()
+    spark = configure(quickly(SparkSession.builder.master("local[1]"))).getOrCreate()
     write_vision_columns(
         spark.read.format("binaryFile").load(str(photos)),
         str(folder / "undisturbed"),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from quick_spark import quickly
 from spark_vision import (
     ImageViTEmbedding,
     configure,
@@ -39,16 +40,13 @@ def main(
         SparkSession.builder.master(master)
         .config("spark.executor.memory", "640m")
         .config("spark.driver.memory", "640m")
-        .config("spark.ui.enabled", "false")
-        .config("spark.sql.shuffle.partitions", "2")
-        .config("spark.log.level", "OFF")
         .config("spark.executorEnv.PYTHONPATH", os.pathsep.join(map(str, [WORKER_SITE, package])))
         .config("spark.executorEnv.REACHED_POINTS", points_folder)
         # A killed executor or worker fails tasks, which are tried again.
         .config("spark.task.maxFailures", "20")
         .config("spark.stage.maxConsecutiveAttempts", "20")
     )
-    spark = configure(builder).getOrCreate()
+    spark = configure(quickly(builder)).getOrCreate()
     columns = {"embedding": ImageViTEmbedding(model_name=checkpoint, batch_size=4)}
     if stream_checkpoint is None:
         source = spark.read.format("binaryFile").load(photos)

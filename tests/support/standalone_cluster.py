@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pyspark
 
+import quick_spark
 from conftest import WORKER_SITE
 
 SPARK_HOME = Path(pyspark.__file__).parent
@@ -120,18 +121,16 @@ class Driver:
             "OMP_NUM_THREADS": "1",
         }
         self._settings = {
+            **quick_spark.SETTINGS,
             "spark.master": cluster.url,
             "spark.executor.cores": str(CORES_PER_WORKER),
             "spark.executor.memory": "512m",
             "spark.driver.memory": "512m",
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",
-            "spark.ui.enabled": "false",
             # Work begins when all executors are there.
             "spark.scheduler.minRegisteredResourcesRatio": "1.0",
             "spark.scheduler.maxRegisteredResourcesWaitingTime": "120s",
-            "spark.log.level": "OFF",
-            "spark.sql.shuffle.partitions": "2",
             "spark.pyspark.python": sys.executable,
             **{f"spark.executorEnv.{name}": value for name, value in environment.items()},
             **(settings or {}),

@@ -17,6 +17,12 @@ def dino(checkpoints):
 
 
 @pytest.fixture
+def table(tmp_path):
+    """The folder of a table that a write makes."""
+    return str(tmp_path / "vectors")
+
+
+@pytest.fixture
 def kill_at(monkeypatch):
     """Makes a write stop as if killed before or after a step."""
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(SECONDS + 50)
 def seen(tmp_path_factory, checkpoints):
     """What each step of `connected_writes` saw."""
     folder = tmp_path_factory.mktemp("connected")
-    environment = {name: value for name, value in os.environ.items() if "SPARK" not in name}
+    environment = {name: value for name, value in os.environ.items() if "PYSPARK" not in name}
     path = [str(TESTS), environment.get("PYTHONPATH", "")]
     done = subprocess.run(
         [
@@ -124,7 +124,7 @@ def test_a_second_column_is_filled_in_without_computing_the_first(seen):
 def test_two_writers_at_once_write_no_key_twice(seen):
     both = seen["two_writers"]
     assert both["computed"] == [1, 1]
-    assert "met another writer" in both["log"]
+    assert "conflict with another writer" in both["log"]
     numbered = [f"{number}.jpg" for number in range(6)]
     assert both["names"] == sorted([*numbered, "text.jpg", "one.jpg", "other.jpg"])
 
@@ -137,7 +137,7 @@ def test_rows_that_the_source_has_no_more_are_removed_where_that_is_asked_for(se
 
 def test_a_filtered_source_is_known_by_its_plan(seen):
     step = seen["filtered_source"]
-    assert "is filtered, limited or sampled, and 7 rows of" in step["log"]
+    assert "is filtered, limited or sampled; 7 rows of" in step["log"]
     assert step["log"].count("delete_missing: the source") == 1
     assert step["narrowed"] == [True] * 4
     assert step["whole"] == [False] * 3

@@ -15,11 +15,6 @@ from spark_vision.tables.write_options import WriteOptions
 ROW_COUNT = 150
 
 
-@pytest.fixture
-def table(tmp_path):
-    return str(tmp_path / "vectors")
-
-
 def texts(spark, partition_count):
     rows = spark.range(0, ROW_COUNT, 1, partition_count)
     return rows.selectExpr("id", "concat('k', id) AS name", "CAST('no image' AS BINARY) AS content")

@@ -9,11 +9,6 @@ from spark_vision.errors import TableError
 
 
 @pytest.fixture
-def table(tmp_path):
-    return str(tmp_path / "vectors")
-
-
-@pytest.fixture
 def rows(spark):
     """Three images with numbers and names."""
     data = [

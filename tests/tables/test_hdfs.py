@@ -43,7 +43,7 @@ def test_two_drivers_write_to_one_table_at_once(spark, hdfs, tmp_path, dino):
     finally:
         for job in jobs:
             job.end()
-    assert "met another writer" in "".join(job.log.read_text() for job in jobs)
+    assert "conflict with another writer" in "".join(job.log.read_text() for job in jobs)
     kill_harness.check_rows(
         kill_harness.rows_of(table), kill_harness.rows_of(tmp_path / "undisturbed")
     )

@@ -13,11 +13,6 @@ from spark_vision.tables.session_settings import METADATA, labelled
 
 
 @pytest.fixture
-def table(tmp_path):
-    return str(tmp_path / "vectors")
-
-
-@pytest.fixture
 def read_rows(spark, table):
     """The table's rows by the file name of their path."""
 
@@ -98,7 +93,7 @@ def test_rows_that_a_filter_leaves_out_are_removed_with_a_warning(
     some = read_photos().filter("path NOT LIKE '%/2.jpg'")
     said = (
         "delete_missing: the source (path, modificationTime, length, content) is filtered, limited "
-        f"or sampled, and 1 rows of {table} whose keys it does not have are removed"
+        f"or sampled; 1 rows of {table} whose keys it does not have are deleted"
     )
 
     def warnings():
@@ -263,7 +258,7 @@ def test_changes_are_noticed_by_bytes_or_by_columns_that_say_so(
         spark.conf.set("spark.sql.session.timeZone", zone)
     assert write("2027", marked, **by_column) == 2
     assert count_decodes() == 6
-    with pytest.raises(TableError, match=r"write with version_columns=\['changed'\]"):
+    with pytest.raises(TableError, match=r"use version_columns=\['changed'\]"):
         write("2027", marked)
 
 
@@ -323,7 +318,7 @@ def test_images_join_a_table_that_texts_have_made(spark, read_photos, checkpoint
     (row,) = spark.read.format("delta").load(table).collect()
     assert len(row["words"])
     assert len(row["embedding"])
-    with pytest.raises(TableError, match="notices that an image changed by modificationTime"):
+    with pytest.raises(TableError, match="detects that an image changed by modificationTime"):
         write_vision_columns(rows, table, ["path"], {"embedding": dino}, version_columns=["length"])
 
 
@@ -331,7 +326,7 @@ def test_a_name_that_differs_in_case_alone_is_refused_and_leaves_nothing(
     spark, read_photos, dino, table
 ):
     write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
-    with pytest.raises(TableError, match="has the column embedding, and this write calls it Emb"):
+    with pytest.raises(TableError, match="has the column embedding, but this write calls it Emb"):
         write_vision_columns(read_photos(), table, ["path"], {"Embedding": dino})
     properties = spark.sql(f"SHOW TBLPROPERTIES delta.`{table}`").collect()
     assert not [row["key"] for row in properties if "Embedding" in row["key"]]

@@ -2,19 +2,12 @@
 
 from pathlib import Path
 
-import pytest
-
 from encoded_images import encode, photo
 from spark_vision import plan_vision_columns, write_vision_columns
 from spark_vision.tables import waves
 from spark_vision.tables.waves import Pace
 from spark_vision.tables.write_options import WriteOptions
 from spark_vision.tables.write_plan import plan_write
-
-
-@pytest.fixture
-def table(tmp_path):
-    return str(tmp_path / "vectors")
 
 
 def test_a_dry_run_counts_rows_by_reason_and_changes_nothing(

@@ -7,11 +7,6 @@ from spark_vision import write_vision_columns
 from spark_vision.tables import schema, wave_writer
 
 
-@pytest.fixture
-def table(tmp_path):
-    return str(tmp_path / "vectors")
-
-
 class KilledError(BaseException):
     """Takes the place of kill -9: no `except Exception` stops it."""
 

@@ -16,11 +16,6 @@ from spark_vision.errors import TableError
 
 
 @pytest.fixture
-def table(tmp_path):
-    return str(tmp_path / "vectors")
-
-
-@pytest.fixture
 def rows(spark):
     """Two images, and a text that claims to be one."""
     data = [(number, 10 * number, encode(photo(48, 40, seed=number), "JPEG")) for number in (1, 2)]

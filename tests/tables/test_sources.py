@@ -11,11 +11,6 @@ from spark_vision.tables.waves import count_slots
 
 
 @pytest.fixture
-def table(tmp_path):
-    return str(tmp_path / "vectors")
-
-
-@pytest.fixture
 def images(spark):
     """Makes rows with images."""
 

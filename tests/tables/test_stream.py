@@ -16,11 +16,6 @@ SECONDS = 600
 
 
 @pytest.fixture
-def table(tmp_path):
-    return str(tmp_path / "vectors")
-
-
-@pytest.fixture
 def follow(spark, dino, table, tmp_path):
     """Streams what there is of a source into the table; gives the batches' sizes."""
 

@@ -18,11 +18,6 @@ COLUMNS = ["path", "length", "source_hash"]
 COLUMNS += ["embedding", "embedding_status", "embedding_error", "updated_at"]
 
 
-@pytest.fixture
-def table(tmp_path):
-    return str(tmp_path / "vectors")
-
-
 def history(spark, table):
     return [
         row["operation"]
@@ -280,7 +275,7 @@ def test_other_keys_or_types_of_kept_columns_are_refused(spark, dino, table):
     with pytest.raises(TableError, match="has the keys path"):
         write_vision_columns(empty, table, ["path", "other"], {"embedding": dino})
     number = empty.withColumn("other", F.lit(1))
-    with pytest.raises(TableError, match="column other as string, and this write has it as int"):
+    with pytest.raises(TableError, match="column other as string, but this write has it as int"):
         write_vision_columns(number, table, ["path"], {"embedding": dino}, keep=["other"])
 
 
@@ -299,7 +294,7 @@ def test_a_report_that_fails_does_not_fail_the_write(spark, read_photos, dino, t
         read_photos(), table, ["path"], {"embedding": dino}, progress=report
     )
     assert result.computed_rows == 7
-    assert "could not be reported" in caplog.text
+    assert "cannot report the progress" in caplog.text
 
 
 def test_a_key_that_stands_twice_in_the_table_is_counted_once(spark, read_photos, dino, table):

@@ -20,11 +20,6 @@ from spark_vision.tables.location import locate_table
 WAIT_SECONDS = 120
 
 
-@pytest.fixture
-def table(tmp_path):
-    return str(tmp_path / "vectors")
-
-
 def test_two_writers_at_once_write_no_key_twice_and_compute_one_wave_twice_at_most(
     spark, read_photos, dino, table, monkeypatch, caplog, count_forwards
 ):
@@ -53,7 +48,7 @@ def test_two_writers_at_once_write_no_key_twice_and_compute_one_wave_twice_at_mo
     with ThreadPoolExecutor(2) as pool:
         computed = list(pool.map(write, [["0", "1", "2"], ["3", "4", "5", "text"]]))
     assert computed == [3, 4]
-    assert "met another writer" in caplog.text
+    assert "conflict with another writer" in caplog.text
     # Of six images, the two of a wave have been computed once more for each writer at most.
     assert 6 < count_forwards() <= 6 + 2 + 2
     names = [
@@ -254,7 +249,7 @@ def test_conflicts_are_met_a_bounded_number_of_times(spark, tmp_path, monkeypatc
         raise RuntimeError("[DELTA_CONCURRENT_APPEND] files were added by a concurrent update")
 
     location = locate_table(spark, str(tmp_path))
-    with pytest.raises(CommitConflictError, match=r"10 attempts to commit; nothing was changed"):
+    with pytest.raises(CommitConflictError, match=r"10 commit attempts; nothing was changed"):
         conflicts.retry_conflicts(location, change, "nothing was changed")
     assert len(attempts) == conflicts.ATTEMPT_COUNT
 

@@ -112,7 +112,7 @@ def test_the_change_data_feed_gives_an_index_only_what_changed(
         ({"target": "faiss"}, "allowed: databricks_ai_search, pinecone, milvus"),
         ({"column": "caption"}, "no column 'caption' of vectors"),
         ({"metadata": ["nowhere"]}, "no column 'nowhere'"),
-        ({"table": "/nowhere"}, "not a table of write_vision_columns"),
+        ({"table": "/nowhere"}, "was not written by write_vision_columns"),
     ],
     ids=str,
 )

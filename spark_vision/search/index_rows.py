@@ -1,4 +1,4 @@
-"""The rows that a vector index accepts, and which rules the others break."""
+"""Selects the rows that a vector index accepts, and reports the rules that other rows break."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, FloatType, StringType, StructType
 
 from spark_vision.errors import TableError
+from spark_vision.search.index_targets import TARGETS, IndexTarget
 from spark_vision.tables.identity import KEYS_PROPERTY, PREFIX
-from spark_vision.tables.index_targets import TARGETS, IndexTarget
 from spark_vision.tables.location import locate_table, quote, read_detail
 
 _EXAMPLE_COUNT = 3
@@ -86,7 +86,7 @@ class IndexReport:
 def index_ready(
     table: str,
     column: str,
-    target: str,
+    target: str | IndexTarget,
     *,
     metadata: Sequence[str] = (),
     spark: SparkSession | None = None,
@@ -96,7 +96,7 @@ def index_ready(
     Args:
         table: A table made by `write_vision_columns`.
         column: Its column of vectors.
-        target: databricks_ai_search, pinecone or milvus.
+        target: databricks_ai_search, pinecone or milvus, or what another index accepts.
         metadata: Columns of the table to include in the index.
         spark: The session; None means the active one.
 
@@ -113,13 +113,13 @@ def index_ready(
         milvus: 4 rows can be indexed
     """
     session = spark or SparkSession.active()
-    if target not in TARGETS:
+    if isinstance(target, str) and target not in TARGETS:
         raise TableError(f"target got {target!r}; allowed: {', '.join(TARGETS)}")
-    rules = TARGETS[target]
+    rules = TARGETS[target] if isinstance(target, str) else target
     location = locate_table(session, table)
     detail = read_detail(session, location)
     if detail is None or KEYS_PROPERTY not in detail.properties:
-        raise TableError(f"{table} is not a table of write_vision_columns; choose another")
+        raise TableError(f"{table} was not written by write_vision_columns; choose another table")
     rows = session.table(location.sql)
     _check_columns(table, rows.schema, column, detail.properties, metadata)
     keys: list[str] = json.loads(detail.properties[KEYS_PROPERTY])
@@ -129,7 +129,7 @@ def index_ready(
     if problems:
         # No row can be indexed before the table is changed.
         nothing = rows.select(F.col(quote(column)).alias("vector")).limit(0)
-        return IndexReport(target, nothing, 0, _without_vector(rows, column), tuple(problems))
+        return IndexReport(rules.name, nothing, 0, _without_vector(rows, column), tuple(problems))
     key = F.col(quote(keys[0]))
     # Only keys are shuffled for it.
     repeated = (
@@ -158,7 +158,7 @@ def index_ready(
         *map(quote, metadata),
     )
     return IndexReport(
-        target, given, counts["ready"], _without_vector(rows, column), tuple(problems)
+        rules.name, given, counts["ready"], _without_vector(rows, column), tuple(problems)
     )
 
 
@@ -194,11 +194,11 @@ def _table_problems(
         (
             len(keys) == 1,
             "one_id",
-            f"an index takes one id column, and the table has the keys {', '.join(keys)}; write a "
+            f"an index has one id column, but the table has the keys {', '.join(keys)}; write a "
             "table whose key is one column, such as concat_ws('#', ...)",
         ),
         (
-            isinstance(schema[keys[0]].dataType, rules.ids),
+            schema[keys[0]].dataType.typeName() in rules.ids,
             "id_type",
             f"the key {keys[0]} has the type {schema[keys[0]].dataType.simpleString()}; allowed: "
             "whole numbers and strings; cast it in the source",
@@ -211,7 +211,8 @@ def _table_problems(
         (
             properties.get(_FEED) == "true" or not rules.needs_feed,
             "change_data_feed",
-            f"the index is updated from it: set the table's property {_FEED} to true",
+            f"the index is updated from the change data feed; set the table property {_FEED} to "
+            "true",
         ),
     ]
     for name in metadata:
@@ -221,9 +222,10 @@ def _table_problems(
             f"{name} has the type {kind.simpleString()}; leave it out, or make it a number, a "
             "string, a boolean or a list of strings"
         )
-        checks.append((isinstance(kind, rules.metadata) and not is_list, "metadata_type", advice))
+        is_known = kind.typeName() in rules.metadata and not is_list
+        checks.append((is_known, "metadata_type", advice))
     for name in (*keys, *metadata):
-        advice = f"the index uses the name {name} itself; rename the column in the source"
+        advice = f"the index reserves the name {name}; rename the column in the source"
         checks.append((name not in rules.reserved, "reserved_name", advice))
     return [IndexProblem(rule, 0, (), advice) for kept, rule, advice in checks if not kept]
 
@@ -239,39 +241,39 @@ def _row_checks(
     """The condition that each row must meet, by the rule's name, and the rule in words."""
     vector = F.col(quote(column))
     checks = {
-        "unique_id": (F.col(_REPEATED).isNull(), "no two rows may have one id"),
-        "one_dimension": (F.size(vector) == dimension, f"a vector has {dimension} numbers"),
-        "finite": (F.forall(vector, _is_finite), "a vector has no null, NaN or infinity"),
+        "unique_id": (F.col(_REPEATED).isNull(), "ids must be unique"),
+        "one_dimension": (F.size(vector) == dimension, f"a vector must have {dimension} numbers"),
+        "finite": (F.forall(vector, _is_finite), "a vector must not contain null, NaN or infinity"),
         "no_zero_vector": (
             F.exists(vector, lambda number: number != 0),
-            "a vector of zeros is like no other; write with on_error='null'",
+            "a zero vector has no direction; use on_error='null'",
         ),
     }
     if isinstance(schema[key].dataType, StringType) or rules.text_ids:
         text = F.col(quote(key)).cast("string")
         checks["id_length"] = (
             (F.octet_length(text) >= 1) & (F.octet_length(text) <= (rules.id_bytes or 2**31 - 1)),
-            f"an id has 1 to {rules.id_bytes or 'any number of'} bytes; hash longer ones",
+            f"an id must have 1 to {rules.id_bytes or 'any number of'} bytes; hash longer ids",
         )
         if rules.ascii_ids:
-            checks["ascii_id"] = (text.rlike(r"^[\x00-\x7F]*$"), "an id is ASCII; encode others")
+            checks["ascii_id"] = (text.rlike(r"^[\x00-\x7F]*$"), "an id must be ASCII; encode it")
     if metadata:
         size = F.octet_length(F.to_json(F.struct(*map(quote, metadata))))
         if rules.metadata_bytes:
             checks["metadata_size"] = (
                 size <= rules.metadata_bytes,
-                f"a row's metadata take at most {rules.metadata_bytes:,} bytes; leave columns out",
+                f"the metadata may be at most {rules.metadata_bytes:,} bytes; use fewer columns",
             )
         if rules.row_bytes:
             checks["row_size"] = (
                 size + 4 * dimension <= rules.row_bytes,
-                f"a row takes at most {rules.row_bytes:,} bytes; leave columns out",
+                f"a row may be at most {rules.row_bytes:,} bytes; use fewer columns",
             )
         if not rules.nulls:
             named = [F.col(quote(name)).isNotNull() for name in metadata]
             checks["no_null_metadata"] = (
                 reduce(and_, named),
-                "metadata are not null; leave the column out, or fill it",
+                "metadata must not be null; leave the column out, or fill it",
             )
     return checks
 

@@ -35,7 +35,7 @@ from torchvision.io import ImageReadMode
 from photographs import write_parquet
 from random_checkpoints import write_feather_clip
 from spark_vision import ClipImageEmbedding, configure, embed_image
-from spark_vision.executor.allocator import keep_freed_memory
+from spark_vision.executor.devices import keep_freed_memory
 from spark_vision.models.checkpoints import resolve_checkpoint
 from spark_vision.models.families import load_model, load_preprocessor
 from spark_vision.models.protocols import ImageEmbedder, ImagePreprocessor

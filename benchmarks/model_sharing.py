@@ -25,7 +25,7 @@ from photographs import write_parquet
 from random_checkpoints import write_feather_clip, write_vit_base
 from spark_vision import ClipImageEmbedding, ImageViTEmbedding, configure, embed_image
 from spark_vision.executor.executor_process import ExecutorProcess
-from spark_vision.executor.model_access import digest_of, stamp_of
+from spark_vision.executor.model_access import stamp_of
 from spark_vision.functions import model_placement
 from spark_vision.model_server.client import ModelProxy
 from spark_vision.model_server.start import ServerConfig
@@ -139,7 +139,7 @@ def _call_seconds(operator: ImageViTEmbedding, core_count: int, client_count: in
     config = ServerConfig(
         executor=ExecutorProcess.of(os.getpid()),
         folder=str(checkpoint.folder),
-        stamp=digest_of(stamp_of(checkpoint)),
+        stamp=stamp_of(checkpoint),
         dtype=operator.dtype,
         device="cpu",
         flash_attention=False,

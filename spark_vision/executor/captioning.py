@@ -7,17 +7,13 @@ import pyarrow as pa
 import torch
 
 from spark_vision.errors import RowFailure, Status
+from spark_vision.executor.arrays import add_statuses
+from spark_vision.executor.batching import compute_in_length_buckets
+from spark_vision.executor.devices import prepare_device
 from spark_vision.executor.inference import compute_rows
-from spark_vision.executor.length_bucketing import compute_in_length_buckets
-from spark_vision.executor.model_access import (
-    open_caption_preprocessor,
-    open_checkpoint,
-    prepare_device,
-    reach_model,
-    stamp_of,
-)
-from spark_vision.executor.outcomes import add_statuses
+from spark_vision.executor.model_access import load_once, open_checkpoint, reach_model
 from spark_vision.executor.task import Task
+from spark_vision.models.families import load_caption_preprocessor
 from spark_vision.models.protocols import CaptionInput, GenerationSettings, ImageCaptioner
 from spark_vision.operators import QwenVLImageUnderstanding
 
@@ -46,16 +42,9 @@ class Captions:
     def __init__(self, operator: QwenVLImageUnderstanding, task: Task) -> None:
         checkpoint, _ = open_checkpoint(operator, task)
         self._operator = operator
-        self._preprocessor = open_caption_preprocessor(checkpoint, stamp_of(checkpoint), operator)
-        reached = reach_model(
-            checkpoint,
-            operator,
-            prepare_device(operator, task),
-            task,
-            flash_attention=operator.use_flash_attention_2,
-        )
-        self._model: ImageCaptioner = reached.model
-        self.placement = reached.placement
+        self._preprocessor = load_once(load_caption_preprocessor, checkpoint, operator)
+        device = prepare_device(operator, task)
+        self._model: ImageCaptioner = reach_model(checkpoint, operator, device, task).model
         self._settings = GenerationSettings(
             max_new_tokens=operator.max_caption_length,
             do_sample=operator.do_sample,

@@ -2,13 +2,19 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from spark_vision.errors import RowFailure, Status
+from spark_vision.errors import InvalidOptionError, RowFailure, Status
+from spark_vision.executor.arrays import (
+    Outcome,
+    build_array,
+    check_texts,
+    finite_rows,
+    read_texts,
+)
 from spark_vision.executor.batching import (
     OUTPUT_ROW_COUNT,
     OUTPUT_WAIT_SECONDS,
@@ -17,25 +23,20 @@ from spark_vision.executor.batching import (
     regroup,
     thread_pool,
 )
-from spark_vision.executor.failures import FailurePolicy, RowNames
+from spark_vision.executor.devices import prepare_device
+from spark_vision.executor.failures import FailurePolicy, RowNames, count_statuses
 from spark_vision.executor.inference import compute_rows
-from spark_vision.executor.loaded_model import Placement
-from spark_vision.executor.model_access import (
-    open_checkpoint,
-    open_preprocessor,
-    open_tokenizer,
-    prepare_device,
-    reach_model,
-    stamp_of,
-)
-from spark_vision.executor.outcomes import count_statuses
+from spark_vision.executor.model_access import load_once, open_checkpoint, reach_model
 from spark_vision.executor.task import Task
-from spark_vision.executor.texts import check_texts, read_texts
-from spark_vision.executor.trial import try_settings
-from spark_vision.executor.vectors import Outcome, build_array, finite_rows
-from spark_vision.models.families import ModelDescription
+from spark_vision.models.checkpoints import Checkpoint
+from spark_vision.models.families import ModelDescription, load_preprocessor, load_tokenizer
 from spark_vision.models.pixel_batches import stack_pixels
-from spark_vision.models.protocols import ImageEmbedder, TextEmbedder, TextTokenizer
+from spark_vision.models.protocols import (
+    ImageEmbedder,
+    ImagePreprocessor,
+    TextEmbedder,
+    TextTokenizer,
+)
 from spark_vision.operators import (
     EmbeddingOperator,
     ImageEmbeddingOperator,
@@ -43,6 +44,7 @@ from spark_vision.operators import (
 
 IMAGES_PER_THREAD_HOP = 32
 TOKENIZED_AHEAD_COUNT = 2
+TRIAL_HEIGHT, TRIAL_WIDTH = 375, 500
 
 
 class ImageEmbeddings:
@@ -61,15 +63,13 @@ class ImageEmbeddings:
     def __init__(self, operator: ImageEmbeddingOperator, task: Task) -> None:
         checkpoint, self._description = open_checkpoint(operator, task)
         self._operator = operator
-        self._preprocessor = open_preprocessor(
-            checkpoint, stamp_of(checkpoint), operator.image_processor_kwargs
+        self._preprocessor: ImagePreprocessor = load_once(
+            load_preprocessor, checkpoint, operator.image_processor_kwargs
         )
         device = prepare_device(operator, task)
-        reached = reach_model(checkpoint, operator, device, task)
-        self._model: ImageEmbedder = reached.model
-        self.placement = reached.placement
+        self._model: ImageEmbedder = reach_model(checkpoint, operator, device, task).model
         if operator.image_processor_kwargs:
-            try_settings(self._model, self._preprocessor, operator)
+            _try_settings(self._model, self._preprocessor, operator)
 
     def prepare(self, image: torch.Tensor, prompt: str | None) -> torch.Tensor:
         """Preprocess one decoded image for the model; called by several threads."""
@@ -121,38 +121,25 @@ def embed_texts(
     """
     names = RowNames([operator], keys)
     policy = FailurePolicy(operator, names)
-    opened = open_texts(names.watch(arrays), operator, task)
+    checkpoint, description = open_checkpoint(operator, task)
+    outcomes = _text_outcomes(names.watch(arrays), operator, task, checkpoint)
     done = 0
-    for rows in gather(opened.outcomes, OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
+    for rows in gather(outcomes, OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
         if count is not None:
             count(count_statuses(rows))
         policy.check(rows)
         done += len(rows)
         names.forget(done)
-        yield _build(rows, operator, opened.description, with_status)
+        yield _build(rows, operator, description, with_status)
 
 
-@dataclass(frozen=True)
-class OpenedTexts:
-    """The texts of a task and the model that embeds them.
-
-    Attributes:
-        placement: Returns the placement of the model.
-        description: The model's type and dimension.
-        outcomes: Lists of outcomes in the order of the input, computed lazily.
-    """
-
-    placement: Callable[[], Placement]
-    description: ModelDescription
-    outcomes: Iterator[list[Outcome]]
-
-
-def open_texts(arrays: Iterable[pa.Array], operator: EmbeddingOperator, task: Task) -> OpenedTexts:
-    """Load an operator's model for the texts of a task; see `embed_texts`."""
-    checkpoint, description = open_checkpoint(operator, task)
-    tokenizer = open_tokenizer(checkpoint, stamp_of(checkpoint))
-    reached = reach_model(checkpoint, operator, prepare_device(operator, task), task)
-    model: TextEmbedder = reached.model
+def _text_outcomes(
+    arrays: Iterable[pa.Array], operator: EmbeddingOperator, task: Task, checkpoint: Checkpoint
+) -> Iterator[list[Outcome]]:
+    """Load the model; yield lists of outcomes in the order of the texts."""
+    tokenizer = load_once(load_tokenizer, checkpoint)
+    device = prepare_device(operator, task)
+    model: TextEmbedder = reach_model(checkpoint, operator, device, task).model
 
     def embed_chunk(tokens: dict[str, torch.Tensor]) -> list[Outcome]:
         def compute(rows: list[int]) -> list[Outcome]:
@@ -162,12 +149,9 @@ def open_texts(arrays: Iterable[pa.Array], operator: EmbeddingOperator, task: Ta
         row_count = len(next(iter(tokens.values())))
         return compute_rows(range(row_count), compute, kind=lambda _: None)
 
-    def outcomes() -> Iterator[list[Outcome]]:
-        with thread_pool(1, "spark-vision-texts") as pool:
-            for array in arrays:
-                yield from _embed_distinct(array, operator, pool, tokenizer, embed_chunk)
-
-    return OpenedTexts(reached.placement, description, outcomes())
+    with thread_pool(1, "spark-vision-texts") as pool:
+        for array in arrays:
+            yield from _embed_distinct(array, operator, pool, tokenizer, embed_chunk)
 
 
 def _embed_distinct(
@@ -206,3 +190,33 @@ def _build(
 
 def _normalize(vectors: torch.Tensor, operator: EmbeddingOperator) -> torch.Tensor:
     return torch.nn.functional.normalize(vectors, dim=-1) if operator.normalize else vectors
+
+
+def _try_settings(
+    model: ImageEmbedder,
+    preprocessor: ImagePreprocessor,
+    operator: ImageEmbeddingOperator,
+) -> None:
+    """Embed one gray image of typical size, so that wrong settings fail the job and not every row.
+
+    Raises:
+        InvalidOptionError: With these settings the model cannot compute an image.
+    """
+    gray = torch.full((TRIAL_HEIGHT, TRIAL_WIDTH, 3), 128, dtype=torch.uint8).permute(2, 0, 1)
+    try:
+        pixels = stack_pixels([preprocessor(gray)])
+        vector = model.embed_images(pixels, preprocessor.scaling, operator.effective_pooling)
+    except torch.OutOfMemoryError:
+        raise
+    except (RowFailure, RuntimeError, ValueError, TypeError) as error:
+        raise _refusal(operator, f"{type(error).__name__}: {error}") from error
+    if not torch.isfinite(vector).all():
+        raise _refusal(operator, "the vector of a gray image is not finite")
+
+
+def _refusal(operator: ImageEmbeddingOperator, reason: str) -> InvalidOptionError:
+    return InvalidOptionError(
+        f"{type(operator).__name__}.image_processor_kwargs got {operator.image_processor_kwargs}, "
+        f"with which the checkpoint {operator.checkpoint_name} cannot compute an image "
+        f"({reason}); change or remove the settings"
+    )

@@ -1,4 +1,4 @@
-"""Decides whether failed rows fail their task: never, at the first one, or above a rate.
+"""Counts failed rows, and decides whether they fail their task: never, at once, or above a rate.
 
 An error identifies a row by the key columns of a table write, or else by its position in the task
 and its URL if it has one.
@@ -12,8 +12,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from spark_vision.errors import FailureRateError, RowFailure, Status, in_one_line
-from spark_vision.executor.outcomes import count_statuses
-from spark_vision.executor.texts import read_texts
+from spark_vision.executor.arrays import read_texts
 from spark_vision.images.urls import redact
 from spark_vision.operators import Operator
 
@@ -24,6 +23,15 @@ _SHOWN_STATUSES = 5
 _PLAIN_KEY = re.compile(r"(?:[^:/\\@?#&;=%]|(?<=\d):(?=\d))*+")
 
 Columns: TypeAlias = pa.Array | tuple[pa.Array, ...]
+
+
+def count_statuses(outcomes: Sequence[Any]) -> dict[str, int]:
+    """Count rows by status."""
+    return dict(
+        Counter(
+            row.status.value if isinstance(row, RowFailure) else Status.OK.value for row in outcomes
+        )
+    )
 
 
 class RowNames:

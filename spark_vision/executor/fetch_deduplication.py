@@ -13,33 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from spark_vision.errors import RowFailure
+from spark_vision.executor.resource_limits import Budget
 from spark_vision.images.sources import EncodedImage, ImageColumn, RawImage
-
-
-class CacheBudget:
-    """The bytes cached for later rows, over all arrays of one task.
-
-    Args:
-        capacity_bytes: The maximum.
-    """
-
-    def __init__(self, capacity_bytes: int) -> None:
-        self._capacity_bytes = capacity_bytes
-        self._lock = threading.Lock()
-        self._kept_bytes = 0
-
-    def take(self, count: int) -> bool:
-        """Take `count` bytes; return False if they do not fit."""
-        with self._lock:
-            if self._kept_bytes + count > self._capacity_bytes:
-                return False
-            self._kept_bytes += count
-            return True
-
-    def give_back(self, count: int) -> None:
-        """Release bytes."""
-        with self._lock:
-            self._kept_bytes -= count
 
 
 class DeduplicatedFetches(ImageColumn):
@@ -55,7 +30,7 @@ class DeduplicatedFetches(ImageColumn):
 
     needs_fetch = True
 
-    def __init__(self, column: ImageColumn, array: pa.Array, kept: CacheBudget) -> None:
+    def __init__(self, column: ImageColumn, array: pa.Array, kept: Budget) -> None:
         self._column = column
         self._kept = kept
         self._lock = threading.Lock()
@@ -110,7 +85,7 @@ class DeduplicatedFetches(ImageColumn):
             raise
         with self._lock:
             # Waiting rows already hold the future; later rows find none and fetch again.
-            if not self._kept.take(_size_of(image)):
+            if not self._kept.try_take(_size_of(image)):
                 del self._fetches[row]
         fetch.set_result(image)
         return image
@@ -122,7 +97,7 @@ class DeduplicatedFetches(ImageColumn):
                 return
             fetch = self._fetches.pop(first)
         if fetch.exception() is None:
-            self._kept.give_back(_size_of(fetch.result()))
+            self._kept.release(_size_of(fetch.result()))
 
 
 def _first_rows(array: pa.Array) -> list[int]:

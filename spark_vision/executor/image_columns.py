@@ -3,19 +3,39 @@
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
+import torch
 
 from spark_vision.executor.batching import OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS, gather
-from spark_vision.executor.failures import FailurePolicy, RowNames
+from spark_vision.executor.failures import FailurePolicy, RowNames, count_statuses
 from spark_vision.executor.image_rows import ImageRows, Prepared
-from spark_vision.executor.outcomes import count_statuses
 from spark_vision.executor.task import Task
-from spark_vision.executor.work import ImageWork, load_work
 from spark_vision.operators import ImageOperator
 
 CountStatuses = Callable[[dict[str, int]], None]
+
+
+class ImageWork(Protocol):
+    """Computes one operator for the images of a task."""
+
+    @property
+    def portion_row_count(self) -> int:
+        """Number of rows that one thread prepares at a time."""
+        ...
+
+    def prepare(self, image: torch.Tensor, prompt: str | None) -> Any:
+        """Prepare one decoded image and its optional prompt for the model."""
+        ...
+
+    def compute(self, portions: Iterable[list[Any]]) -> Iterator[list[Any]]:
+        """Run the model over prepared rows; yields outcomes in the order of the rows."""
+        ...
+
+    def build(self, outcomes: Sequence[Any], with_status: bool) -> pa.Array:
+        """Build the Arrow array of some outcomes."""
+        ...
 
 
 def compute_images(
@@ -26,7 +46,6 @@ def compute_images(
     with_status: bool = False,
     keys: Sequence[str] = (),
     counts: Sequence[CountStatuses] = (),
-    look: Callable[[ImageWork], ImageWork] = lambda work: work,
 ) -> Iterator[list[pa.Array]]:
     """Compute each operator for each image.
 
@@ -39,7 +58,6 @@ def compute_images(
         keys: Names of key values by which an error identifies a row. With keys, each batch has one
             more array, of lists of strings, with their values.
         counts: One callback per operator, called with the number of rows by status.
-        look: Wraps the work of an operator.
 
     Yields:
         One array per operator. Lengths differ from the input's; elements are in the order of the
@@ -51,7 +69,7 @@ def compute_images(
     """
     names = RowNames(operators, keys)
     policies = [FailurePolicy(operator, names) for operator in operators]
-    works = [look(load_work(operator)(operator, task)) for operator in operators]
+    works = [operator.load_work()(operator, task) for operator in operators]
     rows = ImageRows(
         operators[0],
         [work.prepare for work in works],

@@ -16,13 +16,11 @@ import pyarrow as pa
 import torch
 
 from spark_vision.errors import RowFailure, Status
+from spark_vision.executor.arrays import check_texts, read_texts
 from spark_vision.executor.batching import map_ahead, thread_pool
-from spark_vision.executor.byte_budget import ByteBudget
-from spark_vision.executor.decode_watchdog import DecodeWatchdog
-from spark_vision.executor.decoding_budget import DecodingBudget
-from spark_vision.executor.fetch_deduplication import CacheBudget, DeduplicatedFetches
+from spark_vision.executor.fetch_deduplication import DeduplicatedFetches
 from spark_vision.executor.inference import is_out_of_memory
-from spark_vision.executor.texts import check_texts, read_texts
+from spark_vision.executor.resource_limits import Budget, DecodeWatchdog, OrderedBudget
 from spark_vision.images.cost import max_decode_bytes
 from spark_vision.images.decoding import decode_inspected, inspect_image
 from spark_vision.images.fetch import Fetcher
@@ -88,9 +86,9 @@ class ImageRows:
         self._isolate = bool(attempt_number)
         in_spark = attempt_number is not None
         self._watch = DecodeWatchdog(operator.limits.decode_seconds if in_spark else None)
-        self._pixels = DecodingBudget(max_decode_bytes(operator.limits))
-        self._fetched = ByteBudget(IN_FLIGHT_BYTES)
-        self._kept = CacheBudget(KEPT_BYTES)
+        self._pixels = Budget(max_decode_bytes(operator.limits))
+        self._fetched = OrderedBudget(IN_FLIGHT_BYTES)
+        self._kept = Budget(KEPT_BYTES)
         self._fetcher = Fetcher(operator)
         self._largest_portion_bytes = 0
 

@@ -1,4 +1,4 @@
-"""Gives a task its checkpoint, its device, its preprocessors and its model.
+"""Gives a task its checkpoint, its preprocessors and its model.
 
 The model lives in the executor's model server or in this Python worker. Either way, `reach_model`
 returns an object with the methods of `models.protocols`.
@@ -7,31 +7,26 @@ returns an object with the methods of `models.protocols`.
 import hashlib
 import json
 import logging
+import os
+import socket
 import sys
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cache, cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 
-from spark_vision.errors import InvalidOptionError, SparkVisionError
-from spark_vision.executor.allocator import keep_freed_memory
-from spark_vision.executor.devices import choose_device
-from spark_vision.executor.loaded_model import LoadedModel, Placement
+from spark_vision.executor.placement import Placement
 from spark_vision.executor.task import Task
-from spark_vision.models.checkpoints import Checkpoint, resolve_checkpoint
-from spark_vision.models.families import (
-    ModelDescription,
-    check_operator,
-    load_caption_preprocessor,
-    load_preprocessor,
-    load_tokenizer,
-)
-from spark_vision.models.protocols import CaptionPreprocessor, ImagePreprocessor, TextTokenizer
-from spark_vision.operators import Operator, QwenVLImageUnderstanding
+from spark_vision.models.checkpoint_files import weight_files
+from spark_vision.models.checkpoints import Checkpoint, fingerprint, resolve_checkpoint
+from spark_vision.models.families import ModelDescription, check_operator, load_model
+from spark_vision.models.precision import choose_dtype
+from spark_vision.operators import Operator
 
 if TYPE_CHECKING:
     from spark_vision.model_server.client import ModelProxy
@@ -39,8 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key")
-Model = TypeVar("Model")
-Stamp = tuple[tuple[str, int, int], ...]
+Loaded = TypeVar("Loaded")
 
 # A worker runs one function at a time, sometimes two. A notebook that tries many checkpoints must
 # not fill the worker's memory.
@@ -53,34 +47,79 @@ class ModelKey:
     """What operators must agree on to share a model; pooling and limits may differ."""
 
     checkpoint: Checkpoint
-    stamp: Stamp
+    stamp: str
     dtype: str
     device: torch.device
     flash_attention: bool
 
 
-@dataclass(frozen=True)
-class ReachedModel:
-    """A loaded model.
+class LoadedModel:
+    """A model, loaded into this process when the object is created.
 
-    Attributes:
-        model: Implements the protocols that its checkpoint supports.
-        placement: Returns the placement of the model.
+    Args:
+        checkpoint: What to load.
+        dtype: The dtype to compute in, if the device supports it.
+        device: The device to load it on.
+        executor: The executor's JVM, as pid and start time.
+        flash_attention: As for `families.load_model`.
+
+    Raises:
+        UnsupportedCheckpointError: Its weights cannot be used.
     """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: str,
+        device: torch.device,
+        executor: str | None,
+        flash_attention: bool = False,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._dtype = str(choose_dtype(dtype, device)).removeprefix("torch.")
+        self._device = device
+        self._executor = executor
+        started = time.monotonic()
+        self.model: Any = load_model(checkpoint, dtype, device, flash_attention)
+        self._load_seconds = time.monotonic() - started
+        self._loaded_at = time.time()
+        logger.info(
+            "loaded %s (%s) on %s as %s in %.1f s, %d bytes of weights",
+            checkpoint.folder,
+            checkpoint.model_type,
+            device,
+            self._dtype,
+            self._load_seconds,
+            sum(path.stat().st_size for path in weight_files(checkpoint)),
+        )
+
+    @cached_property
+    def placement(self) -> Placement:
+        """The placement; the first access reads parts of the weights for the fingerprint."""
+        return Placement(
+            host=socket.gethostname(),
+            executor=self._executor,
+            device=str(self._device),
+            server_pid=os.getpid(),
+            loaded_at=self._loaded_at,
+            load_seconds=self._load_seconds,
+            dtype=self._dtype,
+            fingerprint=fingerprint(self._checkpoint),
+        )
+
+
+class ReachedModel(NamedTuple):
+    """A model with the protocols that its checkpoint supports, and what returns its placement."""
 
     model: Any
     placement: Callable[[], Placement]
 
 
-def digest_of(stamp: Stamp) -> str:
-    """Return a short digest of a stamp."""
-    return hashlib.sha256(json.dumps(stamp).encode()).hexdigest()
-
-
-def stamp_of(checkpoint: Checkpoint) -> Stamp:
-    """Return names, sizes and modification times of a checkpoint's files, to detect changes."""
+def stamp_of(checkpoint: Checkpoint) -> str:
+    """Return a digest of names, sizes and times of a checkpoint's files, to detect changes."""
     stats = [(path.name, path.stat()) for path in sorted(checkpoint.folder.iterdir())]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def open_checkpoint(operator: Operator, task: Task) -> tuple[Checkpoint, ModelDescription]:
@@ -98,63 +137,22 @@ def open_checkpoint(operator: Operator, task: Task) -> tuple[Checkpoint, ModelDe
     return checkpoint, check_operator(checkpoint, operator)
 
 
-def prepare_device(operator: Operator, task: Task) -> torch.device:
-    """Choose the device of a task, and configure this process for it.
+def load_once(load: Callable[..., Loaded], checkpoint: Checkpoint, *settings: Any) -> Loaded:
+    """Load a preprocessor or tokenizer once per worker, while the checkpoint's files do not change.
 
-    Raises:
-        DeviceError: The requested GPU is not available.
+    Args:
+        load: Called with the checkpoint and the settings.
+        checkpoint: What to load from.
+        *settings: Further arguments, all of them hashable.
     """
-    device = choose_device(operator, task)
-    keep_freed_memory()
-    # Spark sets OMP_NUM_THREADS when a worker starts; a later task may have more or fewer cores.
-    torch.set_num_threads(task.cpus)
-    return device
+    return cast(Loaded, _load_once(load, checkpoint, stamp_of(checkpoint), settings))
 
 
-@lru_cache(maxsize=8)
-def open_preprocessor(
-    checkpoint: Checkpoint, stamp: Stamp, kwargs: Mapping[str, Any] | None
-) -> ImagePreprocessor:
-    """Load an image processor once per worker, while the checkpoint's files do not change.
-
-    Raises:
-        InvalidOptionError: The processor does not accept the settings.
-        UnsupportedCheckpointError: The processor cannot be used.
-    """
-    try:
-        return load_preprocessor(checkpoint, kwargs)
-    except SparkVisionError:
-        raise
-    except (AttributeError, TypeError, ValueError) as error:
-        if not kwargs:
-            raise
-        raise InvalidOptionError(
-            f"image_processor_kwargs got {kwargs}, which the image processor of "
-            f"{checkpoint.folder} does not accept ({error}); change or remove the settings"
-        ) from error
-
-
-@lru_cache(maxsize=8)
-def open_tokenizer(checkpoint: Checkpoint, stamp: Stamp) -> TextTokenizer:
-    """Load a tokenizer once per worker, while the checkpoint's files do not change.
-
-    Raises:
-        UnsupportedCheckpointError: It cannot be loaded.
-    """
-    return load_tokenizer(checkpoint)
-
-
-@lru_cache(maxsize=8)
-def open_caption_preprocessor(
-    checkpoint: Checkpoint, stamp: Stamp, operator: QwenVLImageUnderstanding
-) -> CaptionPreprocessor:
-    """Load a caption preprocessor once per worker, while the checkpoint's files do not change.
-
-    Raises:
-        InvalidOptionError: The operator's image sizes do not fit the checkpoint.
-        UnsupportedCheckpointError: The processor cannot be used.
-    """
-    return load_caption_preprocessor(checkpoint, operator)
+@lru_cache(maxsize=16)
+def _load_once(
+    load: Callable[..., Any], checkpoint: Checkpoint, stamp: str, settings: tuple[Any, ...]
+) -> Any:
+    return load(checkpoint, *settings)
 
 
 _loaded: OrderedDict[ModelKey, LoadedModel] = OrderedDict()
@@ -163,39 +161,36 @@ _loading = threading.Lock()
 
 
 def reach_model(
-    checkpoint: Checkpoint,
-    operator: Operator,
-    device: torch.device,
-    task: Task,
-    *,
-    flash_attention: bool = False,
+    checkpoint: Checkpoint, operator: Operator, device: torch.device, task: Task
 ) -> ReachedModel:
     """Return the model, loading it if necessary.
 
     Args:
         checkpoint: What to load.
-        operator: Defines `dtype` and `model_sharing`.
+        operator: Defines `dtype`, `model_sharing` and `flash_attention`.
         device: The device to load it on.
         task: Its executor shares the model.
-        flash_attention: Use the flash-attn package if installed and supported.
 
     Raises:
         UnsupportedCheckpointError: Its weights cannot be used.
         ModelServerError: The model server could not load it.
     """
-    key = ModelKey(checkpoint, stamp_of(checkpoint), operator.dtype, device, flash_attention)
+    key = ModelKey(
+        checkpoint, stamp_of(checkpoint), operator.dtype, device, operator.flash_attention
+    )
     with _loading:
         if operator.model_sharing == "executor":
             served = _serve(key, task)
             if served is not None:
                 return ReachedModel(served, served.placement)
-        placed = _keep(_loaded, KEPT_MODEL_COUNT, key, lambda: _load(key, task))
-        return ReachedModel(placed.model, lambda: placed.placement)
-
-
-def _load(key: ModelKey, task: Task) -> LoadedModel:
-    executor = str(task.executor) if task.executor else None
-    return LoadedModel(key.checkpoint, key.dtype, key.device, executor, key.flash_attention)
+        executor = str(task.executor) if task.executor else None
+        loaded = _keep(
+            _loaded,
+            KEPT_MODEL_COUNT,
+            key,
+            lambda: LoadedModel(checkpoint, key.dtype, device, executor, key.flash_attention),
+        )
+        return ReachedModel(loaded.model, lambda: loaded.placement)
 
 
 def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
@@ -204,20 +199,13 @@ def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
     if task.executor is None:
         return _decline("no executor's JVM is among this process's ancestors")
     # Importing this fails on other systems.
-    from spark_vision.model_server.client import (
-        ModelProxy,
-        SharingUnavailableError,
-        why_not_shared,
-    )
+    from spark_vision.model_server.client import ModelProxy, SharingUnavailableError
     from spark_vision.model_server.start import ServerConfig
 
-    reason = why_not_shared()
-    if reason is not None:
-        return _decline(reason)
     config = ServerConfig(
         executor=task.executor,
         folder=str(key.checkpoint.folder.absolute()),
-        stamp=digest_of(key.stamp),
+        stamp=key.stamp,
         dtype=key.dtype,
         device=str(key.device),
         flash_attention=key.flash_attention,
@@ -240,7 +228,9 @@ def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
         return _decline(str(error))
 
 
-def _keep(kept: OrderedDict[Key, Model], count: int, key: Key, make: Callable[[], Model]) -> Model:
+def _keep(
+    kept: OrderedDict[Key, Loaded], count: int, key: Key, make: Callable[[], Loaded]
+) -> Loaded:
     if key not in kept:
         while len(kept) >= count:
             kept.popitem(last=False)

@@ -1,4 +1,4 @@
-"""The resources of the running task: its GPU addresses, its cores, its executor.
+"""The running task: its GPU addresses, its cores, its executor, its job's Hugging Face variables.
 
 This is the only file of this folder that imports Spark. The next task of a Python worker may get
 another GPU, so nothing here is cached between tasks.
@@ -7,11 +7,12 @@ another GPU, so nothing here is cached between tasks.
 import math
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from spark_vision.errors import InvalidOptionError
-from spark_vision.executor.environment import HubEnvironment
 from spark_vision.executor.executor_process import ExecutorProcess, find_executor_process
 
 LOAD_SECONDS = "spark.vision.model.loadSeconds"
@@ -19,6 +20,43 @@ BATCH_SECONDS = "spark.vision.model.batchSeconds"
 IDLE_SECONDS = "spark.vision.model.idleSeconds"
 # Eleven days: poll() accepts at most 2³¹ milliseconds.
 MAX_SECONDS = 1_000_000
+
+HUB_VARIABLES = ("HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE")
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+# Environment variables are global to the process.
+_applying = threading.Lock()
+
+
+@dataclass(frozen=True)
+class HubEnvironment:
+    """The Hugging Face variables of the driver, sent to the executors with the function.
+
+    They are set only while a checkpoint is resolved: Spark reuses a Python worker for other jobs,
+    which must not get this job's token. The token appears in no repr, log or query plan.
+    """
+
+    variables: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def capture(cls) -> "HubEnvironment":
+        """Read the variables of this process."""
+        return cls(tuple((name, os.environ[name]) for name in HUB_VARIABLES if name in os.environ))
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Set the variables that this process lacks, and unset them when the block ends."""
+        # Its import reads the variables, and must see only this process's own.
+        import huggingface_hub.constants  # noqa: F401
+
+        with _applying:
+            lacking = {name: value for name, value in self.variables if name not in os.environ}
+            os.environ.update(lacking)
+            try:
+                yield
+            finally:
+                for name in lacking:
+                    os.environ.pop(name, None)
 
 
 @dataclass(frozen=True)
@@ -83,7 +121,10 @@ def current_task(hub: HubEnvironment | None = None) -> Task:
 
 
 def is_local_master(master: str) -> bool:
-    """Return whether a master URL means local mode, which runs tasks in the driver's JVM."""
+    """Return whether a master URL means local mode, which runs tasks in the driver's JVM.
+
+    `local-cluster[...]` is a cluster on one host: it starts executors and schedules their GPUs.
+    """
     return re.fullmatch(r"local(\[.*\])?", master) is not None
 
 

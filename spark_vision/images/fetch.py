@@ -10,9 +10,8 @@ from spark_vision.errors import RowFailure, Status
 from spark_vision.images.addresses import AddressRules
 from spark_vision.images.http_client import HttpClient
 from spark_vision.images.local_files import LocalFiles
-from spark_vision.images.read_failures import blocked_failure
 from spark_vision.images.stores import Stores
-from spark_vision.images.transfer import Transfer
+from spark_vision.images.transfer import Transfer, blocked_failure
 from spark_vision.images.urls import redact
 from spark_vision.operators import ImageOperator
 from spark_vision.operators.locations import (

@@ -27,8 +27,7 @@ from spark_vision.images.http_transport import (
     RestrictedBackend,
     apply_deadline,
 )
-from spark_vision.images.read_failures import blocked_failure
-from spark_vision.images.transfer import Transfer
+from spark_vision.images.transfer import Transfer, blocked_failure
 from spark_vision.images.urls import redact
 from spark_vision.operators import ImageLimits
 

@@ -7,19 +7,23 @@ do not hang, and a thread would cost more than the read.
 """
 
 import os
+import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images.deadline_threads import DeadlineThreadPool
-from spark_vision.images.mounts import MOUNTS, may_hang
-from spark_vision.images.read_failures import blocked_failure, read_failure
-from spark_vision.images.transfer import Transfer
+from spark_vision.images.transfer import Transfer, blocked_failure, read_failure
 from spark_vision.images.urls import redact
-from spark_vision.operators.locations import KERNEL_FOLDERS, is_shared_memory
+from spark_vision.operators.locations import KERNEL_FOLDERS, is_kernel_path, is_shared_memory
 
+MOUNTS = Path("/proc/self/mountinfo")
+_OF_THIS_MACHINE = re.compile(
+    "bcachefs|btrfs|erofs|exfat|ext[234]|f2fs|iso9660|jfs|ntfs3|overlay|ramfs|rootfs|squashfs|tmpfs"
+    "|ufs|vfat|xfs|zfs"
+)
 _PIECE_BYTES = 2**20
 # O_PATH does not open the file itself, so it neither waits for a pipe nor accesses a device.
 _PATH_ONLY = getattr(os, "O_PATH", 0)
@@ -170,3 +174,33 @@ def _size_of_file(about: os.stat_result) -> int:
     if not stat.S_ISREG(about.st_mode):
         raise _NoFileError
     return about.st_size
+
+
+def may_hang(folder: str, mounts: str) -> bool:
+    """Return whether a network file system is mounted at, above or below a folder.
+
+    Args:
+        folder: An absolute path without symbolic links.
+        mounts: The text of /proc/self/mountinfo; empty on systems without it.
+    """
+    folder = f"{folder.rstrip('/')}/"
+    nearest, nearest_kind = "", "overlay"
+    for point, kind in _read_mounts(mounts):
+        if is_kernel_path(point.rstrip("/")):
+            continue
+        if folder.startswith(point):
+            # A later mount at the same point covers the earlier one.
+            if len(point) >= len(nearest):
+                nearest, nearest_kind = point, kind
+        elif point.startswith(folder) and not _OF_THIS_MACHINE.fullmatch(kind):
+            return True
+    return not _OF_THIS_MACHINE.fullmatch(nearest_kind)
+
+
+def _read_mounts(mounts: str) -> Iterator[tuple[str, str]]:
+    for line in mounts.splitlines():
+        point, _, described = line.partition(" - ")
+        fields = point.split(" ")
+        if len(fields) > 4 and described:
+            unescaped = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4])
+            yield f"{unescaped.rstrip('/')}/", described.split(" ")[0]

@@ -13,8 +13,7 @@ from typing import Any
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images.deadline_threads import DeadlineThread, DeadlineThreadPool
-from spark_vision.images.read_failures import blocked_failure, read_failure
-from spark_vision.images.transfer import Transfer
+from spark_vision.images.transfer import Transfer, blocked_failure, read_failure
 from spark_vision.images.urls import redact
 from spark_vision.operators.locations import STORE_SCHEMES, StoreLocation, parse_store_location
 

@@ -1,6 +1,10 @@
-"""The fetch of one image into memory, limited in seconds and bytes."""
+"""The fetch of one image into memory: its limits in seconds and bytes, and how it fails.
+
+A failure shows no details that could leak anything: an exception's text may hold credentials.
+"""
 
 import io
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,6 +15,12 @@ from spark_vision.operators import ImageLimits
 
 # For headers, redirects and chunk framing, in addition to an image of the maximum size.
 _EXTRA_RECEIVED_BYTES = 2**20
+_REASONS: dict[type[Exception], str] = {
+    FileNotFoundError: "no such file",
+    PermissionError: "permission denied",
+    IsADirectoryError: "is a directory",
+    NotADirectoryError: "no such file",
+}
 
 
 class Transfer:
@@ -110,3 +120,36 @@ class Transfer:
     def data(self) -> bytes:
         """Return the bytes kept so far."""
         return self._kept.getvalue()
+
+
+def read_failure(error: Exception, shown: str) -> RowFailure:
+    """Return the failure of a row from a file system's exception, without the exception's text.
+
+    Args:
+        error: The file system's exception.
+        shown: The row's address, redacted.
+    """
+    if isinstance(error, TimeoutError):
+        return RowFailure(Status.TIMEOUT, f"the file system did not respond in time: {shown}")
+    for kind, reason in _REASONS.items():
+        if isinstance(error, kind):
+            return RowFailure(Status.READ_ERROR, f"{reason}: {shown}")
+    number = getattr(error, "errno", None)
+    reason = os.strerror(number) if isinstance(number, int) else type(error).__name__
+    return RowFailure(Status.READ_ERROR, f"cannot be read ({reason}): {shown}")
+
+
+def blocked_failure(shown: str) -> RowFailure:
+    """Return the failure of a row whose address may not be read.
+
+    It must not map a network: it does not distinguish a private address from a metadata service, a
+    redirect's target from the row's own address, or an existing folder from a missing one.
+
+    Args:
+        shown: The row's own address, redacted; never what it resolves or redirects to.
+    """
+    return RowFailure(
+        Status.BLOCKED,
+        "the address may not be read; "
+        f"see allow_paths, allow_hosts, allow_networks, allow_schemes: {shown}",
+    )

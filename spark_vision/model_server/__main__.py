@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.images.child_process import module_command
-from spark_vision.model_server.channel import Channel
-from spark_vision.model_server.server import Failure, ModelServer
+from spark_vision.model_server.channel import Channel, Failure
+from spark_vision.model_server.server import ModelServer
 from spark_vision.model_server.start import NAME_TAKEN, ServerConfig, listen
 
 if TYPE_CHECKING:

@@ -2,8 +2,7 @@
 
 A message is one packet of a Unix socket (SEQPACKET keeps their boundaries) with a JSON object. Its
 `tensors` is the layout of the tensors in the sender's shared memory. The memory's descriptor comes
-with the first message and with each one that needs more memory. Nothing is unpickled. Torch is
-imported with the first tensor, so that a server can answer before torch is loaded.
+with the first message and with each one that needs more memory. Nothing is unpickled.
 """
 
 import json
@@ -14,13 +13,12 @@ import struct
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from spark_vision.model_server.shared_tensors import TensorReader, TensorWriter
 
 if TYPE_CHECKING:
     import torch
-
-    from spark_vision.model_server.shared_tensors import TensorReader, TensorWriter
 
 # The kernel rejects packets larger than the send buffer, 208 KiB by default. Prompts and tokens are
 # sent as tensors, so headers are much smaller.
@@ -30,6 +28,12 @@ MAX_ERROR_CHARACTERS = 4000
 _CREDENTIALS = struct.Struct("3i")
 
 Message = tuple[dict[str, Any], "dict[str, torch.Tensor]"]
+Failure = dict[str, str]
+
+
+def describe_failure(kind: str, message: str) -> Failure:
+    """Return an error as JSON, of a size that fits into one message."""
+    return {"kind": kind, "message": message[:MAX_ERROR_CHARACTERS]}
 
 
 class Channel:
@@ -45,6 +49,7 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self._writer, self._reader = TensorWriter(), TensorReader()
         # A worker with too many connections drops one that may still be in use for a last batch.
         weakref.finalize(self, connection.close)
         credentials = connection.getsockopt(
@@ -55,18 +60,6 @@ class Channel:
             connection.close()
             who = "a process of another container" if self.peer_pid == 0 else f"user {uid}"
             raise PermissionError(f"{who} at the other end of the socket, not user {os.geteuid()}")
-
-    @cached_property
-    def _writer(self) -> "TensorWriter":
-        from spark_vision.model_server.shared_tensors import TensorWriter
-
-        return TensorWriter()
-
-    @cached_property
-    def _reader(self) -> "TensorReader":
-        from spark_vision.model_server.shared_tensors import TensorReader
-
-        return TensorReader()
 
     def fileno(self) -> int:
         """Return the socket's file descriptor, for a selector."""

@@ -21,7 +21,7 @@ import torch
 
 from spark_vision import errors
 from spark_vision.errors import ModelServerError, SparkVisionError
-from spark_vision.executor.loaded_model import Placement
+from spark_vision.executor.placement import Placement
 from spark_vision.model_server.channel import Channel, Message
 from spark_vision.model_server.methods import RemoteModel, Tensors, make_error
 from spark_vision.model_server.start import (
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 MAX_SENDS = 3
 # A server that was killed while loading (such as by the kernel, out of memory) is started again.
 MAX_STARTS = 3
+ENDED_EARLY = f"ended {MAX_STARTS} times while loading"
 RETRY_SECONDS = 0.02
 # In addition to the server's own deadline of a load, which a stopped process cannot keep.
 GRACE_SECONDS = 5.0
@@ -76,7 +77,9 @@ class ModelProxy(RemoteModel):
     """
 
     def __init__(self, config: ServerConfig) -> None:
-        super().__init__(self._compute)
+        reason = why_not_shared()
+        if reason is not None:
+            raise SharingUnavailableError(reason)
         self._config = config
         self._channel: Channel | None = connect(config)
 
@@ -108,10 +111,7 @@ class ModelProxy(RemoteModel):
                     raise make_error(answer[0]["error"])
                 return answer
             channel.close()
-        raise ModelServerError(
-            f"the model server for {self._config.folder} on {self._config.device} ended "
-            f"{MAX_SENDS} times in the same batch; its log: {log_of(self._config.name)}"
-        )
+        raise _server_error(self._config, f"ended {MAX_SENDS} times in the same batch")
 
     def _reconnect(self) -> Channel:
         try:
@@ -136,10 +136,8 @@ def connect(config: ServerConfig) -> Channel:
             greeting = _receive(channel, seconds, time.monotonic() + seconds)
         except TimeoutError:
             channel.close()
-            raise ModelServerError(
-                f"the model server for {config.folder} did not answer within "
-                f"{config.load_seconds:g} s; its log: {log_of(config.name)}"
-            ) from None
+            waited = f"did not answer within {config.load_seconds:g} s"
+            raise _server_error(config, waited) from None
         except ConnectionError as error:
             logger.info("the model server exited before it was ready: %s", error)
             greeting = None
@@ -149,7 +147,7 @@ def connect(config: ServerConfig) -> Channel:
         if greeting is not None:
             failure = greeting[0]["error"]
             raise getattr(errors, failure["kind"])(failure["message"])
-    raise _ended_early(config)
+    raise _server_error(config, ENDED_EARLY)
 
 
 def _find(config: ServerConfig) -> Channel:
@@ -173,9 +171,7 @@ def _find(config: ServerConfig) -> Channel:
         time.sleep(RETRY_SECONDS)
     for process in starts:
         process.kill()
-    raise ModelServerError(
-        f"no model server for {config.folder} listens; its log: {log_of(config.name)}"
-    )
+    raise _server_error(config, "does not listen")
 
 
 def _dial(name: str) -> Channel:
@@ -195,7 +191,7 @@ def _start(config: ServerConfig, starts: list[subprocess.Popen[bytes]]) -> None:
     if len(starts) == MAX_STARTS:
         if starts[-1].returncode == NAME_TAKEN:
             raise SharingUnavailableError("its name is held by a process that does not listen")
-        raise _ended_early(config)
+        raise _server_error(config, ENDED_EARLY)
     try:
         starts.append(start_server(config))
     except OSError as error:
@@ -243,8 +239,8 @@ def _announce(config: ServerConfig, pid: int) -> None:
         )
 
 
-def _ended_early(config: ServerConfig) -> ModelServerError:
+def _server_error(config: ServerConfig, what: str) -> ModelServerError:
     return ModelServerError(
-        f"the model server for {config.folder} on {config.device} ended {MAX_STARTS} times while "
-        f"loading; its log: {log_of(config.name)}"
+        f"the model server for {config.folder} on {config.device} {what}; "
+        f"its log: {log_of(config.name)}"
     )

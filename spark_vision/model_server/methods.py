@@ -1,22 +1,22 @@
-"""The model methods that can be called remotely: client stubs and server implementations.
+"""The model methods that can be called remotely: the worker's half and the server's half.
 
 A call is a method name, JSON arguments and named tensors; a result is named tensors. A new method
-of the model protocols needs one method of `RemoteModel` and one entry of `_METHODS`.
+of the model protocols needs a method of `RemoteModel` and a case of `call_model`.
 """
 
-import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from spark_vision.errors import UnsupportedCheckpointError
-from spark_vision.executor.allocator import keep_freed_memory
-from spark_vision.executor.loaded_model import LoadedModel
-from spark_vision.executor.model_access import digest_of, stamp_of
-from spark_vision.model_server.channel import MAX_ERROR_CHARACTERS, Message
+from spark_vision.executor.devices import keep_freed_memory
+from spark_vision.executor.model_access import LoadedModel, stamp_of
+from spark_vision.model_server.channel import Failure, Message, describe_failure
 from spark_vision.model_server.start import ServerConfig
 from spark_vision.models.checkpoint_files import Checkpoint, open_folder
 from spark_vision.models.protocols import (
@@ -29,7 +29,6 @@ from spark_vision.models.protocols import (
 logger = logging.getLogger("spark_vision.model_server")
 
 Tensors = Mapping[str, torch.Tensor]
-Call = Callable[[str, Mapping[str, Any], Tensors], dict[str, torch.Tensor]]
 
 # Errors that are sent with their type; any other error of a model arrives as a RuntimeError.
 _ERRORS: Mapping[str, type[Exception]] = {
@@ -46,53 +45,55 @@ _ERRORS: Mapping[str, type[Exception]] = {
 }
 
 
-class RemoteModel:
-    """A model in another process, with the methods of the model protocols.
+class RemoteModel(ABC):
+    """A model in another process, with the methods of the model protocols."""
 
-    Args:
-        call: Sends a call and returns its result.
-    """
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
+    @abstractmethod
+    def _compute(
+        self, method: str, arguments: Mapping[str, Any], tensors: Tensors
+    ) -> dict[str, torch.Tensor]:
+        """Send a call and return its result."""
 
     def embed_images(
         self, pixels: torch.Tensor, scaling: PixelScaling, pooling: str
     ) -> torch.Tensor:
         """Compute as `ImageEmbedder.embed_images`."""
-        arguments = {"scaling": dataclasses.asdict(scaling), "pooling": pooling}
-        return self._call("embed_images", arguments, {"pixels": pixels})["vectors"]
+        arguments = {"scaling": asdict(scaling), "pooling": pooling}
+        return self._compute("embed_images", arguments, {"pixels": pixels})["vectors"]
 
     def embed_texts(self, tokens: Tensors) -> torch.Tensor:
         """Compute as `TextEmbedder.embed_texts`."""
-        return self._call("embed_texts", {}, tokens)["vectors"]
+        return self._compute("embed_texts", {}, tokens)["vectors"]
 
     def generate(
         self, batch: CaptionBatch, scaling: PixelScaling, settings: GenerationSettings
     ) -> GeneratedTokens:
         """Compute as `ImageCaptioner.generate`."""
-        arguments = {
-            "scaling": dataclasses.asdict(scaling),
-            "settings": dataclasses.asdict(settings),
-        }
-        return GeneratedTokens(**self._call("generate", arguments, batch._asdict()))
+        arguments = {"scaling": asdict(scaling), "settings": asdict(settings)}
+        return GeneratedTokens(**self._compute("generate", arguments, batch._asdict()))
 
 
-def _embed_images(model: Any, arguments: Mapping[str, Any], tensors: Tensors) -> Tensors:
-    scaling = _scaling(arguments)
-    return {"vectors": model.embed_images(tensors["pixels"], scaling, arguments["pooling"])}
+def call_model(
+    model: Any, method: str, arguments: Mapping[str, Any], tensors: Tensors
+) -> dict[str, torch.Tensor]:
+    """Call a method of the model.
 
-
-def _embed_texts(model: Any, arguments: Mapping[str, Any], tensors: Tensors) -> Tensors:
-    return {"vectors": model.embed_texts(tensors)}
-
-
-def _generate(model: Any, arguments: Mapping[str, Any], tensors: Tensors) -> Tensors:
-    settings = GenerationSettings(**arguments["settings"])
-    generated: GeneratedTokens = model.generate(
-        CaptionBatch(**tensors), _scaling(arguments), settings
-    )
-    return generated._asdict()
+    Raises:
+        ValueError: The method does not exist or may not be called.
+    """
+    match method:
+        case "embed_images":
+            scaling, pooling = _scaling(arguments), arguments["pooling"]
+            return {"vectors": model.embed_images(tensors["pixels"], scaling, pooling)}
+        case "embed_texts":
+            return {"vectors": model.embed_texts(tensors)}
+        case "generate":
+            settings = GenerationSettings(**arguments["settings"])
+            generated: GeneratedTokens = model.generate(
+                CaptionBatch(**tensors), _scaling(arguments), settings
+            )
+            return generated._asdict()
+    raise ValueError(f"no method {method!r}; allowed: embed_images, embed_texts, generate")
 
 
 def _scaling(arguments: Mapping[str, Any]) -> PixelScaling:
@@ -100,33 +101,15 @@ def _scaling(arguments: Mapping[str, Any]) -> PixelScaling:
     return PixelScaling(given["rescale_factor"], tuple(given["mean"]), tuple(given["std"]))
 
 
-_METHODS: Mapping[str, Callable[[Any, Mapping[str, Any], Tensors], Tensors]] = {
-    "embed_images": _embed_images,
-    "embed_texts": _embed_texts,
-    "generate": _generate,
-}
-
-
-def serve(model: Any, method: str, arguments: Mapping[str, Any], tensors: Tensors) -> Tensors:
-    """Call a method of the model.
-
-    Raises:
-        ValueError: The method does not exist or may not be called.
-    """
-    if method not in _METHODS:
-        raise ValueError(f"no method {method!r}; allowed: {', '.join(_METHODS)}")
-    return _METHODS[method](model, arguments, tensors)
-
-
-def describe_error(error: Exception) -> dict[str, str]:
-    """Serialize an error of a call as JSON."""
+def describe_error(error: Exception) -> Failure:
+    """Return an error of a call as JSON."""
     kind = next((each.__name__ for each in type(error).__mro__ if each.__name__ in _ERRORS), None)
     message = str(error) if kind else f"{type(error).__name__}: {error}"
-    return {"kind": kind or "RuntimeError", "message": message[:MAX_ERROR_CHARACTERS]}
+    return describe_failure(kind or "RuntimeError", message)
 
 
-def make_error(described: Mapping[str, str]) -> Exception:
-    """Recreate the error that `describe_error` serialized."""
+def make_error(described: Failure) -> Exception:
+    """Return the error that `describe_error` described."""
     return _ERRORS[described["kind"]](described["message"])
 
 
@@ -166,9 +149,9 @@ class ModelCalls:
         """Compute the answer to a call, which may be an error."""
         try:
             if header["method"] == "placement":
-                return {"placement": dataclasses.asdict(self._loaded.placement)}, {}
-            result = serve(self._loaded.model, header["method"], header["arguments"], tensors)
-            return {}, dict(result)
+                return {"placement": asdict(self._loaded.placement)}, {}
+            method, arguments = header["method"], header["arguments"]
+            return {}, call_model(self._loaded.model, method, arguments, tensors)
         except Exception as error:
             described = {"error": describe_error(error)}
             self.is_device_broken = isinstance(error, torch.AcceleratorError)
@@ -182,7 +165,7 @@ class ModelCalls:
 
 def _require_stamp(checkpoint: Checkpoint, config: ServerConfig) -> None:
     """Ensure that all rows of a query use one model, even if its server restarts."""
-    if digest_of(stamp_of(checkpoint)) != config.stamp:
+    if stamp_of(checkpoint) != config.stamp:
         raise UnsupportedCheckpointError(
             f"the files in {checkpoint.folder} have changed since the query began: run it again, "
             "and use a new folder for each checkpoint"

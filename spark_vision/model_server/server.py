@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spark_vision.errors import ModelServerError, SparkVisionError
-from spark_vision.model_server.channel import MAX_ERROR_CHARACTERS, Channel, Message
+from spark_vision.model_server.channel import Channel, Failure, Message, describe_failure
 from spark_vision.model_server.start import ServerConfig
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ BEAT_SECONDS = 1.0
 # Without a free file descriptor no client can be accepted until another disconnects.
 ACCEPT_AGAIN_SECONDS = 0.2
 
-Failure = dict[str, str]
-
 
 class Ending(NamedTuple):
     """Why a server ends, its exit code, and the kind and message of a failed load."""
@@ -39,14 +37,10 @@ class Ending(NamedTuple):
 
 
 class ClientConnection:
-    """The connection of one client.
+    """The connection of one client: one thread receives from it, others compute and answer.
 
-    One thread receives from clients, others compute and answer. The socket is not closed
-    explicitly: its descriptor might be reused by another file while a thread sends on it. It is
-    closed when the last thread drops its reference to the client.
-
-    Args:
-        channel: The connection.
+    The socket is not closed explicitly, because its descriptor might be reused by another file
+    while a thread sends on it. It is closed when the last thread drops its reference to the client.
 
     Attributes:
         is_waiting: Whether the client waits for its hello or for the answer to its call.
@@ -65,10 +59,7 @@ class ClientConnection:
         return self._channel.fileno()
 
     def receive(self) -> Message | None:
-        """Receive a call; None if the client has disconnected or sent an invalid message.
-
-        An invalid message affects only its client, which gets the error.
-        """
+        """Receive a call; None if the client has disconnected or sent an invalid message."""
         try:
             call = self._channel.receive()
             if call is not None and self.is_waiting:
@@ -78,9 +69,7 @@ class ClientConnection:
             logger.warning("a client was disconnected: %s", message)
             # A client with a call in flight would take this error for the answer to that call.
             if not self.is_waiting:
-                self._send(
-                    {"error": {"kind": "RuntimeError", "message": message[:MAX_ERROR_CHARACTERS]}}
-                )
+                self._send({"error": describe_failure("RuntimeError", message)})
             call = None
         if call is None:
             self.has_left = True
@@ -157,16 +146,13 @@ class ModelServer:
         beat_seconds = min(BEAT_SECONDS, self._config.batch_seconds / 4)
         next_beat = time.monotonic()
         while self._ending is None:
-            self._handle_events(max(0.0, next_beat - time.monotonic()))
+            for key, _ in self._selector.select(max(0.0, next_beat - time.monotonic())):
+                key.data()
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + beat_seconds
                 self._keep_alive()
                 self._check_deadlines()
         return self._ending
-
-    def _handle_events(self, seconds: float) -> None:
-        for key, _ in self._selector.select(seconds):
-            key.data()
 
     def _keep_alive(self) -> None:
         self._clients = [each for each in self._clients if each.is_waiting or not each.has_left]
@@ -224,7 +210,7 @@ class ModelServer:
                 f"{self._config.device}: {kind}: {message}; log: {self._log}"
             )
             kind = ModelServerError.__name__
-        failure = {"kind": kind, "message": message[:MAX_ERROR_CHARACTERS]}
+        failure = describe_failure(kind, message)
         for client in self._clients:
             client.answer({"error": failure})
         self._end("loading failed", 1, failure)

@@ -2,7 +2,8 @@
 
 A writer reuses one memfd for all its messages, so pages are cleared and mapped once, not once per
 batch. The memory is sealed against shrinking, which would crash its reader. It has no name in a
-file system, so a killed process leaves nothing behind.
+file system, so a killed process leaves nothing behind. Torch is imported with the first tensor, so
+that a server can answer before torch is loaded.
 """
 
 import fcntl
@@ -10,9 +11,10 @@ import math
 import mmap
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 ALIGNMENT = 64
 MIN_BYTES = 2**20
@@ -23,17 +25,15 @@ _MAX_DIMENSIONS = 8
 # With larger ones, products of dimensions would overflow torch's 64-bit integers.
 _MAX_DIMENSION = 2**31
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.uint8,
-        torch.int32,
-        torch.int64,
-        torch.bool,
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-    )
+# The dtypes that may be sent.
+_ITEM_BYTES = {
+    "uint8": 1,
+    "bool": 1,
+    "float16": 2,
+    "bfloat16": 2,
+    "int32": 4,
+    "float32": 4,
+    "int64": 8,
 }
 
 # Dtype, shape, strides (in elements) and offset (in bytes) of the tensors of a message, by name.
@@ -46,13 +46,15 @@ class TensorWriter:
     def __init__(self) -> None:
         self._memory: mmap.mmap | None = None
 
-    def write(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Layout, int | None]:
+    def write(self, tensors: "Mapping[str, torch.Tensor]") -> tuple[Layout, int | None]:
         """Copy tensors into the memory, overwriting those of the last message.
 
         Returns:
             Their layout, and the descriptor of new memory or None. The caller sends the descriptor
             with the message and closes it.
         """
+        import torch
+
         layout: Layout = {}
         end = 0
         for name, tensor in tensors.items():
@@ -100,38 +102,27 @@ class TensorReader:
         finally:
             os.close(descriptor)
 
-    def read(self, layout: Any) -> dict[str, torch.Tensor]:
+    def read(self, layout: Any) -> "dict[str, torch.Tensor]":
         """Return views of the tensors, which are valid until the next message overwrites them.
 
+        Args:
+            layout: Any JSON value, from another process.
+
         Raises:
-            ValueError: The layout is invalid, or does not fit the memory.
+            ValueError: It is not a layout that a writer creates: tensors without overlap, in order.
+                So the memory that was sent bounds the tensors of a message.
         """
-        check_layout(layout, 0 if self._memory is None else len(self._memory))
+        if not isinstance(layout, dict) or len(layout) > _MAX_TENSORS:
+            raise ValueError(f"the layout is not one of at most {_MAX_TENSORS} tensors")
+        memory_bytes, end = len(self._memory or b""), 0
+        for name, place in layout.items():
+            try:
+                end = _check_place(place, end)
+            except ValueError as error:
+                raise ValueError(f"the tensor {name[:40]!r}: {error}") from None
+            if end > memory_bytes:
+                raise ValueError(f"the tensor {name[:40]!r} exceeds {memory_bytes} bytes of memory")
         return {name: _view(self._memory, place) for name, place in layout.items()}
-
-
-def check_layout(layout: Any, memory_bytes: int) -> None:
-    """Check that a layout is one that a writer creates: tensors without overlap, in order.
-
-    This bounds the tensors of a message by the memory that was sent with it.
-
-    Args:
-        layout: Any JSON value, from another process.
-        memory_bytes: The size of the shared memory.
-
-    Raises:
-        ValueError: The layout is invalid.
-    """
-    if not isinstance(layout, dict) or len(layout) > _MAX_TENSORS:
-        raise ValueError(f"the layout is not one of at most {_MAX_TENSORS} tensors")
-    end = 0
-    for name, place in layout.items():
-        try:
-            end = _check_place(place, end)
-        except ValueError as error:
-            raise ValueError(f"the tensor {name[:40]!r}: {error}") from None
-        if end > memory_bytes:
-            raise ValueError(f"the tensor {name[:40]!r} exceeds {memory_bytes} bytes of memory")
 
 
 def _check_place(place: Any, start: int) -> int:
@@ -139,8 +130,8 @@ def _check_place(place: Any, start: int) -> int:
     if not isinstance(place, dict) or set(place) != {"dtype", "shape", "strides", "offset"}:
         raise ValueError("its place is not a dtype, a shape, strides and an offset")
     dtype, shape, strides = place["dtype"], place["shape"], place["strides"]
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise ValueError(f"its dtype is none of {', '.join(_DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+        raise ValueError(f"its dtype is none of {', '.join(_ITEM_BYTES)}")
     if not _are_counts(shape, _MAX_DIMENSION) or not _are_counts(strides, MAX_BYTES):
         raise ValueError("its shape or its strides are not short lists of integers")
     if len(shape) != len(strides):
@@ -156,7 +147,7 @@ def _check_place(place: Any, start: int) -> int:
         if stride != step:
             raise ValueError("its strides leave gaps, or repeat an element")
         step *= size
-    return int(offset) + math.prod(shape) * _DTYPES[dtype].itemsize
+    return int(offset) + math.prod(shape) * _ITEM_BYTES[dtype]
 
 
 def _are_counts(values: Any, maximum: int) -> bool:
@@ -167,8 +158,10 @@ def _are_counts(values: Any, maximum: int) -> bool:
     )
 
 
-def _view(memory: mmap.mmap | None, place: dict[str, Any]) -> torch.Tensor:
-    dtype, shape = _DTYPES[place["dtype"]], place["shape"]
+def _view(memory: mmap.mmap | None, place: dict[str, Any]) -> "torch.Tensor":
+    import torch
+
+    dtype, shape = getattr(torch, place["dtype"]), place["shape"]
     if 0 in shape or memory is None:
         return torch.empty(shape, dtype=dtype)
     flat = torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=place["offset"])

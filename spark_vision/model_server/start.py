@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from spark_vision import errors
-from spark_vision.executor.environment import TOKEN_VARIABLES
 from spark_vision.executor.executor_process import ExecutorProcess
+from spark_vision.executor.task import TOKEN_VARIABLES
 from spark_vision.images.child_process import import_path, module_command
 
 # The exit code of a server whose name is held by another process.

@@ -12,7 +12,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize_image
 
-from spark_vision.errors import InvalidOptionError, UnsupportedCheckpointError
+from spark_vision.errors import InvalidOptionError, SparkVisionError, UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import Checkpoint
 from spark_vision.models.processor_settings import check_overrides
 from spark_vision.models.protocols import ImagePreprocessor, PixelScaling
@@ -31,9 +31,20 @@ def load(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> ImagePreproces
         InvalidOptionError: A setting is unknown, or its value is not allowed.
         UnsupportedCheckpointError: The processor cannot be loaded, or does not return RGB images.
     """
+    # It also validates the processor's files, before transformers reads them.
     check_overrides(checkpoint, overrides)
     processor = _instantiate(checkpoint, overrides)
-    return _fast_equivalent(processor) or _ProcessorWrapper(processor, checkpoint)
+    try:
+        return _fast_equivalent(processor) or _ProcessorWrapper(processor, checkpoint)
+    except SparkVisionError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        if not overrides:
+            raise
+        raise InvalidOptionError(
+            f"image_processor_kwargs got {overrides}, which the image processor of "
+            f"{checkpoint.folder} does not accept ({error}); change or remove the settings"
+        ) from error
 
 
 class _ResizeAndCrop:

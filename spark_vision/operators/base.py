@@ -1,8 +1,9 @@
 """The options that all operators share: checkpoint, device, failed rows, source of images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, ClassVar, TypeGuard
 
 from spark_vision.errors import InvalidOptionError
@@ -67,7 +68,7 @@ class Operator(ABC):
         families: The modules of `spark_vision.models` whose checkpoints it supports.
         work: The implementation on an executor, as `module:name`. For images an `ImageWork`,
             called with the operator and the task; for texts a function like
-            `embedding.open_texts`.
+            `embedding.embed_texts`.
         is_slow: Whether a row takes a second or more, so that no row should be computed twice.
     """
 
@@ -117,6 +118,11 @@ class Operator(ABC):
                 "number above 0 and at most 1, or none"
             )
 
+    def load_work(self) -> Callable[..., Any]:
+        """Import what computes this operator on an executor; see `work`."""
+        module, _, name = self.work.partition(":")
+        return getattr(import_module(module), name)  # type: ignore[no-any-return]
+
     @property
     def checkpoint_name(self) -> str:
         """The checkpoint's name as a folder or on the hub."""
@@ -149,6 +155,11 @@ class Operator(ABC):
     def processor_overrides(self) -> Mapping[str, Any]:
         """Settings that override those of the checkpoint's image processor."""
         return {}
+
+    @property
+    def flash_attention(self) -> bool:
+        """Whether to use the flash-attn package where it is installed and supported."""
+        return False
 
     @property
     def reading_options(self) -> Hashable:

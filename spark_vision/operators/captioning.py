@@ -161,6 +161,11 @@ class QwenVLImageUnderstanding(ImageOperator):
         return {"prompt": self.prompt or "", "generation": json.dumps(generation, sort_keys=True)}
 
     @property
+    def flash_attention(self) -> bool:
+        """Whether to use the flash-attn package where it is installed and supported."""
+        return self.use_flash_attention_2
+
+    @property
     def requires_prompt(self) -> bool:
         """Whether each row must provide a prompt."""
         return self.prompt is None

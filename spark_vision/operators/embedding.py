@@ -154,4 +154,4 @@ class ClipTextEmbedding(_ClipEmbedding):
 
     reads = ("text",)
     function = "embed_text"
-    work = "spark_vision.executor.embedding:open_texts"
+    work = "spark_vision.executor.embedding:embed_texts"

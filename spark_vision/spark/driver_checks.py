@@ -16,7 +16,7 @@ from spark_vision.errors import (
     SessionError,
     SparkVisionError,
 )
-from spark_vision.executor.environment import HubEnvironment
+from spark_vision.executor.task import HubEnvironment
 from spark_vision.models.checkpoints import (
     Checkpoint,
     find_checkpoint,
@@ -25,6 +25,7 @@ from spark_vision.models.checkpoints import (
 )
 from spark_vision.models.families import check_operator
 from spark_vision.operators import OPERATORS, Operator
+from spark_vision.spark.sessions import is_local
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -63,7 +64,7 @@ def check_operator_on_driver(operator: Operator) -> None:
     checkpoint = find_checkpoint(operator)
     if checkpoint is not None:
         check_operator(checkpoint, operator)
-    elif _is_path(operator.checkpoint_name) and _is_local_session():
+    elif _is_path(operator.checkpoint_name) and is_local():
         raise CheckpointNotFoundError(
             f"{type(operator).__name__}.model_name got {operator.checkpoint_name!r}, which is not "
             "a folder; allowed: a checkpoint's folder, or a name on the Hugging Face hub"
@@ -149,7 +150,7 @@ def _check_device(operator: Operator) -> None:
     context = SparkContext._active_spark_context
     if context is None or operator.device == "cpu":
         return
-    if _is_local_session():
+    if is_local():
         if operator.device == "cuda":
             # Only in a local session do tasks run on the driver's machine.
             import torch
@@ -171,11 +172,3 @@ def _check_device(operator: Operator) -> None:
 def _is_path(name: str) -> bool:
     """Return whether a name must be a folder: hub names are `name` or `owner/name`."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1
-
-
-def _is_local_session() -> bool:
-    """Return whether driver and executors share their files; False for a Connect client."""
-    from pyspark import SparkContext
-
-    context = SparkContext._active_spark_context
-    return context is not None and str(context.master).startswith("local")

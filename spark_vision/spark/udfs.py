@@ -5,21 +5,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
+from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import (
     ArrayType,
     BooleanType,
     DataType,
-    DoubleType,
     FloatType,
-    LongType,
     StringType,
     StructField,
     StructType,
-    TimestampType,
 )
 
 from spark_vision.errors import InputTypeError
-from spark_vision.executor.environment import HubEnvironment
+from spark_vision.executor.placement import PLACEMENT_TYPE, place_rows
+from spark_vision.executor.task import HubEnvironment
 from spark_vision.operators import (
     EmbeddingOperator,
     ImageOperator,
@@ -31,20 +30,6 @@ from spark_vision.spark.driver_checks import check_is_operator
 
 if TYPE_CHECKING:
     from pyspark.accumulators import Accumulator
-
-
-PLACEMENT_TYPE = StructType(
-    [
-        StructField("host", StringType()),
-        StructField("executor", StringType()),
-        StructField("device", StringType()),
-        StructField("server_pid", LongType()),
-        StructField("loaded_at", TimestampType()),
-        StructField("load_seconds", DoubleType()),
-        StructField("dtype", StringType()),
-        StructField("fingerprint", StringType()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -101,11 +86,12 @@ class TextsBody:
 
     def __call__(self, arrays: Iterator[Batch]) -> Iterator[pa.Array]:
         """Yield the embeddings of the texts, in order."""
-        from spark_vision.executor.embedding import embed_texts
         from spark_vision.executor.task import current_task
 
-        yield from embed_texts(
-            _check_arguments(arrays, "embed_text", [self.operator], is_keyed=bool(self.keys)),
+        yield from self.operator.load_work()(
+            _check_arguments(
+                arrays, _function_name([self.operator]), [self.operator], is_keyed=bool(self.keys)
+            ),
             self.operator,
             current_task(self.environment),
             with_status=self.with_status,
@@ -123,7 +109,6 @@ class PlacementBody:
 
     def __call__(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
         """Yield the placement of the model that computed each row, in order."""
-        from spark_vision.executor.placement_rows import place_rows
         from spark_vision.executor.task import current_task
 
         checked = _check_arguments(batches, "model_placement", [self.operator])
@@ -138,7 +123,8 @@ def placement_udf(operator: Operator) -> Any:
     """
     check_is_operator(operator)
     body = PlacementBody(operator, HubEnvironment.capture())
-    return make_arrow_udf(body, PLACEMENT_TYPE, "model_placement").asNondeterministic()
+    made = make_arrow_udf(body, from_arrow_type(PLACEMENT_TYPE), "model_placement")
+    return made.asNondeterministic()
 
 
 def _check_arguments(

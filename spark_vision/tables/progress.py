@@ -17,6 +17,8 @@ from typing import NamedTuple
 from pyspark import Accumulator, AccumulatorParam
 from pyspark.sql import SparkSession
 
+from spark_vision.spark.sessions import is_classic
+
 logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 2.0
@@ -84,7 +86,7 @@ class StatusCounts(AccumulatorParam[dict[str, int]]):
 
 def status_accumulator(spark: SparkSession) -> StatusCounter | None:
     """Make a counter of rows by status; None in a Connect session, which has no accumulators."""
-    if not hasattr(spark, "_jsparkSession"):
+    if not is_classic(spark):
         return None
     return spark.sparkContext.accumulator({}, StatusCounts())
 

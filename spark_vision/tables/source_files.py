@@ -9,6 +9,8 @@ from pyspark.logger import PySparkLogger
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from spark_vision.spark.sessions import is_classic
+
 # pyspark prints an AnalysisException as 7 KB of JSON, even where it is caught.
 _QUERY_LOGGER = "DataFrameQueryContextLogger"
 # The nodes, of classic and of Connect plans, that leave rows out.
@@ -35,7 +37,7 @@ def file_column(source: DataFrame) -> Column | None:
 
 def _leaf_count(source: DataFrame) -> int:
     """Count the relations that a source reads: files, tables, rows from the driver."""
-    if hasattr(source, "_jdf"):
+    if is_classic(source.sparkSession):
         return int(source._jdf.queryExecution().analyzed().collectLeaves().size())
     return _connect_leaf_count(cast(Any, source)._plan)
 
@@ -45,7 +47,7 @@ def is_narrowed(source: DataFrame) -> bool:
 
     A view counts as a relation, and so does the text of a query in Spark Connect.
     """
-    if hasattr(source, "_jdf"):
+    if is_classic(source.sparkSession):
         names = _node_names(source._jdf.queryExecution().analyzed())
     else:
         names = _connect_node_names(cast(Any, source)._plan)

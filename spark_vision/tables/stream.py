@@ -20,6 +20,7 @@ from pyspark.sql.streaming.readwriter import DataStreamWriter
 
 from spark_vision.errors import InvalidOptionError, SessionError, TableError
 from spark_vision.operators import Operator
+from spark_vision.spark.sessions import is_classic
 from spark_vision.tables.commit import delete_rows
 from spark_vision.tables.location import quote, read_detail
 from spark_vision.tables.session_settings import labelled
@@ -92,7 +93,7 @@ def stream_vision_columns(
             "the source is not a stream; read it with spark.readStream, or call "
             "write_vision_columns"
         )
-    if not hasattr(source, "_jdf"):
+    if not is_classic(source.sparkSession):
         raise SessionError("streams need a classic session, and this is a Spark Connect session")
     writer = _set_trigger(source.writeStream, processing_time, available_now)
     parsed = parse_write_options(options, is_stream=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import checkpoints
-from spark_vision.executor.decode_watchdog import EXIT_CODE, PATIENCE, DecodeWatchdog
+from spark_vision.executor.resource_limits import EXIT_CODE, PATIENCE, DecodeWatchdog
 
 TESTS = Path(__file__).parents[1]
 PROGRAM = """

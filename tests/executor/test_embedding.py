@@ -21,7 +21,7 @@ from spark_vision.errors import (
     UnsupportedCheckpointError,
 )
 from spark_vision.executor import model_access
-from spark_vision.executor.allocator import MAX_KEPT_BYTES
+from spark_vision.executor.devices import MAX_KEPT_BYTES
 from spark_vision.executor.embedding import embed_texts
 from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.task import Task

@@ -11,7 +11,6 @@ from spark_vision.errors import FailureRateError, InvalidOptionError, RowFailure
 from spark_vision.executor.embedding import embed_texts
 from spark_vision.executor.failures import RowNames, check_failure_rate
 from spark_vision.executor.image_columns import compute_images
-from spark_vision.executor.placement_rows import place_rows
 from spark_vision.executor.task import Task
 
 TASK = Task(gpu_addresses=(), cpus=2)
@@ -122,12 +121,6 @@ def test_a_row_of_texts_is_named(checkpoints):
     keyed = (pa.array(["red", None]), keys_of(*[{"id": "7", "url": "x"}] * 2))
     with pytest.raises(RowFailure, match=r"^id=7, url=x: null_input"):
         list(embed_texts([keyed], operator, TASK, keys=KEYS))
-
-
-def test_a_placement_needs_no_good_row(vit, file):
-    placed = place_rows([pa.array([file, b"text"])], vit(on_error="raise"), TASK)
-    (array,) = placed
-    assert array.null_count == 1
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from PIL import Image
 from local_http_server import serve
 from spark_vision import ImageLimits, ImageViTEmbedding
 from spark_vision.errors import RowFailure, Status
-from spark_vision.executor.fetch_deduplication import CacheBudget, DeduplicatedFetches
+from spark_vision.executor.fetch_deduplication import DeduplicatedFetches
 from spark_vision.executor.image_rows import ImageRows
+from spark_vision.executor.resource_limits import Budget
 from spark_vision.images.sources import ImageColumn
 
 
@@ -42,7 +43,7 @@ class SlowColumn(ImageColumn):
 
 
 def shared(texts, capacity_bytes=1000):
-    column, kept = SlowColumn(texts), CacheBudget(capacity_bytes)
+    column, kept = SlowColumn(texts), Budget(capacity_bytes)
     return DeduplicatedFetches(column, pa.array(texts), kept), column, kept
 
 
@@ -77,11 +78,11 @@ def test_what_is_kept_is_counted_and_given_back_after_the_last_row():
     slow.may_end.set()
     for row in range(4):
         column.read(row)
-    assert not kept.take(11)
-    assert kept.take(10)
-    kept.give_back(10)
+    assert not kept.try_take(11)
+    assert kept.try_take(10)
+    kept.release(10)
     column.read(4)
-    assert kept.take(20)
+    assert kept.try_take(20)
     assert slow.reads == {0: 1, 1: 1}
 
 
@@ -90,7 +91,7 @@ def test_what_finds_no_room_is_fetched_again():
     slow.may_end.set()
     assert [column.read(row)[0].as_py() for row in range(4)] == [97, 98, 97, 98]
     assert slow.reads == {0: 1, 1: 1, 3: 1}
-    assert kept.take(10)
+    assert kept.try_take(10)
 
 
 def test_exception_of_another_kind_reaches_all_rows():

@@ -15,7 +15,7 @@ from simulated_network import SimulatedNetwork
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import http_transport
 from spark_vision.images.fetch import Fetcher
-from spark_vision.images.read_failures import blocked_failure
+from spark_vision.images.transfer import blocked_failure
 from spark_vision.operators import ImageLimits, ImageViTEmbedding
 
 PUBLIC, OTHER_PUBLIC = "93.184.215.14", "8.8.8.8"

@@ -10,7 +10,7 @@ import pytest
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import deadline_threads
 from spark_vision.images.fetch import Fetcher
-from spark_vision.images.mounts import MOUNTS, may_hang
+from spark_vision.images.local_files import MOUNTS, may_hang
 from spark_vision.operators import ImageLimits, ImageViTEmbedding
 
 TABLE = r"""

@@ -277,7 +277,7 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
         config = ServerConfig(
             executor=ExecutorProcess.of(pid),
             folder=str(checkpoint.folder),
-            stamp=model_access.digest_of(model_access.stamp_of(checkpoint)),
+            stamp=model_access.stamp_of(checkpoint),
             dtype="float32",
             device="cpu",
             flash_attention=False,

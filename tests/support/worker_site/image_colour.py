@@ -25,7 +25,6 @@ class ImageColour(ImageOperator):
 
 class Colours:
     portion_row_count = 8
-    placement = None
 
     def __init__(self, operator, task):
         self._batch_size = operator.batch_size

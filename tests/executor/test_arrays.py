@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from spark_vision.errors import RowFailure, Status
-from spark_vision.executor.outcomes import count_statuses
-from spark_vision.executor.vectors import TOKENS_TYPE, VECTOR_TYPE, build_array, finite_rows
+from spark_vision.executor.arrays import TOKENS_TYPE, VECTOR_TYPE, build_array, finite_rows
+from spark_vision.executor.failures import count_statuses
 
 FAILED = RowFailure(Status.TOO_LARGE, "over the limit")
 ROWS = [np.array([1, 2], np.float32), FAILED, np.array([3, 4], np.float32)]

@@ -1,19 +1,67 @@
-"""Builds Arrow arrays from vectors: they are copied into one buffer, without Python lists."""
+"""Arrow arrays in and out: strings, valid UTF-8 or not; vectors; structs of value, status, error.
 
-from collections.abc import Sequence
+Vectors are copied into one buffer, without Python lists.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from spark_vision.errors import RowFailure, Status
-from spark_vision.executor.outcomes import add_statuses
+from spark_vision.errors import InputTypeError, RowFailure, Status
+
+if TYPE_CHECKING:
+    import torch
 
 Outcome = np.ndarray | RowFailure
 
 # Spark names the field of an array `element`; another name would cost a cast per batch.
 VECTOR_TYPE = pa.list_(pa.field("element", pa.float32()))
 TOKENS_TYPE = pa.list_(pa.field("element", VECTOR_TYPE))
+
+
+def check_texts(array: pa.Array, function: str) -> pa.Array:
+    """Check that an array contains strings.
+
+    Args:
+        array: The input of a function.
+        function: The function's name, for the error.
+
+    Raises:
+        InputTypeError: The array has another type.
+    """
+    if pa.types.is_null(array.type):  # a pandas batch with only nulls
+        array = array.cast(pa.string())
+    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+        raise InputTypeError(
+            f"{function} got a column of {array.type}; allowed: string; cast it or choose another"
+        )
+    return array
+
+
+def read_texts(array: pa.Array) -> list[str | None]:
+    """Read strings. Spark does not validate UTF-8: invalid bytes are replaced, not an error."""
+    stored = array.cast(pa.large_binary()).to_pylist()
+    return [None if text is None else text.decode("utf-8", "replace") for text in stored]
+
+
+def add_statuses(
+    name: str, values: pa.Array, outcomes: Sequence[Any], more: Mapping[str, pa.Array] | None = None
+) -> pa.Array:
+    """Build structs of value, status, error and additional fields.
+
+    Args:
+        name: Name of the value field.
+        values: One value per row.
+        outcomes: One outcome per row; a RowFailure if the row failed.
+        more: Additional fields, by name.
+    """
+    failures = [row if isinstance(row, RowFailure) else None for row in outcomes]
+    statuses = pa.array([Status.OK if each is None else each.status for each in failures])
+    errors = pa.array([None if each is None else each.reason for each in failures], pa.string())
+    fields = {name: values, "status": statuses.cast(pa.string()), "error": errors, **(more or {})}
+    return pa.StructArray.from_arrays(list(fields.values()), names=list(fields))
 
 
 def build_array(
@@ -40,7 +88,7 @@ def build_array(
     return add_statuses("embedding", embeddings, outcomes)
 
 
-def finite_rows(vectors: torch.Tensor) -> list[Outcome]:
+def finite_rows(vectors: "torch.Tensor") -> list[Outcome]:
     """Split a batch of results into rows; a row with NaN or infinity has failed.
 
     Args:

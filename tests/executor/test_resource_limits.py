@@ -1,6 +1,7 @@
-"""Large images wait for each other, small ones do not, and none waits for ever."""
+"""Fetched bytes and large images wait their turn, small images do not, and none waits for ever."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -11,8 +12,8 @@ from encoded_images import encode, photo
 from spark_vision import ImageViTEmbedding
 from spark_vision.errors import RowFailure, Status
 from spark_vision.executor import image_rows
-from spark_vision.executor.decoding_budget import DecodingBudget
 from spark_vision.executor.image_rows import ImageRows
+from spark_vision.executor.resource_limits import Budget, OrderedBudget
 from spark_vision.images import cost
 from spark_vision.images.decoding import InspectedImage, inspect_image
 from spark_vision.operators import ImageLimits
@@ -59,17 +60,17 @@ def run_all(budget, counts, thread_count=8):
 
 
 def test_images_together_never_take_more_than_the_budget():
-    recorder = run_all(DecodingBudget(100), [60, 30, 10, 100, 99, 1, 50, 50, 50, 70, 5] * 10)
+    recorder = run_all(Budget(100), [60, 30, 10, 100, 99, 1, 50, 50, 50, 70, 5] * 10)
     assert recorder.most <= 100
 
 
 def test_image_over_the_whole_budget_goes_on_alone():
-    recorder = run_all(DecodingBudget(100), [250, 10, 250, 10, 40] * 10)
+    recorder = run_all(Budget(100), [250, 10, 250, 10, 40] * 10)
     assert recorder.most == 250
 
 
 def test_small_images_are_decoded_at_the_same_time():
-    budget = DecodingBudget(100)
+    budget = Budget(100)
     together = threading.Barrier(4)
 
     def work():
@@ -82,7 +83,7 @@ def test_small_images_are_decoded_at_the_same_time():
 
 
 def test_failure_gives_the_bytes_back():
-    budget = DecodingBudget(100)
+    budget = Budget(100)
     for _ in range(3):
         with pytest.raises(ValueError, match="corrupt"), budget.hold(90):
             raise ValueError("corrupt")
@@ -160,3 +161,70 @@ def test_small_images_of_a_task_do_not_wait(monkeypatch):
     prepared, recorder = prepare_with(monkeypatch, [1000] * 20, ImageLimits(max_pixels=1000))
     assert not any(isinstance(each, RowFailure) for each in prepared)
     assert recorder.most_together > 1
+
+
+def test_a_later_row_waits_until_bytes_come_back():
+    budget = OrderedBudget(100)
+    taken = threading.Event()
+
+    def later():
+        with budget.hold(2) as take:
+            take(60)
+            taken.set()
+
+    with budget.hold(1) as take:
+        take(90)
+        thread = threading.Thread(target=later)
+        thread.start()
+        assert not taken.wait(0.2)
+    assert taken.wait(5)
+    thread.join(5)
+
+
+def test_the_oldest_row_goes_on_though_the_budget_is_spent():
+    budget = OrderedBudget(10)
+    with budget.hold(1) as take:
+        take(1_000)
+        take(1_000)
+
+
+def test_many_rows_larger_than_the_budget_all_end():
+    budget = OrderedBudget(100)
+    ended = []
+    peak = [0]
+
+    def fetch(order):
+        with budget.hold(order) as take:
+            for _ in range(8):
+                take(30)
+                peak[0] = max(peak[0], sum(budget._held_bytes.values()))
+                time.sleep(0.001)
+        ended.append(order)
+
+    threads = [threading.Thread(target=fetch, args=(order,)) for order in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(ended) == list(range(12))
+    # The oldest row alone may exceed the budget, by what it holds itself.
+    assert peak[0] <= 100 + 8 * 30
+
+
+def test_closing_frees_those_who_wait():
+    budget = OrderedBudget(10)
+    freed = threading.Event()
+
+    def later():
+        with budget.hold(2) as take:
+            take(50)
+            freed.set()
+
+    with budget.hold(1) as take:
+        take(10)
+        thread = threading.Thread(target=later)
+        thread.start()
+        assert not freed.wait(0.1)
+        budget.close()
+        assert freed.wait(5)
+    thread.join(5)

@@ -37,6 +37,11 @@ def spark(tmp_path_factory, forwards_folder, decodes_folder):
         SparkSession.builder.master("local[2]")
         .appName("spark_vision tests")
         .config("spark.driver.memory", "2g")
+        # Expressions are interpreted as well: a sixth of the time went into compiling them. Jobs,
+        # clusters and the documentation's examples compile theirs.
+        .config("spark.testing", "true")
+        .config("spark.sql.codegen.factoryMode", "NO_CODEGEN")
+        .config("spark.sql.planChangeValidation", "false")
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
         .config("spark.executorEnv.PYTHONPATH", str(WORKER_SITE))
         .config("spark.python.daemon.module", "warm_daemon")
@@ -94,3 +99,17 @@ def checkpoints(tmp_path_factory):
     write.write_clip(folder / "clip")
     caption_checkpoints.write_qwen_vl(folder / "qwen")
     return folder
+
+
+@pytest.fixture
+def read_photos(spark, photos):
+    """Reads the folder as it is now."""
+    return lambda: spark.read.format("binaryFile").load(str(photos))
+
+
+@pytest.fixture
+def dino(checkpoints):
+    """A small DINOv2."""
+    from spark_vision import ImageViTEmbedding
+
+    return ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))

@@ -91,6 +91,7 @@ class MilvusIndex(VectorIndex):
         retry: How a request that failed in a way that may pass is sent again.
 
     Example:
+        >>> import pyarrow as pa
         >>> index = MilvusIndex("/data/photos.db", "photos")
         >>> index.create(pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32()))]), 768)
         True

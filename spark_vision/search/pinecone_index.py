@@ -70,8 +70,8 @@ class PineconeIndex(VectorIndex):
 
     Example:
         >>> index = PineconeIndex("photos", namespace="clip")
-        >>> index
-        PineconeIndex(index='photos', namespace='clip', metric='cosine', ...)
+        >>> index.metric
+        'cosine'
     """
 
     index: str

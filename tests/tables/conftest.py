@@ -1,19 +1,6 @@
-"""What the tests of tables share: how images are read, and their operator."""
+"""What the tests of tables share."""
 
 import pytest
-
-from spark_vision import ImageViTEmbedding
-
-
-@pytest.fixture
-def read_photos(spark, photos):
-    """Reads the folder as it is now."""
-    return lambda: spark.read.format("binaryFile").load(str(photos))
-
-
-@pytest.fixture
-def dino(checkpoints):
-    return ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
 
 
 @pytest.fixture

@@ -78,10 +78,10 @@ style: setup
 	$(BIN)/mypy
 
 test: java style
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-all: java style
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not browser"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not browser"
 
 DOCS := .venv/docs-installed
 $(DOCS): $(STAMP)

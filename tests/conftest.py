@@ -11,7 +11,33 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"):
     os.environ.setdefault(name, JVM_OPTIONS)
 
-WORKER_SITE = Path(__file__).parent / "support" / "worker_site"
+TESTS = Path(__file__).parent
+WORKER_SITE = TESTS / "support" / "worker_site"
+
+# Files that take long come first, so that no process of the suite is left alone with one.
+LONGEST = (
+    "tables/test_kills.py",
+    "model_server/test_sharing_on_cluster.py",
+    "tables",
+    "test_examples.py",
+    "model_server",
+    "jobs",
+    "search",
+    "test_sql.py",
+    "test_docs.py",
+    "test_functions.py",
+    "test_caption_image.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Order the files by their length."""
+
+    def place(item):
+        name = item.path.relative_to(TESTS).as_posix()
+        return next((at for at, start in enumerate(LONGEST) if name.startswith(start)), 99)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

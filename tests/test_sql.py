@@ -74,13 +74,14 @@ def test_bad_registrations_are_refused_on_the_driver(spark, checkpoints):
         register_functions(spark, {"embed_image": "dinov2"})
 
 
-def test_spark_connect_runs_columns_sql_and_a_write(folder, checkpoints, tmp_path):
+def test_spark_connect_runs_columns_sql_a_write_and_a_search(folder, checkpoints, tmp_path):
     table = str(tmp_path / "vectors")
     script = f"""
         from pyspark.sql import SparkSession
         from quick_spark import quickly
         from spark_vision import (
-            ImageViTEmbedding, configure, embed_image, register_functions, write_vision_columns
+            ImageViTEmbedding, configure, embed_image, register_functions, search_images,
+            write_vision_columns,
         )
 
         spark = configure(quickly(SparkSession.builder.remote("local[2]"))).getOrCreate()
@@ -99,6 +100,10 @@ def test_spark_connect_runs_columns_sql_and_a_write(folder, checkpoints, tmp_pat
             assert result.computed_rows == computed
         rows = spark.read.format("delta").load({table!r}).collect()
         assert {{row.path: row.embedding for row in rows}} == vectors
+        path, vector = next((path, each) for path, each in vectors.items() if each)
+        found = search_images({table!r}, "embedding", vector, k=2).collect()
+        assert [row.rank for row in found] == [1, 2]
+        assert found[0].path == path
         spark.stop()
     """
     environment = {name: value for name, value in os.environ.items() if "PYSPARK" not in name}

@@ -309,6 +309,7 @@ def test_python_starts_spark_without_a_word(checkpoints, tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_log_level_brings_sparks_own_lines_back(checkpoints, tmp_path):
     done = run(
         *(sys.executable, RUN_SQL, "--query", "SELECT 1 AS one", "--log-level", "INFO"),

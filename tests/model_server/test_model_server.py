@@ -344,6 +344,7 @@ def test_a_batch_outlives_the_death_and_the_hang_of_its_server(host, pixels, sca
     assert host.remains() == []
 
 
+@pytest.mark.slow
 def test_a_batch_without_memory_is_halved_and_a_broken_device_gets_a_new_server(
     host, pixels, scaling, expected
 ):
@@ -441,6 +442,7 @@ def test_what_the_server_cannot_say_of_itself_is_an_error_of_its_own(host, tmp_p
         reached.placement()
 
 
+@pytest.mark.slow
 def test_a_cleaned_temporary_folder_costs_no_server(host, pixels, scaling, expected):
     reached = host.reach()
     first = reached.placement().server_pid
@@ -570,6 +572,7 @@ def test_a_limited_address_space_is_seen_first():
     assert why_not_shared() is None
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_a_server_starts_without_a_log(tmp_path, checkpoints):
     code = f"""
 import os, subprocess, tempfile, torch

@@ -125,7 +125,7 @@ class Job:
                 for each, command in commands
                 if "spark_vision.model_server" in command and any(map(command.count, owners))
             ][:1]
-        daemons = [each for each in below if "pyspark.daemon" in _command(each)]
+        daemons = [each for each in below if "pyspark.worker" in _command(each)]
         return [child for each in daemons for child in _children(each)][:1]
 
     def wait(self):

@@ -41,6 +41,7 @@ def main(
         .config("spark.executor.memory", "640m")
         .config("spark.driver.memory", "640m")
         .config("spark.executorEnv.PYTHONPATH", os.pathsep.join(map(str, [WORKER_SITE, package])))
+        .config("spark.python.daemon.module", "warm_daemon")
         .config("spark.executorEnv.REACHED_POINTS", points_folder)
         # A killed executor or worker fails tasks, which are tried again.
         .config("spark.task.maxFailures", "20")

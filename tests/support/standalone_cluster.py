@@ -132,6 +132,7 @@ class Driver:
             "spark.scheduler.minRegisteredResourcesRatio": "1.0",
             "spark.scheduler.maxRegisteredResourcesWaitingTime": "120s",
             "spark.pyspark.python": sys.executable,
+            "spark.python.daemon.module": "warm_daemon",
             **{f"spark.executorEnv.{name}": value for name, value in environment.items()},
             **(settings or {}),
         }
@@ -198,7 +199,7 @@ class Driver:
         python = [
             process
             for process in psutil.process_iter(["cmdline", "environ"])
-            if "pyspark.daemon" in (process.info["cmdline"] or [])
+            if "pyspark.worker" in (process.info["cmdline"] or [])
             and (process.info["environ"] or {}).get("TMPDIR") == str(self.folder / "tmp")
         ]
         daemons = [process for process in python if process.parent().name() == "java"]

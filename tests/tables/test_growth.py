@@ -64,6 +64,7 @@ def test_kept_columns_are_added_renamed_and_refreshed_without_a_model(
     assert count_forwards() == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second"), [("int", "bigint"), pytest.param("bigint", "int", marks=pytest.mark.slow)]
 )

@@ -26,6 +26,7 @@ def scores(spark, tmp_path_factory):
     return {score.name: score for score in retrieval_scores(spark, folder)}
 
 
+@pytest.mark.slow
 def test_every_search_finds_unseen_scenes(scores):
     assert set(scores) == set(FLOORS)
     shares = {name: score.share for name, score in scores.items()}

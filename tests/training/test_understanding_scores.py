@@ -27,6 +27,7 @@ def said(spark, tmp_path_factory):
     return ask(spark, folder, operator, seed=2024)
 
 
+@pytest.mark.slow
 def test_captions_are_right_and_those_of_other_pictures_are_not(said):
     scores = {score.name: score for score in understanding_scores(said)}
     for language in LANGUAGES:

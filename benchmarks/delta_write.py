@@ -45,6 +45,7 @@ CORE_COUNT = 2
 DIMENSION = 768
 KEY_COUNT = 10_000_000
 ADDED_ROWS = 1000
+FILE_PHOTOGRAPHS = 6000
 KEYS = ["id"]
 
 
@@ -180,9 +181,11 @@ def measure_images(bench: Bench) -> None:
     images = bench.spark.read.parquet(str(photographs))
     repeat = max(1, bench.rows // bench.arguments.distinct)
     made = images.crossJoin(bench.spark.range(repeat).withColumnRenamed("id", "copy"))
-    made.select(
+    made = made.select(
         (F.col("id") * repeat + F.col("copy")).alias("id"), "content", F.lit("1").alias("etag")
-    ).write.parquet(bench.source)
+    )
+    # Files of about 128 MB, as tables have.
+    made.repartition(-(-bench.rows // FILE_PHOTOGRAPHS)).write.parquet(bench.source)
     vector = embed_image("content", bench.operator)
     bench.write("warm", ["first"], source=bench.read().limit(1000))
     rates = []

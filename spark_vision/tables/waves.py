@@ -169,15 +169,18 @@ def cut_waves(survey: Survey, keys: Sequence[str], pace: Pace) -> Iterator[Wave]
         pace: Sizes each wave, which may have fewer rows, or of existing rows more, to end with a
             file.
     """
-    columns = [F.col(quote(name)) for name in (*keys, BASE, SOURCE_FILE)]
     for pending in survey.pending:
         if pace.is_over:
             return
         if pending.count <= pace.rows:
-            taken = pending.rows.select(*columns)
+            taken = _take(pending.rows, keys)
             yield _wave(survey, pending, taken.toArrow(), taken.schema)
         else:
-            yield from _cut(survey, pending, columns, pace)
+            yield from _cut(survey, pending, keys, pace)
+
+
+def _take(rows: DataFrame, keys: Sequence[str]) -> DataFrame:
+    return rows.select(*(F.col(quote(name)) for name in (*keys, BASE, SOURCE_FILE)))
 
 
 def _wave(survey: Survey, pending: Pending, rows: pa.Table, schema: StructType) -> Wave:
@@ -191,9 +194,9 @@ def _wave(survey: Survey, pending: Pending, rows: pa.Table, schema: StructType) 
     )
 
 
-def _cut(survey: Survey, pending: Pending, columns: Sequence[Column], pace: Pace) -> Iterator[Wave]:
+def _cut(survey: Survey, pending: Pending, keys: Sequence[str], pace: Pace) -> Iterator[Wave]:
     ordered = (
-        pending.rows.sort(TABLE_FILE, SOURCE_FILE, *columns)
+        pending.rows.sort(TABLE_FILE, SOURCE_FILE, *(F.col(quote(key)) for key in keys))
         .withColumn(_NUMBER, F.monotonically_increasing_id())
         .persist()
     )
@@ -202,12 +205,13 @@ def _cut(survey: Survey, pending: Pending, columns: Sequence[Column], pace: Pace
         counts = ordered.groupBy(partition.alias("partition")).count().collect()
         sizes = {row["partition"]: row["count"] for row in counts}
         file_ends = [] if pending.is_new else _file_ends(ordered)
+        ends_with_file = pending.is_new and survey.has_source_files and not pace.is_fixed
         start = 0
         while start < pending.count and not pace.is_over:
             end = _end_of_wave(start, pace.rows, pending.count, file_ends)
-            taken = ordered.filter(_between(sizes, start, end)).select(*columns)
+            taken = _take(ordered.filter(_between(sizes, start, end)), keys)
             rows = taken.toArrow()
-            if pending.is_new and end < pending.count and not pace.is_fixed:
+            if ends_with_file and end < pending.count:
                 rows = _whole_files(rows)
             start += rows.num_rows
             yield _wave(survey, pending, rows, taken.schema)

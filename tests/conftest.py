@@ -63,8 +63,8 @@ def spark(tmp_path_factory, forwards_folder, decodes_folder):
         SparkSession.builder.master("local[2]")
         .appName("spark_vision tests")
         .config("spark.driver.memory", "2g")
-        # Expressions are interpreted as well: a sixth of the time went into compiling them. Jobs,
-        # clusters and the documentation's examples compile theirs.
+        # Expressions are interpreted as well: a sixth of the time went into compiling them. The
+        # sessions of jobs, of clusters and of Connect compile theirs.
         .config("spark.testing", "true")
         .config("spark.sql.codegen.factoryMode", "NO_CODEGEN")
         .config("spark.sql.planChangeValidation", "false")

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from spark_vision.errors import TableError
 from spark_vision.operators import OPERATORS, Operator
 from spark_vision.spark.driver_checks import describe_model
-from spark_vision.tables.identity import PREFIX
+from spark_vision.tables.identity import KEYS_PROPERTY, PREFIX
+from spark_vision.tables.location import locate_table, read_detail
 
 _TRUE = "true"
 
@@ -37,6 +38,12 @@ class ColumnModel:
             raise TableError(
                 f"{self.table} has no column {self.column!r} of vectors by an operator"
             )
+
+    @property
+    def keys(self) -> list[str]:
+        """The table's keys."""
+        keys: list[str] = json.loads(self.properties[KEYS_PROPERTY])
+        return keys
 
     @property
     def dimension(self) -> int:
@@ -97,6 +104,19 @@ class ColumnModel:
                 f"operator has {operator.checkpoint_name} with the pooling {pooling}; vectors of "
                 "two models do not compare: leave operator out, and the column's own is used"
             )
+
+
+def open_vectors(spark: SparkSession, table: str, column: str) -> tuple[DataFrame, ColumnModel]:
+    """Return the rows of a table, and the model that filled a column of vectors.
+
+    Raises:
+        TableError: This package did not write the table, or the column is not one of vectors.
+    """
+    location = locate_table(spark, table)
+    detail = read_detail(spark, location)
+    if detail is None or KEYS_PROPERTY not in detail.properties:
+        raise TableError(f"{table} was not written by write_vision_columns; choose another table")
+    return spark.table(location.sql), ColumnModel(table, column, detail.properties)
 
 
 def other_side(operator: Operator, what: str) -> Operator:

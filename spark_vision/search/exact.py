@@ -1,6 +1,5 @@
 """Exact search: one pass over a column of vectors for all queries, without an index."""
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -20,11 +19,10 @@ from pyspark.sql.types import (
 
 from spark_vision.errors import InputTypeError, InvalidOptionError, Status, TableError
 from spark_vision.operators import Operator
-from spark_vision.search.column_model import ColumnModel, other_side
+from spark_vision.search.column_model import open_vectors, other_side
 from spark_vision.search.nearest import QUERY, SCORE, VECTOR, Floats, find_nearest
 from spark_vision.search.queries import Queries, embed_queries
-from spark_vision.tables.identity import KEYS_PROPERTY
-from spark_vision.tables.location import locate_table, quote, read_detail
+from spark_vision.tables.location import quote
 
 MAX_K = 10_000
 _POSITION = "__spark_vision_position"
@@ -89,7 +87,8 @@ def search_images(
         raise InvalidOptionError(f"k got {k!r}; allowed: 1 to {MAX_K:,}")
     if isinstance(source, str):
         session = spark or SparkSession.active()
-        rows, model, keys = _open_table(session, source, column, keys)
+        rows, model = open_vectors(session, source, column)
+        keys = keys or model.keys
     else:
         session, rows, model = source.sparkSession, source, None
     if not keys:
@@ -112,17 +111,6 @@ def search_images(
     vectors = rows.select(*map(quote, names), F.col(quote(column)).alias(VECTOR))
     nearest = _search(vectors, found.vectors, k, list(keys))
     return _name_queries(session, found, nearest, names)
-
-
-def _open_table(
-    spark: SparkSession, table: str, column: str, keys: Sequence[str] | None
-) -> tuple[DataFrame, ColumnModel, Sequence[str]]:
-    location = locate_table(spark, table)
-    detail = read_detail(spark, location)
-    if detail is None or KEYS_PROPERTY not in detail.properties:
-        raise TableError(f"{table} is not a table of write_vision_columns; choose another")
-    model = ColumnModel(table, column, detail.properties)
-    return spark.table(location.sql), model, keys or json.loads(detail.properties[KEYS_PROPERTY])
 
 
 def _check_columns(rows: DataFrame, column: str, keys: Sequence[str], keep: Sequence[str]) -> None:

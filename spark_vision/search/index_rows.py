@@ -1,6 +1,5 @@
 """Selects the rows that a vector index accepts, and reports the rules that other rows break."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -11,9 +10,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, FloatType, StringType, StructType
 
 from spark_vision.errors import TableError
+from spark_vision.search.column_model import open_vectors
 from spark_vision.search.index_targets import TARGETS, IndexTarget
-from spark_vision.tables.identity import KEYS_PROPERTY, PREFIX
-from spark_vision.tables.location import locate_table, quote, read_detail
+from spark_vision.tables.location import quote
 
 _EXAMPLE_COUNT = 3
 _REPEATED = "__spark_vision_repeated"
@@ -116,16 +115,11 @@ def index_ready(
     if isinstance(target, str) and target not in TARGETS:
         raise TableError(f"target got {target!r}; allowed: {', '.join(TARGETS)}")
     rules = TARGETS[target] if isinstance(target, str) else target
-    location = locate_table(session, table)
-    detail = read_detail(session, location)
-    if detail is None or KEYS_PROPERTY not in detail.properties:
-        raise TableError(f"{table} was not written by write_vision_columns; choose another table")
-    rows = session.table(location.sql)
-    _check_columns(table, rows.schema, column, detail.properties, metadata)
-    keys: list[str] = json.loads(detail.properties[KEYS_PROPERTY])
-    dimension = int(detail.properties[f"{PREFIX}{column}.dimension"])
+    rows, model = open_vectors(session, table, column)
+    _check_columns(table, rows.schema, column, metadata)
+    keys, dimension = model.keys, model.dimension
 
-    problems = _table_problems(rows.schema, rules, detail.properties, keys, metadata, dimension)
+    problems = _table_problems(rows.schema, rules, model.properties, keys, metadata, dimension)
     if problems:
         # No row can be indexed before the table is changed.
         nothing = rows.select(F.col(quote(column)).alias("vector")).limit(0)
@@ -166,11 +160,8 @@ def _check_columns(
     table: str,
     schema: StructType,
     column: str,
-    properties: Mapping[str, str],
     metadata: Sequence[str],
 ) -> None:
-    if f"{PREFIX}{column}.dimension" not in properties:
-        raise TableError(f"{table} has no column {column!r} of vectors by an operator")
     if schema[column].dataType != ArrayType(FloatType()):
         raise TableError(
             f"{column} of {table} has a vector per token; an index takes one per row: embed with "

@@ -204,16 +204,7 @@ class MilvusIndex(VectorIndex):
     def upsert(self, records: pa.Table | pa.RecordBatch) -> UpsertResult:
         """Write records; those that Milvus cannot hold are reported."""
         found = self._found
-        check_suits(
-            self.target, found, records.schema, dimension=found.dimension, metric=self.metric
-        )
-        good, rejected = accept(
-            self.target,
-            records,
-            dimension=found.dimension,
-            metric=self.metric,
-            id_bytes=found.id_bytes,
-        )
+        good, rejected = accept(self.target, records, found, self.metric)
         vector_bytes = 4 * found.dimension
         sizes = [
             vector_bytes + len(str(key)) * 4 + len(json.dumps(metadata))

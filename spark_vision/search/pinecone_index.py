@@ -154,11 +154,7 @@ class PineconeIndex(VectorIndex):
 
     def upsert(self, records: pa.Table | pa.RecordBatch) -> UpsertResult:
         """Write records; those that Pinecone cannot hold are reported."""
-        found = self._found
-        check_suits(
-            self.target, found, records.schema, dimension=found.dimension, metric=self.metric
-        )
-        good, rejected = accept(self.target, records, dimension=found.dimension, metric=self.metric)
+        good, rejected = accept(self.target, records, self._found, self.metric)
         encode = import_extra("orjson", "pinecone").dumps
         sizes = [
             len(encode(self._record(good, place))) + _RECORD_BYTES for place in range(len(good))

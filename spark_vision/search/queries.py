@@ -67,17 +67,14 @@ def embed_queries(
         InputTypeError: A query has another type.
         InvalidOptionError: There are none, or more than 10,000; or a vector has another length.
     """
-    rows, id_type = _rows(spark, queries)
-    found: dict[int, tuple[list[float] | None, str, str | None]] = {}
-    ids: list[Any] = []
-    for kind, part in rows:
-        result = part.withColumn(_QUERY, _embed(kind, operator_for)).collect()
-        ids += [(row[_POSITION], row[_ID]) for row in result]
-        for row in result:
-            found[row[_POSITION]] = tuple(row[_QUERY])
-    ids.sort(key=lambda pair: pair[0])
-    _check_count(len(ids))
-    answers = [found[position] for position, _ in ids]
+    parts, id_type = _rows(spark, queries)
+    embedded = [
+        row
+        for kind, part in parts
+        for row in part.withColumn(_QUERY, _embed(kind, operator_for)).collect()
+    ]
+    embedded.sort(key=lambda row: row[_POSITION])
+    answers = [tuple(row[_QUERY]) for row in embedded]
     lengths = {len(vector) for vector, _, _ in answers if vector is not None}
     wanted = dimension or max(lengths, default=0)
     for length in lengths - {wanted}:
@@ -95,7 +92,7 @@ def embed_queries(
         statuses.append(status)
         errors.append(error)
     matrix = np.asarray(vectors, np.float32).reshape(len(vectors), wanted)
-    return Queries([each for _, each in ids], id_type, statuses, errors, matrix)
+    return Queries([row[_ID] for row in embedded], id_type, statuses, errors, matrix)
 
 
 def _embed(kind: Kind, operator_for: Callable[[str], Operator]) -> Column:

@@ -185,35 +185,33 @@ def check_query(
 def accept(
     target: IndexTarget,
     records: pa.Table | pa.RecordBatch,
-    *,
-    dimension: int,
+    found: IndexDescription,
     metric: str,
-    id_bytes: int | None = None,
 ) -> tuple[Records, list[RejectedRecord]]:
     """Separate the records that the index can hold from the others.
 
     Args:
         target: What the index accepts.
         records: With the columns `id`, `vector` and metadata.
-        dimension: The index's.
-        metric: The index's, by the target's name.
-        id_bytes: The maximum length of a text id where the index has a smaller one.
+        found: The index.
+        metric: Its metric as it was asked for, by the target's name.
 
     Returns:
         The good ones, of several with one id the last; and each other one with its reason.
 
     Raises:
-        VectorIndexError: The columns themselves do not suit.
+        VectorIndexError: The columns themselves do not suit the index.
     """
+    dimension = found.dimension
+    check_suits(target, found, records.schema, dimension=dimension, metric=metric)
     table = pa.table(records) if isinstance(records, pa.RecordBatch) else records
-    check_schema(target, table.schema, dimension)
     text = is_text_id(target, table.schema.field(ID).type)
     ids = table[ID].cast(pa.string()).to_pylist() if text else table[ID].to_pylist()
     has_length, vectors = _dense(table[VECTOR].combine_chunks(), dimension)
     finite = np.isfinite(vectors).all(axis=1)
     is_zero = ~np.asarray(vectors.any(axis=1)) & (metric not in target.zero_metrics)
     metadata = table.drop_columns([ID, VECTOR]).to_pylist() or [{} for _ in ids]
-    longest = min(filter(None, (target.id_bytes, id_bytes)), default=None)
+    longest = min(filter(None, (target.id_bytes, found.id_bytes)), default=None)
     last = {each: place for place, each in enumerate(ids)}
 
     good: list[int] = []

@@ -55,11 +55,7 @@ class MemoryIndex:
         return self.describe()
 
     def upsert(self, records):
-        dimension = self.found().dimension
-        check_suits(
-            self.target, self.found(), records.schema, dimension=dimension, metric=self.metric
-        )
-        good, rejected = accept(self.target, records, dimension=dimension, metric=self.metric)
+        good, rejected = accept(self.target, records, self.found(), self.metric)
         for key, vector, metadata in zip(good.ids, good.vectors, good.metadata, strict=True):
             self.records[key] = (vector, metadata)
         return UpsertResult(len(good), tuple(rejected))

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from spark_vision.search.index_rows import IndexProblem, IndexReport, index_ready
     from spark_vision.search.milvus import MilvusIndex
     from spark_vision.search.pinecone_index import PineconeIndex
+    from spark_vision.search.sync import SyncResult, sync_index
     from spark_vision.session import configure
     from spark_vision.spark.driver_checks import ModelIdentity, describe_model
     from spark_vision.sql import register_functions
@@ -72,6 +73,7 @@ __all__ = [
     "SessionError",
     "SparkVisionError",
     "Status",
+    "SyncResult",
     "TableError",
     "UnsupportedCheckpointError",
     "VectorIndexError",
@@ -89,6 +91,7 @@ __all__ = [
     "register_functions",
     "search_images",
     "stream_vision_columns",
+    "sync_index",
     "write_vision_batch",
     "write_vision_columns",
 ]
@@ -100,6 +103,7 @@ _LAZY_NAMES = {
     "ModelIdentity": "spark_vision.spark.driver_checks",
     "PineconeIndex": "spark_vision.search.pinecone_index",
     "Progress": "spark_vision.tables.progress",
+    "SyncResult": "spark_vision.search.sync",
     "WriteForecast": "spark_vision.tables.forecast",
     "WriteResult": "spark_vision.tables.write",
     "caption_image": "spark_vision.functions",
@@ -113,6 +117,7 @@ _LAZY_NAMES = {
     "register_functions": "spark_vision.sql",
     "search_images": "spark_vision.search.exact",
     "stream_vision_columns": "spark_vision.tables.stream",
+    "sync_index": "spark_vision.search.sync",
     "write_vision_batch": "spark_vision.tables.stream",
     "write_vision_columns": "spark_vision.tables.write",
 }

@@ -11,7 +11,7 @@ from spark_vision.errors import TableError
 from spark_vision.operators import OPERATORS, Operator
 from spark_vision.spark.driver_checks import describe_model
 from spark_vision.tables.identity import KEYS_PROPERTY, PREFIX
-from spark_vision.tables.location import locate_table, read_detail
+from spark_vision.tables.location import TableDetail, TableLocation, locate_table, read_detail
 
 _TRUE = "true"
 
@@ -113,10 +113,24 @@ def open_vectors(spark: SparkSession, table: str, column: str) -> tuple[DataFram
         TableError: This package did not write the table, or the column is not one of vectors.
     """
     location = locate_table(spark, table)
+    _, model = read_model(spark, location, column)
+    return spark.table(location.sql), model
+
+
+def read_model(
+    spark: SparkSession, location: TableLocation, column: str
+) -> tuple[TableDetail, ColumnModel]:
+    """Read the details of a table, and the model that filled a column of vectors.
+
+    Raises:
+        TableError: This package did not write the table, or the column is not one of vectors.
+    """
     detail = read_detail(spark, location)
     if detail is None or KEYS_PROPERTY not in detail.properties:
-        raise TableError(f"{table} was not written by write_vision_columns; choose another table")
-    return spark.table(location.sql), ColumnModel(table, column, detail.properties)
+        raise TableError(
+            f"{location.given} was not written by write_vision_columns; choose another table"
+        )
+    return detail, ColumnModel(location.given, column, detail.properties)
 
 
 def other_side(operator: Operator, what: str) -> Operator:

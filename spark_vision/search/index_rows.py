@@ -15,7 +15,9 @@ from spark_vision.search.index_targets import TARGETS, IndexTarget
 from spark_vision.tables.location import quote
 
 _EXAMPLE_COUNT = 3
-_REPEATED = "__spark_vision_repeated"
+REPEATED = "__spark_vision_repeated"
+PROBLEM = "__spark_vision_problem"
+NO_VECTOR = "no_vector"
 _FEED = "delta.enableChangeDataFeed"
 
 
@@ -116,24 +118,17 @@ def index_ready(
         raise TableError(f"target got {target!r}; allowed: {', '.join(TARGETS)}")
     rules = TARGETS[target] if isinstance(target, str) else target
     rows, model = open_vectors(session, table, column)
-    _check_columns(table, rows.schema, column, metadata)
+    check_columns(table, rows.schema, column, metadata)
     keys, dimension = model.keys, model.dimension
 
-    problems = _table_problems(rows.schema, rules, model.properties, keys, metadata, dimension)
+    problems = table_problems(rows.schema, rules, model.properties, keys, metadata, dimension)
     if problems:
         # No row can be indexed before the table is changed.
         nothing = rows.select(F.col(quote(column)).alias("vector")).limit(0)
         return IndexReport(rules.name, nothing, 0, _without_vector(rows, column), tuple(problems))
-    key = F.col(quote(keys[0]))
-    # Only keys are shuffled for it.
-    repeated = (
-        rows.groupBy(key).count().filter("count > 1").select(key, F.lit(True).alias(_REPEATED))
-    )
-    vectors = rows.filter(F.col(quote(column)).isNotNull())
-    vectors = vectors.join(F.broadcast(repeated), keys[0], "left")
+    vectors = rows_with_vectors(rows, keys[0], column)
     checks = _row_checks(rows.schema, rules, keys[0], column, metadata, dimension)
-    # A rule whose result is null counts as broken.
-    broken = {name: ~F.coalesce(kept, F.lit(False)) for name, (kept, _) in checks.items()}
+    broken = {name: _is_broken(kept) for name, (kept, _) in checks.items()}
     ready = ~reduce(or_, broken.values())
     counts = vectors.agg(
         F.count_if(ready).alias("ready"),
@@ -156,12 +151,69 @@ def index_ready(
     )
 
 
-def _check_columns(
+def rows_with_vectors(rows: DataFrame, key: str, column: str) -> DataFrame:
+    """Return the rows that have a vector; `REPEATED` is true where two have one key, else null."""
+    name = F.col(quote(key))
+    # Only keys are shuffled for it.
+    repeated = (
+        rows.groupBy(name).count().filter("count > 1").select(name, F.lit(True).alias(REPEATED))
+    )
+    vectors = rows.filter(F.col(quote(column)).isNotNull())
+    return vectors.join(F.broadcast(repeated), key, "left")
+
+
+def index_records(
+    rows: DataFrame,
+    rules: IndexTarget,
+    key: str,
+    column: str,
+    metadata: Sequence[str],
+    dimension: int,
+    also: Sequence[str] = (),
+) -> DataFrame:
+    """Return rows as records of an index, with the rule that each breaks.
+
+    Args:
+        rows: The table's columns, and `REPEATED`.
+        rules: What the index accepts.
+        key: The table's key.
+        column: The column of vectors.
+        metadata: Columns to include.
+        dimension: The length of a vector.
+        also: Further columns of the rows in the result.
+
+    Returns:
+        `id`, `vector`, the metadata, and `PROBLEM`: null, or the name of the first rule that the
+        row breaks; `no_vector` where it has none.
+    """
+    checks = _row_checks(rows.schema, rules, key, column, metadata, dimension)
+    problems = [F.when(F.col(quote(column)).isNull(), NO_VECTOR)]
+    problems += [F.when(_is_broken(kept), name) for name, (kept, _) in checks.items()]
+    return rows.select(
+        _id(rules, key).alias("id"),
+        F.col(quote(column)).alias("vector"),
+        *map(quote, metadata),
+        F.coalesce(*problems).alias(PROBLEM),
+        *also,
+    )
+
+
+def _is_broken(kept: Column) -> Column:
+    # A rule whose result is null counts as broken.
+    return ~F.coalesce(kept, F.lit(False))
+
+
+def check_columns(
     table: str,
     schema: StructType,
     column: str,
     metadata: Sequence[str],
 ) -> None:
+    """Check that a column has one vector per row, and that the metadata columns exist.
+
+    Raises:
+        TableError: It is not so.
+    """
     if schema[column].dataType != ArrayType(FloatType()):
         raise TableError(
             f"{column} of {table} has a vector per token; an index takes one per row: embed with "
@@ -172,7 +224,7 @@ def _check_columns(
             raise TableError(f"{table} has no column {name!r}; it has {', '.join(schema.names)}")
 
 
-def _table_problems(
+def table_problems(
     schema: StructType,
     rules: IndexTarget,
     properties: Mapping[str, str],
@@ -180,6 +232,7 @@ def _table_problems(
     metadata: Sequence[str],
     dimension: int,
 ) -> list[IndexProblem]:
+    """Return the rules that the table itself breaks, whatever its rows are."""
     least, most = rules.dimensions
     checks = [
         (
@@ -232,7 +285,7 @@ def _row_checks(
     """The condition that each row must meet, by the rule's name, and the rule in words."""
     vector = F.col(quote(column))
     checks = {
-        "unique_id": (F.col(_REPEATED).isNull(), "ids must be unique"),
+        "unique_id": (F.col(REPEATED).isNull(), "ids must be unique"),
         "one_dimension": (F.size(vector) == dimension, f"a vector must have {dimension} numbers"),
         "finite": (F.forall(vector, _is_finite), "a vector must not contain null, NaN or infinity"),
         "no_zero_vector": (

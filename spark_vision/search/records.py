@@ -219,7 +219,7 @@ def accept(
     for place, each in enumerate(ids):
         if last[each] != place:
             continue
-        problem = _id_problem(target, each, longest)
+        problem = id_problem(target, each, longest)
         if problem is None and not has_length[place]:
             problem = f"its vector does not have {dimension} numbers"
         if problem is None and not finite[place]:
@@ -246,7 +246,8 @@ def _dense(column: pa.Array, dimension: int) -> tuple[np.ndarray, np.ndarray]:
     return has_length, vectors
 
 
-def _id_problem(target: IndexTarget, value: Id | None, longest: int | None) -> str | None:
+def id_problem(target: IndexTarget, value: Id | None, longest: int | None) -> str | None:
+    """Return why an index cannot have an id, which has at most `longest` bytes; None if it can."""
     if value is None:
         return "its id is null"
     if isinstance(value, int):

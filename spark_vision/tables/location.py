@@ -91,12 +91,14 @@ class TableDetail:
         folder: The folder of its files.
         schema: Its columns.
         is_empty: Whether it has no rows.
+        id: Delta's id of it; a table that is made again at the same place has another.
     """
 
     properties: dict[str, str]
     folder: str
     schema: StructType
     is_empty: bool
+    id: str
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -128,7 +130,8 @@ def read_detail(spark: SparkSession, location: TableLocation) -> TableDetail | N
         raise TableError(f"{location.given} is not a Delta table; choose another table")
     schema = spark.table(location.sql).schema
     is_empty = detail["numFiles"] == 0
-    return TableDetail(dict(detail["properties"]), detail["location"], schema, is_empty)
+    properties = dict(detail["properties"])
+    return TableDetail(properties, detail["location"], schema, is_empty, detail["id"])
 
 
 def read_version(spark: SparkSession, location: TableLocation) -> int:

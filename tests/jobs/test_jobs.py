@@ -4,17 +4,24 @@ import os
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from encoded_images import encode, photo
-from spark_vision import QwenVLImageUnderstanding, caption_image
+from spark_vision import (
+    ImageViTEmbedding,
+    QwenVLImageUnderstanding,
+    caption_image,
+    write_vision_columns,
+)
 from spark_vision.spark.delta_jars import delta_package, find_delta_jars
 
 ROOT = Path(__file__).parent.parent.parent
 EMBED_IMAGES = str(ROOT / "jobs" / "embed_images.py")
 CAPTION_IMAGES = str(ROOT / "jobs" / "caption_images.py")
+INDEX_VECTORS = str(ROOT / "jobs" / "index_vectors.py")
 RUN_SQL = str(ROOT / "jobs" / "run_sql.py")
 SPARK_SUBMIT = str(Path(sys.executable).parent / "spark-submit")
 SECONDS = 240
@@ -326,3 +333,51 @@ def test_a_wrong_function_is_a_wrong_usage(tmp_path):
     )
     assert done.returncode == 2
     assert "ImageViTEmbedding" in done.stderr
+
+
+def test_an_index_is_loaded_and_follows_the_table(spark, call, checkpoints, tmp_path, monkeypatch):
+    table, file = str(tmp_path / "vectors"), tmp_path / "index.db"
+    rows = [(f"{n}", encode(photo(48, 40, seed=n), "JPEG")) for n in range(3)]
+    source = spark.createDataFrame(rows, "id string, content binary")
+    dino = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
+    write_vision_columns(source, table, ["id"], {"embedding": dino})
+    chosen = ["--table", table, "--column", "embedding", "--milvus", file, "--collection", "photos"]
+
+    pauses, sleep = [], time.sleep
+
+    def pause(seconds):
+        if seconds != 2.25:
+            return sleep(seconds)
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            raise KeyboardInterrupt
+        return spark.sql(f"DELETE FROM delta.`{table}` WHERE id = '1'")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", pause)
+        done = call(INDEX_VECTORS, *chosen, "--follow", "--interval-seconds", 2.25)
+    assert (done.returncode, pauses) == (130, [2.25, 2.25])
+    first, second = done.stdout.splitlines()
+    assert "(loaded whole): 3 rows written, 0 deleted" in first
+    assert "0 rows written, 1 deleted" in second
+    assert done.stderr.endswith("stopped\n")
+
+    done = call(INDEX_VECTORS, *chosen)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "photos holds version" in done.stdout
+    assert_one_clear_line(call(INDEX_VECTORS, *chosen, "--metadata", "id"), "pass reload=True")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "one of the arguments --milvus --pinecone is required"),
+        (["--milvus", "index.db"], "--milvus needs --collection"),
+        (["--pinecone", "photos", "--collection", "c"], "--collection needs --milvus"),
+    ],
+)
+def test_an_index_that_is_not_named_is_a_usage_error(call, capfd, arguments, said):
+    with pytest.raises(SystemExit) as ended:
+        call(INDEX_VECTORS, "--table", "t", "--column", "embedding", *arguments)
+    assert ended.value.code == 2
+    assert said in capfd.readouterr().err

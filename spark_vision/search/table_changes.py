@@ -1,0 +1,133 @@
+"""What changed in a table since a version, as records of an index: by its change data feed."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from spark_vision.errors import TableError
+from spark_vision.search.index_rows import NO_VECTOR, PROBLEM, REPEATED, index_records
+from spark_vision.search.index_targets import IndexTarget
+from spark_vision.tables.location import TableLocation, quote
+
+DELETED = "deleted"
+_TYPE, _VERSION = "_change_type", "_commit_version"
+_FIRST, _LAST, _NET = (f"__spark_vision_{name}" for name in ("first", "last", "net"))
+# Files that VACUUM removed, a log that was cleaned up, a feed that was switched on later.
+_GONE = re.compile(
+    r"FILE_NOT_EXIST|FileNotFoundException|DELTA_CHANGE_DATA_FILE_NOT_FOUND|"
+    r"DELTA_MISSING_CHANGE_DATA|DELTA_TRUNCATED_TRANSACTION_LOG|DELTA_LOG_FILE_NOT_FOUND|"
+    r"DELTA_VERSION_NOT_FOUND|DELTA_VERSIONS_NOT_CONTIGUOUS|DELTA_STATE_RECOVER_ERROR"
+)
+
+
+def changed_records(
+    spark: SparkSession,
+    location: TableLocation,
+    versions: tuple[int, int],
+    rules: IndexTarget,
+    key: str,
+    column: str,
+    metadata: Sequence[str],
+    dimension: int,
+    *,
+    include_unchanged: bool,
+) -> DataFrame:
+    """Return a record for each row whose vector or metadata changed within some versions.
+
+    Only the feed is read, not the table, so the cost grows with the changes. The first change of a
+    key shows its state before, and the last one its state after; a row that has come back to its
+    first state is left out.
+
+    Args:
+        spark: The session.
+        location: The table.
+        versions: The first and the last version to read.
+        rules: What the index accepts.
+        key: The table's key.
+        column: The column of vectors.
+        metadata: Columns to include.
+        dimension: The length of a vector.
+        include_unchanged: Also return the keys whose state is the same before and after.
+
+    Returns:
+        What `index_records` does; `PROBLEM` is `deleted` where the table no longer has the row.
+    """
+    feed = spark.read.option("readChangeFeed", "true")
+    feed = feed.option("startingVersion", versions[0]).option("endingVersion", versions[1])
+    is_after = F.when(F.col(_TYPE).isin("update_preimage", "delete"), 0).otherwise(1)
+    vector = F.col(quote(column))
+    content = F.struct(vector.alias(column), *map(quote, metadata))
+    first = F.struct(
+        F.col(_VERSION).alias("version"),
+        is_after.alias("is_after"),
+        vector.isNotNull().alias("has_vector"),
+        _fingerprint([column, *metadata]).alias("fingerprint"),
+    )
+    last = F.struct(content.alias("row"), _fingerprint([column, *metadata]).alias("fingerprint"))
+    # Of one version, what a row was comes before what it became.
+    changes = (
+        feed.table(location.sql)
+        .groupBy(F.col(quote(key)).alias(key))
+        .agg(
+            F.min(first).alias(_FIRST),
+            F.max_by(last, F.struct(_VERSION, is_after)).alias(_LAST),
+            F.sum(is_after * 2 - 1).alias(_NET),
+        )
+    )
+    was_there = F.col(f"{_FIRST}.is_after") == 0
+    row_count = F.col(_NET) + was_there.cast("int")
+    is_deleted = row_count < 1
+    rows = changes.select(
+        quote(key),
+        F.col(f"{_LAST}.row.*"),
+        F.when(row_count > 1, True).alias(REPEATED),
+        is_deleted.alias(_LAST),
+        (was_there & F.col(f"{_FIRST}.has_vector")).alias(_FIRST),
+        (
+            was_there
+            & ~is_deleted
+            & (F.col(f"{_FIRST}.fingerprint") == F.col(f"{_LAST}.fingerprint"))
+        ).alias(_NET),
+    )
+    records = index_records(
+        rows, rules, key, column, metadata, dimension, also=[_FIRST, _LAST, _NET]
+    )
+    problem = F.when(F.col(_LAST), DELETED).otherwise(F.col(PROBLEM))
+    records = records.withColumn(PROBLEM, problem)
+    if not include_unchanged:
+        # What was not there and is not to be there is no change.
+        is_absent = F.coalesce(F.col(PROBLEM).isin(DELETED, NO_VECTOR), F.lit(False))
+        records = records.filter(~F.col(_NET) & (F.col(_FIRST) | ~is_absent))
+    return records.drop(_FIRST, _LAST, _NET)
+
+
+def _fingerprint(columns: Sequence[str]) -> Column:
+    # The hash of a null is that of its neighbour.
+    parts = [part for name in columns for part in (F.col(quote(name)).isNull(), quote(name))]
+    return F.xxhash64(*parts)
+
+
+@contextmanager
+def explaining_lost_feed(table: str, since: int, way_out: str) -> Iterator[None]:
+    """Raise an error that says what to do where the block finds that a feed is not complete.
+
+    Args:
+        table: The table's name in messages.
+        since: The first version that is needed.
+        way_out: What to do.
+
+    Raises:
+        TableError: Part of the feed is gone.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _GONE.search(str(error)):
+            raise
+        raise TableError(
+            f"{table} no longer has its changes since version {since}: its change data feed was "
+            f"off, or VACUUM or the log's retention removed them; {way_out}"
+        ) from error

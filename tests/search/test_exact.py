@@ -1,6 +1,7 @@
 """Exact search in Spark: a text, a picture or a vector in, the nearest rows of a table out."""
 
 import numpy as np
+import pyspark
 import pytest
 from pyspark.sql import functions as F
 
@@ -10,6 +11,7 @@ from spark_vision import (
     ClipTextEmbedding,
     ImageViTEmbedding,
     embed_text,
+    register_functions,
     search_images,
     write_vision_columns,
 )
@@ -84,6 +86,22 @@ def test_texts_pictures_and_vectors_may_be_asked_together(spark, table, folder, 
     assert rows[0]["score"] == pytest.approx(max(scores.values()), abs=1e-5)
     one = search_images(table, "embedding", "a red circle", clip, k=1).head()
     assert (one["query"], one["path"]) == (0, rows[0]["path"])
+
+
+@pytest.mark.skipif(
+    tuple(map(int, pyspark.__version__.split(".")[:2])) < (4, 2), reason="needs Spark 4.2"
+)
+def test_sparks_own_vector_function_ranks_alike(spark, table, clip, vectors):
+    register_functions(spark, {"embed_query": ClipTextEmbedding(model_name=clip.model_name)})
+    ranked = spark.sql(
+        f"""SELECT path, vector_cosine_similarity(embedding, asked) AS score
+        FROM delta.`{table}` CROSS JOIN (SELECT embed_query('a red circle') AS asked)
+        WHERE embedding IS NOT NULL ORDER BY score DESC"""
+    ).collect()
+    rows = search_images(table, "embedding", "a red circle", k=len(vectors)).collect()
+    assert [row["path"] for row in ranked] == [row["path"] for row in rows]
+    scores = [[row["score"] for row in each] for each in (ranked, rows)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
 
 
 def test_a_failed_query_has_a_row_that_says_why(spark, table, folder):

@@ -24,7 +24,7 @@ from spark_vision.operators import (
 from spark_vision.spark.driver_checks import check_operator_on_driver
 from spark_vision.spark.udfs import operator_udf, placement_udf
 
-Tags = TypeVar("Tags", bound=TagOperator)
+_Tagging = TypeVar("_Tagging", bound=TagOperator)
 
 
 def embed_image(
@@ -295,12 +295,12 @@ def _compute(
 
 
 def _add_tags(
-    kind: type[Tags],
+    kind: type[_Tagging],
     operator: Operator,
     tags: Sequence[str] | None,
     template: str | None,
     top_k: int | None,
-) -> Tags:
+) -> _Tagging:
     is_suitable = isinstance(operator, ClipOperator)
     if not is_suitable or (kind is ClipImageTags and not reads_images(operator)):
         shown = operator.__name__ if isinstance(operator, type) else type(operator).__name__

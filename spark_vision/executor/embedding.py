@@ -35,7 +35,7 @@ from spark_vision.models.protocols import (
 from spark_vision.operators import (
     EmbeddingOperator,
     ImageEmbeddingOperator,
-    ImageProcessorOperator,
+    ImageVectorOperator,
 )
 
 IMAGES_PER_THREAD_HOP = 32
@@ -56,10 +56,8 @@ class ImageVectors(ABC):
 
     portion_row_count = IMAGES_PER_THREAD_HOP
 
-    def __init__(self, operator: ImageProcessorOperator, task: Task) -> None:
+    def __init__(self, operator: ImageVectorOperator, task: Task) -> None:
         checkpoint, self._description = open_checkpoint(operator, task)
-        if operator.effective_pooling is None:
-            raise AssertionError(f"a model for {type(operator).__name__} has vectors")
         self._pooling = operator.effective_pooling
         self._batch_size = operator.batch_size
         self._preprocessor: ImagePreprocessor = load_once(
@@ -68,7 +66,7 @@ class ImageVectors(ABC):
         device = prepare_device(operator, task)
         self._model: ImageEmbedder = reach_model(checkpoint, operator, device, task).model
         if operator.image_processor_kwargs:
-            _try_settings(self._model, self._preprocessor, operator, self._pooling)
+            _try_settings(self._model, self._preprocessor, operator)
 
     def prepare(self, image: torch.Tensor, prompt: str | None) -> torch.Tensor:
         """Preprocess one decoded image for the model; called by several threads."""
@@ -204,8 +202,7 @@ def _normalize(vectors: torch.Tensor, operator: EmbeddingOperator) -> torch.Tens
 def _try_settings(
     model: ImageEmbedder,
     preprocessor: ImagePreprocessor,
-    operator: ImageProcessorOperator,
-    pooling: str,
+    operator: ImageVectorOperator,
 ) -> None:
     """Embed one gray image of typical size, so that wrong settings fail the job and not every row.
 
@@ -215,7 +212,7 @@ def _try_settings(
     gray = torch.full((TRIAL_HEIGHT, TRIAL_WIDTH, 3), 128, dtype=torch.uint8).permute(2, 0, 1)
     try:
         pixels = stack_pixels([preprocessor(gray)])
-        vector = model.embed_images(pixels, preprocessor.scaling, pooling)
+        vector = model.embed_images(pixels, preprocessor.scaling, operator.effective_pooling)
     except torch.OutOfMemoryError:
         raise
     except (RowFailure, RuntimeError, ValueError, TypeError) as error:
@@ -224,7 +221,7 @@ def _try_settings(
         raise _refusal(operator, "the vector of a gray image is not finite")
 
 
-def _refusal(operator: ImageProcessorOperator, reason: str) -> InvalidOptionError:
+def _refusal(operator: ImageVectorOperator, reason: str) -> InvalidOptionError:
     return InvalidOptionError(
         f"{type(operator).__name__}.image_processor_kwargs got {operator.image_processor_kwargs}, "
         f"with which the checkpoint {operator.checkpoint_name} cannot compute an image "

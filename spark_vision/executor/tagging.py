@@ -90,7 +90,7 @@ class Tagger:
         return self._embedded.vectors.shape[1]
 
     def rank(self, vectors: torch.Tensor) -> list[RankedTags | RowFailure]:
-        """Rank the tags for each vector; equal scores are in the order of the tags.
+        """Rank the tags for each vector; returned tags of equal scores are in the tags' order.
 
         Args:
             vectors: Floats `[rows, dimension]` of any length.
@@ -99,14 +99,16 @@ class Tagger:
         tags, (scale, bias) = self._embedded.vectors, self._embedded.terms
         logits = _normalize(vectors) @ tags.T * scale
         scores = logits.softmax(dim=1) if bias is None else torch.sigmoid(logits + bias)
-        ordered = scores.sort(dim=1, descending=True, stable=True)
-        top_k = self._operator.top_k
+        # Much faster than sorting all; equal scores are then put in the order of the tags.
+        chosen = scores.topk(min(self._operator.top_k, len(tags)), dim=1, sorted=False).indices
+        chosen = chosen.sort(dim=1).values
+        ordered = scores.gather(1, chosen).sort(dim=1, descending=True, stable=True)
         unusable = RowFailure(Status.NONFINITE, "the vector is zero, or has NaN or infinity")
         return [
             RankedTags(indices, best) if is_usable else unusable
             for indices, best, is_usable in zip(
-                ordered.indices[:, :top_k].numpy(),
-                ordered.values[:, :top_k].float().numpy(),
+                chosen.gather(1, ordered.indices).numpy(),
+                ordered.values.float().numpy(),
                 _have_direction(vectors).tolist(),
                 strict=True,
             )

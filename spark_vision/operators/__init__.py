@@ -16,7 +16,7 @@ from spark_vision.operators.embedding import (
     ClipTextEmbedding,
     EmbeddingOperator,
     ImageEmbeddingOperator,
-    ImageProcessorOperator,
+    ImageVectorOperator,
     ImageViTEmbedding,
 )
 from spark_vision.operators.tagging import ClipImageTags, ClipVectorTags, TagOperator
@@ -34,7 +34,7 @@ __all__ = [
     "ImageEmbeddingOperator",
     "ImageLimits",
     "ImageOperator",
-    "ImageProcessorOperator",
+    "ImageVectorOperator",
     "ImageViTEmbedding",
     "Operator",
     "QwenVLImageUnderstanding",

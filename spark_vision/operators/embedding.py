@@ -49,12 +49,17 @@ class EmbeddingOperator(Operator, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageProcessorOperator(ImageOperator, ABC):
-    """Base class of operators whose image processor can be changed."""
+class ImageVectorOperator(ImageOperator, ABC):
+    """Base class of operators whose model computes a vector of each image."""
 
     image_processor_kwargs: Mapping[str, Any] | None = option(
         None, "Settings that override those of the checkpoint's image processor."
     )
+
+    @property
+    @abstractmethod
+    def effective_pooling(self) -> str:
+        """The pooling of the model's tokens, resolved from the options."""
 
     @property
     def processor_overrides(self) -> Mapping[str, Any]:
@@ -64,7 +69,7 @@ class ImageProcessorOperator(ImageOperator, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageEmbeddingOperator(ImageProcessorOperator, EmbeddingOperator, ABC):
+class ImageEmbeddingOperator(ImageVectorOperator, EmbeddingOperator, ABC):
     """Base class of operators that compute vectors of images."""
 
     function = "embed_image"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from spark_vision.errors import InvalidOptionError
-from spark_vision.operators.embedding import ClipOperator, ImageProcessorOperator
+from spark_vision.operators.embedding import ClipOperator, ImageVectorOperator
 from spark_vision.operators.options import option
 
 PLACEHOLDER = "{}"
@@ -69,7 +69,7 @@ class TagOperator(ClipOperator, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipImageTags(TagOperator, ImageProcessorOperator):
+class ClipImageTags(TagOperator, ImageVectorOperator):
     """Tags of images by a CLIP-like checkpoint, from a list of any tags.
 
     Example:

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -104,10 +105,9 @@ def run_vectors(arrays, operator, **options):
 
 
 def embed(files, folder, **options):
-    (array,), *_ = compute_images(
-        [pa.array(files)], [ClipImageEmbedding(model_name=str(folder), **options)], TASK
-    )
-    return array
+    operator = ClipImageEmbedding(model_name=str(folder), **options)
+    parts = compute_images([pa.array(files)], [operator], TASK)
+    return pa.concat_arrays([part for (part,) in parts])
 
 
 def pipeline_tags(folder, pictures, tags, template):
@@ -221,13 +221,13 @@ def test_a_vector_without_direction_fails_only_its_row(checkpoints, files):
     vectors = embed(files[:2], checkpoints / "clip").to_pylist()
     nan, infinite, hole = ([bad, *vectors[0][1:]] for bad in (float("nan"), float("inf"), None))
     given = [vectors[0], None, [0.0] * 24, nan, infinite, hole, vectors[1]]
-    counts = []
+    counts = Counter()
     array = pa.array(given, pa.list_(pa.float32()))
-    rows = run_vectors([array], operator, with_status=True, count=counts.append)
+    rows = run_vectors([array], operator, with_status=True, count=counts.update)
     statuses = ["ok", "null_input", *["nonfinite"] * 4, "ok"]
     assert [row["status"] for row in rows] == statuses
     assert [row["tags"] is None for row in rows] == [status != "ok" for status in statuses]
-    assert counts == [{"ok": 2, "null_input": 1, "nonfinite": 4}]
+    assert counts == {"ok": 2, "null_input": 1, "nonfinite": 4}
     alone = run_vectors([pa.array([vectors[0]])], operator)
     assert rows[0]["tags"] == alone[0]
     assert run_vectors([pa.nulls(2), array[1:2]], operator) == [None] * 3

@@ -27,7 +27,7 @@ from spark_vision.errors import (
     UnsupportedCheckpointError,
 )
 from spark_vision.executor.image_columns import compute_images
-from spark_vision.executor.tagging import tag_vectors
+from spark_vision.executor.tagging import Tagger, tag_vectors
 from spark_vision.executor.task import Task
 from spark_vision.models import clip
 from spark_vision.models.checkpoints import resolve_checkpoint
@@ -135,6 +135,14 @@ def differences(ours, theirs):
     return worst, same_order
 
 
+def assert_same(ours, theirs):
+    """Check that rows have the same tags, and scores that differ by rounding only."""
+    for mine, yours in zip(ours, theirs, strict=True):
+        assert [each["tag"] for each in mine] == [each["tag"] for each in yours]
+        scores = [each["score"] for each in yours]
+        assert [each["score"] for each in mine] == pytest.approx(scores, abs=1e-5)
+
+
 def test_tags_and_scores_are_those_of_the_pipeline(case, pictures, files):
     folder, tags, template = case
     operator = ClipImageTags(
@@ -168,11 +176,7 @@ def test_vectors_give_the_tags_of_their_images(case, files):
         vectors = embed(files, folder, normalize=normalized)
         for array in (vectors, vectors.cast(pa.list_(pa.float64()))):
             given = run_vectors([array[:5], array[5:]], ClipVectorTags(**shared))
-            for mine, yours in zip(given, expected, strict=True):
-                assert [each["tag"] for each in mine] == [each["tag"] for each in yours]
-                assert [each["score"] for each in mine] == pytest.approx(
-                    [each["score"] for each in yours], abs=1e-5
-                )
+            assert_same(given, expected)
 
 
 def test_the_demo_checkpoint_names_what_is_drawn():
@@ -199,7 +203,8 @@ def test_a_bad_image_fails_only_its_row(checkpoints, files):
     assert [row["status"] for row in rows] == [
         "ok", "null_input", "not_an_image", "not_an_image", "ok", "incomplete",
     ]  # fmt: skip
-    assert [row["tags"] for row in rows] == [good[0], None, None, None, good[1], None]
+    assert [row["tags"] is None for row in rows] == [row["status"] != "ok" for row in rows]
+    assert_same([rows[0]["tags"], rows[4]["tags"]], good)
     assert all(bool(row["error"]) == (row["status"] != "ok") for row in rows)
 
 
@@ -228,8 +233,7 @@ def test_a_vector_without_direction_fails_only_its_row(checkpoints, files):
     assert [row["status"] for row in rows] == statuses
     assert [row["tags"] is None for row in rows] == [status != "ok" for status in statuses]
     assert counts == {"ok": 2, "null_input": 1, "nonfinite": 4}
-    alone = run_vectors([pa.array([vectors[0]])], operator)
-    assert rows[0]["tags"] == alone[0]
+    assert_same([rows[0]["tags"]], run_vectors([pa.array([vectors[0]])], operator))
     assert run_vectors([pa.nulls(2), array[1:2]], operator) == [None] * 3
 
 
@@ -239,10 +243,7 @@ def test_very_long_and_very_short_vectors_have_a_direction_too(checkpoints, file
     expected = run_vectors([pa.array(list(vectors))], operator)
     for factor in (1e-30, 1e30):
         scaled = run_vectors([pa.array(list(vectors * factor))], operator)
-        assert [row[0]["tag"] for row in scaled] == [row[0]["tag"] for row in expected]
-        assert [row[0]["score"] for row in scaled] == pytest.approx(
-            [row[0]["score"] for row in expected], abs=1e-5
-        )
+        assert_same(scaled, expected)
 
 
 @pytest.mark.parametrize(
@@ -295,14 +296,24 @@ def test_changed_weights_are_seen(folder, files):
     assert all(old[0]["score"] < new[0]["score"] for old, new in zip(before, after, strict=True))
 
 
-def test_at_most_top_k_tags_and_equal_scores_in_the_order_of_the_tags(checkpoints, files):
-    def tag(tags, top_k):
-        name = str(checkpoints / "clip")
-        return run([pa.array(files[:1])], ClipImageTags(model_name=name, tags=tags, top_k=top_k))[0]
+def test_a_row_has_at_most_top_k_tags_and_no_more_than_there_are(checkpoints, files):
+    name = str(checkpoints / "clip")
+    counts = [
+        len(run([pa.array(files[:1])], ClipImageTags(model_name=name, tags=TAGS, top_k=top_k))[0])
+        for top_k in (1, 4, 5, 50)
+    ]
+    assert counts == [1, 4, 5, 5]
 
-    assert [len(tag(TAGS, top_k)) for top_k in (1, 4, 5, 50)] == [1, 4, 5, 5]
-    # CLIP's tokenizer reads lower case only.
-    assert [each["tag"] for each in tag(["Tree", "tree", "TREE"], 3)] == ["Tree", "tree", "TREE"]
+
+def test_equal_scores_are_in_the_order_of_the_tags(checkpoints, monkeypatch):
+    tagger = Tagger(ClipVectorTags(model_name=str(checkpoints / "clip"), tags=TAGS, top_k=4), TASK)
+    units = torch.eye(2, dtype=torch.float64)
+    embedded = tagger._embedded._replace(vectors=units[[1, 0, 1, 0, 0]])
+    monkeypatch.setattr(tagger, "_embedded", embedded)
+    first, second = tagger.rank(torch.tensor([[2.0, 0.0], [1.0, 2.0]]))
+    assert first.indices[:3].tolist() == [1, 3, 4]
+    assert second.indices[:2].tolist() == [0, 2]
+    assert first.scores[0] == first.scores[2] > first.scores[3]
 
 
 def test_a_text_that_would_be_cut_is_refused(checkpoints):

@@ -27,14 +27,23 @@ from spark_vision.errors import (
 )
 from spark_vision.operators import (
     ClipImageEmbedding,
+    ClipImageTags,
     ClipTextEmbedding,
+    ClipVectorTags,
     ImageLimits,
     ImageViTEmbedding,
     QwenVLImageUnderstanding,
 )
 
 if TYPE_CHECKING:
-    from spark_vision.functions import caption_image, embed_image, embed_text, model_placement
+    from spark_vision.functions import (
+        caption_image,
+        embed_image,
+        embed_text,
+        model_placement,
+        tag_image,
+        tag_vectors,
+    )
     from spark_vision.search.exact import search_images
     from spark_vision.search.index_rows import IndexProblem, IndexReport, index_ready
     from spark_vision.search.milvus import MilvusIndex
@@ -51,7 +60,9 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointNotFoundError",
     "ClipImageEmbedding",
+    "ClipImageTags",
     "ClipTextEmbedding",
+    "ClipVectorTags",
     "CommitConflictError",
     "DeviceError",
     "FailureRateError",
@@ -92,6 +103,8 @@ __all__ = [
     "search_images",
     "stream_vision_columns",
     "sync_index",
+    "tag_image",
+    "tag_vectors",
     "write_vision_batch",
     "write_vision_columns",
 ]
@@ -118,6 +131,8 @@ _LAZY_NAMES = {
     "search_images": "spark_vision.search.exact",
     "stream_vision_columns": "spark_vision.tables.stream",
     "sync_index": "spark_vision.search.sync",
+    "tag_image": "spark_vision.functions",
+    "tag_vectors": "spark_vision.functions",
     "write_vision_batch": "spark_vision.tables.stream",
     "write_vision_columns": "spark_vision.tables.write",
 }

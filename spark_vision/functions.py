@@ -1,6 +1,8 @@
-"""The column functions: from a column and an operator to a column of vectors or captions."""
+"""The column functions: from a column and an operator to a column of vectors, tags or captions."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
@@ -8,13 +10,21 @@ from pyspark.sql import functions as F
 from spark_vision.errors import InputTypeError, InvalidOptionError
 from spark_vision.operators import (
     OPERATORS,
+    ClipImageEmbedding,
+    ClipImageTags,
+    ClipOperator,
     ClipTextEmbedding,
+    ClipVectorTags,
     ImageEmbeddingOperator,
     Operator,
     QwenVLImageUnderstanding,
+    TagOperator,
+    reads_images,
 )
 from spark_vision.spark.driver_checks import check_operator_on_driver
 from spark_vision.spark.udfs import operator_udf, placement_udf
+
+_Tagging = TypeVar("_Tagging", bound=TagOperator)
 
 
 def embed_image(
@@ -91,6 +101,95 @@ def embed_text(
     """
     _check_function("embed_text", operator)
     return _compute([col], operator, with_status, deterministic)
+
+
+def tag_image(
+    col: Column | str,
+    operator: ClipImageTags | ClipImageEmbedding,
+    tags: Sequence[str] | None = None,
+    *,
+    template: str | None = None,
+    top_k: int | None = None,
+    with_status: bool = False,
+    deterministic: bool = False,
+) -> Column:
+    """Tag a column of images: zero-shot classification with any list of tags.
+
+    The scores are those of the checkpoint: with CLIP and Chinese-CLIP the softmax over all tags,
+    so that they add up to 1; with SigLIP the sigmoid of each tag alone. The tags' own vectors are
+    computed once per Python worker.
+
+    Args:
+        col: Images, as for `embed_image`.
+        operator: What to compute. A `ClipImageEmbedding` needs `tags`.
+        tags: The tags to choose from; None means `operator.tags`.
+        template: The text for each tag, with `{}` for the tag; None means `operator.template`.
+        top_k: The maximum of tags per row; None means `operator.top_k`.
+        with_status: Return struct<tags, status, error>: why a row has no tags.
+        deterministic: As for `embed_image`.
+
+    Returns:
+        array<struct<tag: string, score: float>>, the best tag first, or the struct.
+
+    Raises:
+        InputTypeError: The operator's checkpoint does not compare images with texts.
+        InvalidOptionError: There are no tags, or a tag, `template` or `top_k` is not allowed; or a
+            tag's text is too long for the checkpoint, where it is known here.
+        SparkVisionError: The checkpoint is known here and does not suit the operator.
+
+    Example:
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> clip = ClipImageEmbedding(model_name="openai/clip-vit-base-patch32")
+        >>> tagged = photos.select(
+        ...     "path", tag_image("content", clip, ["circle", "square", "star"]).alias("tags")
+        ... )
+        >>> tagged.select("path", "tags.tag", F.col("tags")[0].score.alias("best")).show()
+    """
+    tagging = _add_tags(ClipImageTags, operator, tags, template, top_k)
+    return _compute([col], tagging, with_status, deterministic)
+
+
+def tag_vectors(
+    col: Column | str,
+    operator: TagOperator | ClipImageEmbedding,
+    tags: Sequence[str] | None = None,
+    *,
+    template: str | None = None,
+    top_k: int | None = None,
+    with_status: bool = False,
+    deterministic: bool = False,
+) -> Column:
+    """Tag a column of vectors that `embed_image` computed, without reading an image.
+
+    The tags and scores are those of `tag_image` on the same images.
+
+    Args:
+        col: array<float> or array<double>: vectors of the operator's checkpoint, normalized or not.
+        operator: What to compute. A `ClipImageEmbedding` needs `tags`.
+        tags: As for `tag_image`.
+        template: As for `tag_image`.
+        top_k: As for `tag_image`.
+        with_status: As for `tag_image`.
+        deterministic: As for `embed_image`.
+
+    Returns:
+        As `tag_image`. A null vector has the status `null_input`, and a zero vector or one with NaN
+        `nonfinite`. A vector of another dimension fails the job.
+
+    Raises:
+        InputTypeError: As `tag_image`.
+        InvalidOptionError: As `tag_image`.
+        SparkVisionError: As `tag_image`.
+
+    Example:
+        >>> photos = spark.read.format("binaryFile").load("/data/photos")
+        >>> clip = ClipImageEmbedding(model_name="openai/clip-vit-base-patch32")
+        >>> vectors = photos.select("path", embed_image("content", clip).alias("embedding"))
+        >>> tagged = tag_vectors("embedding", clip, ["circle", "square"], top_k=1)
+        >>> vectors.select("path", tagged[0].tag.alias("tag")).show()
+    """
+    tagging = _add_tags(ClipVectorTags, operator, tags, template, top_k)
+    return _compute([col], tagging, with_status, deterministic)
 
 
 def caption_image(
@@ -193,6 +292,25 @@ def _compute(
     udf = operator_udf(operator, with_status=with_status, deterministic=deterministic)
     computed: Column = udf(*_to_columns(cols))
     return computed
+
+
+def _add_tags(
+    kind: type[_Tagging],
+    operator: Operator,
+    tags: Sequence[str] | None,
+    template: str | None,
+    top_k: int | None,
+) -> _Tagging:
+    is_suitable = isinstance(operator, ClipOperator)
+    if not is_suitable or (kind is ClipImageTags and not reads_images(operator)):
+        shown = operator.__name__ if isinstance(operator, type) else type(operator).__name__
+        allowed = f"{kind.__name__}, {ClipImageEmbedding.__name__}"
+        raise InputTypeError(
+            f"{kind.function} got {shown}; allowed: an instance of {allowed}, whose checkpoints "
+            "compare images with texts"
+        )
+    given = {"tags": tags, "template": template, "top_k": top_k}
+    return operator.convert(kind, **{name: v for name, v in given.items() if v is not None})
 
 
 def _to_columns(cols: list[Column | str]) -> list[Column]:

@@ -27,8 +27,8 @@ def register_functions(
         spark: The session in which SQL can call the functions.
         operators: What to compute, by the function's name. A function for captions takes images,
             or images and prompts; null and blank prompts mean the operator's own.
-        with_status: Return struct<embedding, status, error> instead of the bare value, or
-            struct<caption, status, error, truncated>.
+        with_status: Return struct<embedding, status, error> instead of the bare value,
+            struct<tags, status, error>, or struct<caption, status, error, truncated>.
         deterministic: As for `embed_image`.
         with_placement: Also register `<name>_placement`, which returns what `model_placement` does.
 

@@ -4,12 +4,15 @@ import copy
 import dataclasses
 import pickle
 import traceback
+from functools import partial
 
 import pytest
 
 from spark_vision import (
     ClipImageEmbedding,
+    ClipImageTags,
     ClipTextEmbedding,
+    ClipVectorTags,
     ImageLimits,
     ImageViTEmbedding,
     QwenVLImageUnderstanding,
@@ -22,6 +25,8 @@ EVERY_OPERATOR = [
     ImageViTEmbedding,
     ClipImageEmbedding,
     ClipTextEmbedding,
+    partial(ClipImageTags, tags=["cat", "dog"]),
+    partial(ClipVectorTags, tags=["cat", "dog"]),
     QwenVLImageUnderstanding,
 ]
 
@@ -297,3 +302,52 @@ def test_secrets_are_read_from_a_file(tmp_path):
 def test_a_prompt_that_no_row_could_have_is_refused_on_the_driver():
     with pytest.raises(InvalidOptionError, match="131,073 characters; allowed: at most 131,072"):
         QwenVLImageUnderstanding(prompt="x" * 131_073)
+
+
+@pytest.mark.parametrize("kind", [ClipImageTags, ClipVectorTags])
+@pytest.mark.parametrize(
+    ("options", "field", "expected"),
+    [
+        ({}, "tags", "got no tag; allowed: one or more strings"),
+        ({"tags": []}, "tags", "got no tag"),
+        ({"tags": ["cat", "dog", "cat"]}, "tags", "got 'cat' twice; allowed: each tag once"),
+        ({"tags": ["cat", " "]}, "tags", "a list of strings"),
+        ({"tags": ["cat", 5]}, "tags", "a list of strings"),
+        ({"tags": ["cat", None]}, "tags", "a list of strings"),
+        ({"tags": {"cat": 1}}, "tags", "a list of strings"),
+        ({"tags": None}, "tags", "a list of strings"),
+        ({"tags": "a", "template": "a photo"}, "template", "a text with {} in the place"),
+        ({"tags": "a", "template": "{0} {tag}"}, "template", "a text with {} in the place"),
+        ({"tags": "a", "template": " "}, "template", "a non-empty string"),
+        ({"tags": "a", "top_k": 0}, "top_k", "an integer, at least 1"),
+        ({"tags": "a", "top_k": 1.5}, "top_k", "an integer, at least 1"),
+        ({"tags": "a", "model_name": "RN50"}, "model_name", "ResNet"),
+    ],
+)
+def test_a_refused_option_of_tags_names_the_allowed_values(kind, options, field, expected):
+    with pytest.raises(InvalidOptionError, match=rf"{kind.__name__}\.{field} got") as raised:
+        kind(**options)
+    assert expected in str(raised.value)
+
+
+def test_a_tag_that_utf_8_cannot_encode_is_refused():
+    with pytest.raises(InvalidOptionError, match=r"a photo of a \\ud800.*UTF-8"):
+        ClipImageTags(tags=["\ud800"])
+
+
+def test_the_text_of_a_tag_is_the_template_with_the_tag_in_every_place():
+    tags = ClipImageTags(tags=["cat", "{} {0}", "一只猫"], template="{}: a {} of {x}")
+    assert tags.class_texts == (
+        "cat: a cat of {x}", "{} {0}: a {} {0} of {x}", "一只猫: a 一只猫 of {x}",
+    )  # fmt: skip
+
+
+def test_an_operator_converts_to_another_class_with_the_options_that_both_have():
+    clip = ClipImageEmbedding(
+        model_name="ViT-B/32", batch_size=7, allow_paths="/data", storage_options={"key": "secret"}
+    )
+    tags = clip.convert(ClipImageTags, tags=["cat"], batch_size=8)
+    assert (tags.model_name, tags.batch_size, tags.tags) == ("ViT-B/32", 8, ("cat",))
+    assert tags.reading_options == clip.reading_options
+    assert tags.convert(ClipImageEmbedding, batch_size=7) == clip
+    assert "secret" not in repr(tags)

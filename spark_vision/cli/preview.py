@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StringType
+from pyspark.sql.types import ArrayType, StringType, StructType
 
 from spark_vision.errors import Status
 from spark_vision.tables.location import quote
@@ -21,19 +21,24 @@ def preview_table(
         spark: The session.
         table: The table, as in `WriteResult.table`.
         keys: Its key columns, by which rows are sorted.
-        column: A column of vectors or captions.
+        column: A column of vectors, captions or tags.
         count: Maximum number of rows.
 
     Returns:
-        The keys, `status`, `error` and, for vectors, `dimension` and `first_values`, or for
-        captions `caption`; null if there is no value.
+        The keys, `status`, `error` and, for vectors, `dimension` and `first_values`, for captions
+        `caption`, or for tags `tags`; null if there is no value.
     """
     value = F.col(quote(column))
     status = F.col(quote(f"{column}_status"))
     named = [F.col(quote(key)) for key in keys]
     rows = spark.table(table)
-    is_text = isinstance(rows.schema[column].dataType, StringType)
-    shown = [value.alias("caption")] if is_text else _vector(value)
+    kind = rows.schema[column].dataType
+    if isinstance(kind, StringType):
+        shown = [value.alias("caption")]
+    elif isinstance(kind, ArrayType) and isinstance(kind.elementType, StructType):
+        shown = [value.alias("tags")]
+    else:
+        shown = _vector(value)
     return (
         rows.orderBy(status == Status.OK.value, *named)
         .limit(count)

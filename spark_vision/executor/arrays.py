@@ -106,7 +106,7 @@ def _vector_lists(values: Sequence[np.ndarray | None], dimension: int) -> pa.Arr
     present = [value for value in values if value is not None]
     flat = np.concatenate(present) if present else np.empty(0, np.float32)
     lengths = np.array([0 if value is None else dimension for value in values], np.int32)
-    return _lists(lengths, pa.array(flat), values, VECTOR_TYPE)
+    return build_lists(lengths, pa.array(flat), values, VECTOR_TYPE)
 
 
 def _token_lists(values: Sequence[np.ndarray | None], dimension: int) -> pa.Array:
@@ -115,12 +115,20 @@ def _token_lists(values: Sequence[np.ndarray | None], dimension: int) -> pa.Arra
     offsets = np.arange(len(flat) + 1, dtype=np.int32) * dimension
     vectors = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat.reshape(-1)), VECTOR_TYPE)
     lengths = np.array([0 if value is None else len(value) for value in values], np.int32)
-    return _lists(lengths, vectors, values, TOKENS_TYPE)
+    return build_lists(lengths, vectors, values, TOKENS_TYPE)
 
 
-def _lists(
-    lengths: np.ndarray, elements: pa.Array, values: Sequence[np.ndarray | None], kind: pa.DataType
+def build_lists(
+    lengths: np.ndarray, elements: pa.Array, values: Sequence[Any], kind: pa.DataType
 ) -> pa.Array:
+    """Build an Arrow array of lists.
+
+    Args:
+        lengths: int32 `[rows]`: the length of each list.
+        elements: The elements of all lists.
+        values: One per row; the list of a None is null.
+        kind: The type of the array.
+    """
     offsets = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=offsets[1:])
     missing = np.array([value is None for value in values])

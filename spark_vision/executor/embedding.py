@@ -1,7 +1,9 @@
 """Embeds a task's images and texts."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,16 +17,9 @@ from spark_vision.executor.arrays import (
     finite_rows,
     read_texts,
 )
-from spark_vision.executor.batching import (
-    OUTPUT_ROW_COUNT,
-    OUTPUT_WAIT_SECONDS,
-    gather,
-    map_ahead,
-    regroup,
-    thread_pool,
-)
+from spark_vision.executor.batching import OUTPUT_ROW_COUNT, map_ahead, regroup, thread_pool
 from spark_vision.executor.devices import prepare_device
-from spark_vision.executor.failures import FailurePolicy, RowNames, count_statuses
+from spark_vision.executor.failures import RowNames, check_rows
 from spark_vision.executor.inference import compute_rows
 from spark_vision.executor.model_access import load_once, open_checkpoint, reach_model
 from spark_vision.executor.task import Task
@@ -40,6 +35,7 @@ from spark_vision.models.protocols import (
 from spark_vision.operators import (
     EmbeddingOperator,
     ImageEmbeddingOperator,
+    ImageVectorOperator,
 )
 
 IMAGES_PER_THREAD_HOP = 32
@@ -47,8 +43,8 @@ TOKENIZED_AHEAD_COUNT = 2
 TRIAL_HEIGHT, TRIAL_WIDTH = 375, 500
 
 
-class ImageEmbeddings:
-    """Computes the vectors of one task's images.
+class ImageVectors(ABC):
+    """Base class of what is computed from the vectors of one task's images.
 
     Args:
         operator: What to compute.
@@ -60,9 +56,10 @@ class ImageEmbeddings:
 
     portion_row_count = IMAGES_PER_THREAD_HOP
 
-    def __init__(self, operator: ImageEmbeddingOperator, task: Task) -> None:
+    def __init__(self, operator: ImageVectorOperator, task: Task) -> None:
         checkpoint, self._description = open_checkpoint(operator, task)
-        self._operator = operator
+        self._pooling = operator.effective_pooling
+        self._batch_size = operator.batch_size
         self._preprocessor: ImagePreprocessor = load_once(
             load_preprocessor, checkpoint, operator.image_processor_kwargs
         )
@@ -75,22 +72,39 @@ class ImageEmbeddings:
         """Preprocess one decoded image for the model; called by several threads."""
         return self._preprocessor(image)
 
-    def compute(
-        self, portions: Iterable[list[torch.Tensor | RowFailure]]
-    ) -> Iterator[list[Outcome]]:
-        """Embed prepared rows; yields outcomes in the order of the rows."""
-        for batch in regroup(portions, self._operator.batch_size):
-            yield compute_rows(batch, self._embed, kind=lambda pixels: pixels.shape)
+    def compute(self, portions: Iterable[list[torch.Tensor | RowFailure]]) -> Iterator[list[Any]]:
+        """Compute prepared rows; yields outcomes in the order of the rows."""
+        for batch in regroup(portions, self._batch_size):
+            yield compute_rows(batch, self._compute_batch, kind=lambda pixels: pixels.shape)
+
+    @abstractmethod
+    def finish(self, vectors: torch.Tensor) -> list[Any]:
+        """Return the outcome of each image of a batch.
+
+        Args:
+            vectors: As from `ImageEmbedder.embed_images`.
+        """
+
+    def _compute_batch(self, pixels: list[torch.Tensor]) -> list[Any]:
+        scaling = self._preprocessor.scaling
+        vectors = self._model.embed_images(stack_pixels(pixels), scaling, self._pooling)
+        return self.finish(vectors)
+
+
+class ImageEmbeddings(ImageVectors):
+    """Computes the vectors of one task's images; see `ImageVectors`."""
+
+    def __init__(self, operator: ImageEmbeddingOperator, task: Task) -> None:
+        super().__init__(operator, task)
+        self._operator = operator
+
+    def finish(self, vectors: torch.Tensor) -> list[Outcome]:
+        """Normalize the vectors of a batch."""
+        return finite_rows(_normalize(vectors, self._operator))
 
     def build(self, outcomes: Sequence[Outcome], with_status: bool) -> pa.Array:
         """Build Arrow lists, or structs of embedding, status and error."""
         return _build(outcomes, self._operator, self._description, with_status)
-
-    def _embed(self, pixels: list[torch.Tensor]) -> list[Outcome]:
-        vectors = self._model.embed_images(
-            stack_pixels(pixels), self._preprocessor.scaling, self._operator.effective_pooling
-        )
-        return finite_rows(_normalize(vectors, self._operator))
 
 
 def embed_texts(
@@ -120,16 +134,9 @@ def embed_texts(
             rows failed than `max_failure_rate` allows.
     """
     names = RowNames([operator], keys)
-    policy = FailurePolicy(operator, names)
     checkpoint, description = open_checkpoint(operator, task)
     outcomes = _text_outcomes(names.watch(arrays), operator, task, checkpoint)
-    done = 0
-    for rows in gather(outcomes, OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
-        if count is not None:
-            count(count_statuses(rows))
-        policy.check(rows)
-        done += len(rows)
-        names.forget(done)
+    for rows in check_rows(outcomes, operator, names, count):
         yield _build(rows, operator, description, with_status)
 
 
@@ -195,7 +202,7 @@ def _normalize(vectors: torch.Tensor, operator: EmbeddingOperator) -> torch.Tens
 def _try_settings(
     model: ImageEmbedder,
     preprocessor: ImagePreprocessor,
-    operator: ImageEmbeddingOperator,
+    operator: ImageVectorOperator,
 ) -> None:
     """Embed one gray image of typical size, so that wrong settings fail the job and not every row.
 
@@ -214,7 +221,7 @@ def _try_settings(
         raise _refusal(operator, "the vector of a gray image is not finite")
 
 
-def _refusal(operator: ImageEmbeddingOperator, reason: str) -> InvalidOptionError:
+def _refusal(operator: ImageVectorOperator, reason: str) -> InvalidOptionError:
     return InvalidOptionError(
         f"{type(operator).__name__}.image_processor_kwargs got {operator.image_processor_kwargs}, "
         f"with which the checkpoint {operator.checkpoint_name} cannot compute an image "

@@ -6,13 +6,14 @@ and its URL if it has one.
 
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import pyarrow as pa
 
 from spark_vision.errors import FailureRateError, RowFailure, Status, in_one_line
 from spark_vision.executor.arrays import read_texts
+from spark_vision.executor.batching import OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS, gather
 from spark_vision.images.urls import redact
 from spark_vision.operators import Operator
 
@@ -130,6 +131,35 @@ class FailurePolicy:
             self._examples.setdefault(failure.status.value, failure.reason)
         self._counts.update(count_statuses(outcomes))
         check_failure_rate(self._counts, self._max_rate, self._examples)
+
+
+def check_rows(
+    outcomes: Iterable[list[Any]],
+    operator: Operator,
+    names: RowNames,
+    count: Callable[[dict[str, int]], None] | None,
+) -> Iterator[list[Any]]:
+    """Gather outcomes into output batches, and count and check their rows.
+
+    Args:
+        outcomes: Outcomes in the order of the rows.
+        operator: What is computed.
+        names: Identifies the rows.
+        count: Called with the number of rows by status, once per output batch.
+
+    Raises:
+        RowFailure: As `FailurePolicy.check`.
+        FailureRateError: As `FailurePolicy.check`.
+    """
+    policy = FailurePolicy(operator, names)
+    done = 0
+    for rows in gather(outcomes, OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
+        if count is not None:
+            count(count_statuses(rows))
+        policy.check(rows)
+        done += len(rows)
+        names.forget(done)
+        yield rows
 
 
 def is_rate_exceeded(counts: Mapping[str, int], max_rate: float | None) -> bool:

@@ -184,7 +184,7 @@ def reach_model(
             if served is not None:
                 return ReachedModel(served, served.placement)
         executor = str(task.executor) if task.executor else None
-        loaded = _keep(
+        loaded = keep_recent(
             _loaded,
             KEPT_MODEL_COUNT,
             key,
@@ -218,7 +218,7 @@ def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
         idle_seconds=task.idle_seconds,
     )
     try:
-        return _keep(
+        return keep_recent(
             _served,
             KEPT_CONNECTION_COUNT,
             (config.name, task.batch_seconds),
@@ -228,9 +228,10 @@ def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
         return _decline(str(error))
 
 
-def _keep(
+def keep_recent(
     kept: OrderedDict[Key, Loaded], count: int, key: Key, make: Callable[[], Loaded]
 ) -> Loaded:
+    """Return the value of a key, which is made where it is not kept; `count` values are kept."""
     if key not in kept:
         while len(kept) >= count:
             kept.popitem(last=False)

@@ -23,6 +23,7 @@ from spark_vision.models.protocols import (
     CaptionBatch,
     GeneratedTokens,
     GenerationSettings,
+    LogitTerms,
     PixelScaling,
 )
 
@@ -65,6 +66,10 @@ class RemoteModel(ABC):
         """Compute as `TextEmbedder.embed_texts`."""
         return self._compute("embed_texts", {}, tokens)["vectors"]
 
+    def logit_terms(self) -> LogitTerms:
+        """Return as `TextClassifier.logit_terms`."""
+        return LogitTerms(**self._compute("logit_terms", {}, {}))
+
     def generate(
         self, batch: CaptionBatch, scaling: PixelScaling, settings: GenerationSettings
     ) -> GeneratedTokens:
@@ -87,13 +92,18 @@ def call_model(
             return {"vectors": model.embed_images(tensors["pixels"], scaling, pooling)}
         case "embed_texts":
             return {"vectors": model.embed_texts(tensors)}
+        case "logit_terms":
+            terms: LogitTerms = model.logit_terms()
+            return {name: term for name, term in terms._asdict().items() if term is not None}
         case "generate":
             settings = GenerationSettings(**arguments["settings"])
             generated: GeneratedTokens = model.generate(
                 CaptionBatch(**tensors), _scaling(arguments), settings
             )
             return generated._asdict()
-    raise ValueError(f"no method {method!r}; allowed: embed_images, embed_texts, generate")
+    raise ValueError(
+        f"no method {method!r}; allowed: embed_images, embed_texts, logit_terms, generate"
+    )
 
 
 def _scaling(arguments: Mapping[str, Any]) -> PixelScaling:

@@ -102,7 +102,7 @@ def missing_files(folder: Path, operator: Operator) -> list[str]:
     if reads_images(operator) and first_existing(folder, PROCESSOR_FILES) is None:
         missing.append(f"an image processor ({' or '.join(PROCESSOR_FILES)})")
     has_texts = "text" in operator.reads or "prompt" in operator.reads
-    if has_texts and first_existing(folder, VOCABULARY_FILES) is None:
+    if (has_texts or operator.class_texts) and first_existing(folder, VOCABULARY_FILES) is None:
         missing.append(f"a tokenizer ({', '.join(VOCABULARY_FILES)})")
     return missing
 

@@ -9,7 +9,7 @@ from spark_vision.models.checkpoint_files import Checkpoint
 from spark_vision.models.loading import load_pretrained
 from spark_vision.models.pixel_batches import scale_pixels
 from spark_vision.models.precision import choose_dtype
-from spark_vision.models.protocols import PixelScaling
+from spark_vision.models.protocols import LogitTerms, PixelScaling
 
 
 class ImageTextModel:
@@ -45,6 +45,15 @@ class ImageTextModel:
         moved = {name: ids.to(self._model.device) for name, ids in tokens.items()}
         return _to_vectors(self._model.get_text_features(**moved))
 
+    @torch.inference_mode()
+    def logit_terms(self) -> LogitTerms:
+        """Return the trained scale of cosines, and SigLIP's bias."""
+        bias = getattr(self._model, "logit_bias", None)
+        return LogitTerms(
+            scale=_to_scalar(self._model.logit_scale).exp(),
+            bias=None if bias is None else _to_scalar(bias),
+        )
+
 
 def load(checkpoint: Checkpoint, dtype: str, device: torch.device) -> ImageTextModel:
     """Load a CLIP, Chinese-CLIP or SigLIP checkpoint.
@@ -62,6 +71,10 @@ def load(checkpoint: Checkpoint, dtype: str, device: torch.device) -> ImageTextM
     precision = choose_dtype(dtype, device)
     model_class = classes[checkpoint.model_type]
     return ImageTextModel(load_pretrained(model_class, checkpoint, precision, device))
+
+
+def _to_scalar(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.detach().to("cpu", torch.float32).reshape(1)
 
 
 def _to_vectors(output: Any) -> torch.Tensor:

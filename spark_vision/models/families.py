@@ -6,10 +6,11 @@ function. This module imports neither torch nor transformers.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
-from spark_vision.errors import UnsupportedCheckpointError
+from spark_vision.errors import InvalidOptionError, UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import Checkpoint, weight_names
 from spark_vision.models.processor_settings import check_overrides
 from spark_vision.operators import (
@@ -73,7 +74,8 @@ def check_operator(checkpoint: Checkpoint, operator: Operator) -> ModelDescripti
     Raises:
         UnsupportedCheckpointError: Its family is unknown, not supported by the operator, or lacks
             the pooling.
-        InvalidOptionError: `image_processor_kwargs` has an unknown setting.
+        InvalidOptionError: `image_processor_kwargs` has an unknown setting, or a tag's text is too
+            long.
     """
     family = _family(checkpoint).rpartition(".")[2]
     if family not in operator.families:
@@ -97,6 +99,8 @@ def check_operator(checkpoint: Checkpoint, operator: Operator) -> ModelDescripti
             f"{checkpoint.folder} has no attention pooling head (vision_use_head is false), so it "
             "has no image vectors in the space of its text vectors"
         )
+    if operator.class_texts:
+        _check_class_texts(checkpoint, type(operator).__name__, operator.class_texts)
     return ModelDescription(checkpoint.model_type, _dimension(checkpoint, operator))
 
 
@@ -173,6 +177,24 @@ def _family(checkpoint: Checkpoint) -> str:
         f"{checkpoint.folder} has model_type {checkpoint.model_type!r}; supported: "
         f"{', '.join(FAMILIES)}"
     )
+
+
+# A tokenizer takes up to a second to load, and an operator is checked by each task.
+@lru_cache(maxsize=16)
+def _check_class_texts(checkpoint: Checkpoint, owner: str, texts: tuple[str, ...]) -> None:
+    needed = {"logit_scale", "logit_bias"} if checkpoint.model_type == "siglip" else {"logit_scale"}
+    missing = needed - weight_names(checkpoint)
+    if missing:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.folder} has no {' and '.join(sorted(missing))} in its weights, so the "
+            "scores of tags are not defined; use a checkpoint of the whole model"
+        )
+    truncated = load_tokenizer(checkpoint).find_truncated(list(texts))
+    if truncated:
+        raise InvalidOptionError(
+            f"{owner} got the tag text {truncated[0]!r}, which has more tokens than the context of "
+            f"{checkpoint.folder}; shorten the tag or the template"
+        )
 
 
 def _check_pooler(checkpoint: Checkpoint) -> None:

@@ -61,6 +61,28 @@ class TextEmbedder(Protocol):
         ...
 
 
+class LogitTerms(NamedTuple):
+    """How the cosine of an image and a text becomes the logit of the text.
+
+    Attributes:
+        scale: float32 `[1]`: the factor of the cosine.
+        bias: float32 `[1]`: added to it, and the logit's sigmoid is the text's probability. None:
+            the probabilities are the softmax over the logits of several texts.
+    """
+
+    scale: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+@runtime_checkable
+class TextClassifier(TextEmbedder, Protocol):
+    """A model that tells which of several texts describes an image."""
+
+    def logit_terms(self) -> LogitTerms:
+        """Return the trained terms of its logits."""
+        ...
+
+
 @dataclass(frozen=True)
 class GenerationSettings:
     """How a caption is generated; every value is plain JSON.
@@ -166,6 +188,10 @@ class TextTokenizer(Protocol):
         Returns:
             int64 `[texts, tokens]` tensors by the argument names of the model's text tower.
         """
+        ...
+
+    def find_truncated(self, texts: list[str]) -> list[str]:
+        """Return the texts that a batch would truncate."""
         ...
 
 

@@ -35,15 +35,27 @@ class Tokenizer:
 
     def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
         """Tokenize a batch; very long texts are cut before tokenizing."""
-        texts = [text[: self._max_characters] for text in texts]
         encoded = self._tokenizer(
-            [text.lower() for text in texts] if self._lower_case else texts,
+            self._fold([text[: self._max_characters] for text in texts]),
             padding=self._padding,
             truncation=True,
             max_length=self._max_length,
             return_tensors="pt",
         )
         return dict(encoded)
+
+    def find_truncated(self, texts: list[str]) -> list[str]:
+        """Return the texts that have more tokens than the model's context."""
+        encoded = self._tokenizer(self._fold(texts), verbose=False)["input_ids"]
+        lengths = map(len, encoded)
+        return [
+            text
+            for text, length in zip(texts, lengths, strict=True)
+            if length > self._max_length or len(text) > self._max_characters
+        ]
+
+    def _fold(self, texts: list[str]) -> list[str]:
+        return [text.lower() for text in texts] if self._lower_case else texts
 
 
 def load(checkpoint: Checkpoint) -> Tokenizer:

@@ -12,25 +12,33 @@ from spark_vision.operators.captioning import (
 )
 from spark_vision.operators.embedding import (
     ClipImageEmbedding,
+    ClipOperator,
     ClipTextEmbedding,
     EmbeddingOperator,
     ImageEmbeddingOperator,
+    ImageVectorOperator,
     ImageViTEmbedding,
 )
+from spark_vision.operators.tagging import ClipImageTags, ClipVectorTags, TagOperator
 
 __all__ = [
     "MAX_ASPECT_RATIO",
     "MAX_PROMPT_CHARACTERS",
     "OPERATORS",
     "ClipImageEmbedding",
+    "ClipImageTags",
+    "ClipOperator",
     "ClipTextEmbedding",
+    "ClipVectorTags",
     "EmbeddingOperator",
     "ImageEmbeddingOperator",
     "ImageLimits",
     "ImageOperator",
+    "ImageVectorOperator",
     "ImageViTEmbedding",
     "Operator",
     "QwenVLImageUnderstanding",
+    "TagOperator",
     "reads_images",
 ]
 
@@ -40,6 +48,8 @@ OPERATORS: dict[str, type[Operator]] = {
         ImageViTEmbedding,
         ClipImageEmbedding,
         ClipTextEmbedding,
+        ClipImageTags,
+        ClipVectorTags,
         QwenVLImageUnderstanding,
     )
 }

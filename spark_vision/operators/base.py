@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 from spark_vision.errors import InvalidOptionError
 from spark_vision.operators.hosts import normalize_hosts, normalize_networks
@@ -13,6 +13,9 @@ from spark_vision.operators.options import normalize_options, option
 
 IMAGE_SOURCE_TYPES = ("image_url", "image_base64", "image_binary")
 DTYPES = ("float32", "float16", "bfloat16")
+_VECTORS = ("array<float>", "array<array<float>>")
+
+Other = TypeVar("Other", bound="Operator")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +65,12 @@ class Operator(ABC):
     Each class describes itself, so that no other code needs `isinstance` checks.
 
     Attributes:
-        reads: The inputs that it reads from a row: `image`, `text`, `prompt`, in call order.
-        function: The column function that accepts it: `embed_image`, `embed_text` or
-            `caption_image`.
+        reads: The inputs that it reads from a row: `image`, `text`, `prompt`, `vector`, in call
+            order.
+        function: The column function that accepts it, such as `embed_image`.
         families: The modules of `spark_vision.models` whose checkpoints it supports.
         work: The implementation on an executor, as `module:name`. For images an `ImageWork`,
-            called with the operator and the task; for texts a function like
+            called with the operator and the task; for texts and vectors a function like
             `embedding.embed_texts`.
         is_slow: Whether a row takes a second or more, so that no row should be computed twice.
     """
@@ -99,8 +102,8 @@ class Operator(ABC):
     )
     on_error: str = option(
         "null",
-        "Value of a failed row: null, zero (a zero vector, an empty caption), or raise, which "
-        "fails the job.",
+        "Value of a failed row: null, zero (a zero vector, an empty caption, no tags), or raise, "
+        "which fails the job.",
         allowed=("null", "zero", "raise"),
     )
     max_failure_rate: float | None = option(
@@ -117,6 +120,17 @@ class Operator(ABC):
                 f"{type(self).__name__}.max_failure_rate got {self.max_failure_rate}; allowed: a "
                 "number above 0 and at most 1, or none"
             )
+
+    def convert(self, kind: type[Other], **options: Any) -> Other:
+        """Return an operator of another class, with the options that both classes have.
+
+        Args:
+            kind: Its class.
+            **options: Further options; they replace those of this operator.
+        """
+        names = {field.name for field in fields(kind)}
+        shared = {field.name for field in fields(self)} & names
+        return kind(**{**{name: getattr(self, name) for name in shared}, **options})
 
     def load_work(self) -> Callable[..., Any]:
         """Import what computes this operator on an executor; see `work`."""
@@ -139,7 +153,7 @@ class Operator(ABC):
     @property
     def returns_vectors(self) -> bool:
         """Whether the value is a vector, or a list of vectors, of the model's dimension."""
-        return next(iter(self.value_fields.values())).startswith("array<")
+        return next(iter(self.value_fields.values())) in _VECTORS
 
     @property
     def identity_options(self) -> Mapping[str, str]:
@@ -148,8 +162,13 @@ class Operator(ABC):
 
     @property
     def effective_pooling(self) -> str | None:
-        """The pooling of the model's tokens; None where the value is not a vector."""
+        """The pooling of the model's tokens; None where the model has no vectors."""
         return None
+
+    @property
+    def class_texts(self) -> tuple[str, ...]:
+        """The texts that vectors of images are compared with."""
+        return ()
 
     @property
     def processor_overrides(self) -> Mapping[str, Any]:

@@ -49,21 +49,31 @@ class EmbeddingOperator(Operator, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageEmbeddingOperator(ImageOperator, EmbeddingOperator, ABC):
-    """Base class of operators that compute vectors of images."""
+class ImageVectorOperator(ImageOperator, ABC):
+    """Base class of operators whose model computes a vector of each image."""
 
     image_processor_kwargs: Mapping[str, Any] | None = option(
         None, "Settings that override those of the checkpoint's image processor."
     )
 
-    function = "embed_image"
-    work = "spark_vision.executor.embedding:ImageEmbeddings"
+    @property
+    @abstractmethod
+    def effective_pooling(self) -> str:
+        """The pooling of the model's tokens, resolved from the options."""
 
     @property
     def processor_overrides(self) -> Mapping[str, Any]:
         """Settings that override those of the checkpoint's image processor."""
         given = self.image_processor_kwargs
         return given.thaw() if isinstance(given, FrozenMapping) else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEmbeddingOperator(ImageVectorOperator, EmbeddingOperator, ABC):
+    """Base class of operators that compute vectors of images."""
+
+    function = "embed_image"
+    work = "spark_vision.executor.embedding:ImageEmbeddings"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +113,9 @@ class ImageViTEmbedding(ImageEmbeddingOperator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ClipEmbedding(EmbeddingOperator):
+class ClipOperator(Operator, ABC):
+    """Base class of operators whose model has one space for images and texts."""
+
     families = ("clip",)
 
     model_name: str = option(
@@ -132,7 +144,7 @@ class _ClipEmbedding(EmbeddingOperator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipImageEmbedding(_ClipEmbedding, ImageEmbeddingOperator):
+class ClipImageEmbedding(ClipOperator, ImageEmbeddingOperator):
     """Image vectors in the space that a CLIP-like checkpoint shares with texts.
 
     Example:
@@ -143,7 +155,7 @@ class ClipImageEmbedding(_ClipEmbedding, ImageEmbeddingOperator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipTextEmbedding(_ClipEmbedding):
+class ClipTextEmbedding(ClipOperator, EmbeddingOperator):
     """Text vectors in the space that a CLIP-like checkpoint shares with images.
 
     Example:

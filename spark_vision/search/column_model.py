@@ -8,7 +8,7 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 
 from spark_vision.errors import TableError
-from spark_vision.operators import OPERATORS, Operator
+from spark_vision.operators import OPERATORS, EmbeddingOperator, Operator
 from spark_vision.spark.driver_checks import describe_model
 from spark_vision.tables.identity import KEYS_PROPERTY, PREFIX
 from spark_vision.tables.location import TableDetail, TableLocation, locate_table, read_detail
@@ -139,13 +139,12 @@ def other_side(operator: Operator, what: str) -> Operator:
     Raises:
         TableError: There is none: the checkpoint embeds images only.
     """
-    if operator.reads == (what,):
+    if operator.reads == (what,) and operator.returns_vectors:
         return operator
     for kind in OPERATORS.values():
-        if kind.reads == (what,) and kind.families == operator.families:
-            names = {field.name for field in fields(kind)}
-            shared = [field.name for field in fields(operator) if field.name in names]
-            return kind(**{name: getattr(operator, name) for name in shared})
+        is_embedding = issubclass(kind, EmbeddingOperator)
+        if is_embedding and kind.reads == (what,) and kind.families == operator.families:
+            return operator.convert(kind)
     raise TableError(
         f"{type(operator).__name__} has no space that it shares with texts; search with an image "
         "or a vector, or embed the column with a CLIP-like checkpoint"

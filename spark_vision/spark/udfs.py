@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyspark.sql.pandas.types import from_arrow_type
@@ -20,7 +20,6 @@ from spark_vision.errors import InputTypeError
 from spark_vision.executor.placement import PLACEMENT_TYPE, place_rows
 from spark_vision.executor.task import HubEnvironment
 from spark_vision.operators import (
-    EmbeddingOperator,
     ImageOperator,
     Operator,
     reads_images,
@@ -75,17 +74,17 @@ class ImagesBody:
 
 
 @dataclass(frozen=True)
-class TextsBody:
-    """Like ImagesBody, for an operator that reads texts."""
+class RowsBody:
+    """Like ImagesBody, for an operator that reads texts or vectors."""
 
-    operator: EmbeddingOperator
+    operator: Operator
     with_status: bool
     environment: HubEnvironment
     statuses: "Accumulator[dict[str, int]] | None"
     keys: tuple[str, ...] = ()
 
     def __call__(self, arrays: Iterator[Batch]) -> Iterator[pa.Array]:
-        """Yield the embeddings of the texts, in order."""
+        """Yield the values of the rows, in order."""
         from spark_vision.executor.task import current_task
 
         yield from self.operator.load_work()(
@@ -179,9 +178,7 @@ def operator_udf(
         counters = () if statuses is None else (statuses,)
         body = ImagesBody((operator,), None, with_status, environment, counters, tuple(keys))
     else:
-        # An operator that does not read images embeds texts.
-        texts = cast(EmbeddingOperator, operator)
-        body = TextsBody(texts, with_status, environment, statuses, tuple(keys))
+        body = RowsBody(operator, with_status, environment, statuses, tuple(keys))
     made = make_arrow_udf(body, _return_type(operator, with_status), _function_name([operator]))
     return made if deterministic else made.asNondeterministic()
 
@@ -232,6 +229,10 @@ def _parse_type(kind: str) -> DataType:
     """Parse a type without a session, which pyspark's own parser needs."""
     if kind.startswith("array<"):
         return ArrayType(_parse_type(kind.removeprefix("array<").removesuffix(">")))
+    if kind.startswith("struct<"):
+        fields = kind.removeprefix("struct<").removesuffix(">").split(", ")
+        named = (field.split(": ") for field in fields)
+        return StructType([StructField(name, _parse_type(inner)) for name, inner in named])
     return {"float": FloatType(), "string": StringType(), "boolean": BooleanType()}[kind]
 
 

@@ -140,7 +140,14 @@ def choose_columns(
     for field in kept.values():
         _check_storable(field)
     image = text = None
-    for operator in columns.values():
+    for name, operator in columns.items():
+        unread = [each for each in operator.reads if each not in INPUTS]
+        if unread:
+            raise TableError(
+                f"the column {name} would be computed from a {unread[0]} column, and a table is "
+                f"computed from {', '.join(INPUTS)} columns; apply {operator.function} to the "
+                "rows of a table, or use an operator that reads images"
+            )
         if reads_images(operator):
             image = _find(fields, options.image_column, what="image")
             check_input_type(to_arrow_type(image.dataType), operator.image_src_type)

@@ -24,6 +24,7 @@ from spark_vision.operators import (
     ClipTextEmbedding,
     ImageLimits,
     ImageViTEmbedding,
+    TagOperator,
 )
 from spark_vision.operators.options import options_of
 
@@ -46,7 +47,11 @@ def test_help_names_every_option(operator):
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 def test_no_arguments_give_the_operators_own_defaults(operator):
-    assert parse(operator) == operator()
+    if issubclass(operator, TagOperator):
+        assert parse(operator, "--tag=cat", "--tag=dog") == operator(tags=["cat", "dog"])
+        assert parse(operator, '--tags=["cat", "dog"]') == operator(tags=["cat", "dog"])
+    else:
+        assert parse(operator) == operator()
 
 
 def test_each_kind_of_value_is_parsed(tmp_path):

@@ -11,9 +11,11 @@ import pytest
 
 from encoded_images import encode, photo
 from spark_vision import (
+    ClipImageEmbedding,
     ImageViTEmbedding,
     QwenVLImageUnderstanding,
     caption_image,
+    tag_image,
     write_vision_columns,
 )
 from spark_vision.spark.delta_jars import delta_package, find_delta_jars
@@ -22,6 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
 EMBED_IMAGES = str(ROOT / "jobs" / "embed_images.py")
 CAPTION_IMAGES = str(ROOT / "jobs" / "caption_images.py")
 INDEX_VECTORS = str(ROOT / "jobs" / "index_vectors.py")
+TAG_IMAGES = str(ROOT / "jobs" / "tag_images.py")
 RUN_SQL = str(ROOT / "jobs" / "run_sql.py")
 SPARK_SUBMIT = str(Path(sys.executable).parent / "spark-submit")
 SECONDS = 240
@@ -223,7 +226,7 @@ def test_a_wrong_usage_exits_with_2_and_says_what_is_allowed(arguments, said, tm
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("job", [EMBED_IMAGES, CAPTION_IMAGES, RUN_SQL])
+@pytest.mark.parametrize("job", [EMBED_IMAGES, CAPTION_IMAGES, TAG_IMAGES, RUN_SQL])
 def test_help_is_there_at_once_and_without_spark(job, tmp_path):
     code = (
         "import runpy, sys\n"
@@ -238,6 +241,7 @@ def test_help_is_there_at_once_and_without_spark(job, tmp_path):
     wanted = {
         EMBED_IMAGES: "--use-cls-token-embedding",
         CAPTION_IMAGES: "--max-caption-length",
+        TAG_IMAGES: "--template",
         RUN_SQL: "--function",
     }
     assert wanted[job] in done.stdout
@@ -275,6 +279,47 @@ def test_captions_of_a_wrong_usage_exit_with_2(tmp_path):
     done = run(sys.executable, CAPTION_IMAGES, *wrong, cwd=tmp_path)
     assert done.returncode == 2
     assert "allowed: both or neither" in done.stderr
+
+
+def test_tags_are_written_and_shown_and_other_tags_refused(
+    spark, photos, checkpoints, tmp_path, call
+):
+    job = (
+        *(TAG_IMAGES, "--input", photos, "--table", tmp_path / "tags"),
+        *("--model-name", checkpoints / "clip", "--top-k", "1"),
+    )
+    done = call(*job, "--tag", "tree", "--tag", "red circle", "--show", "5")
+    assert done.returncode == 0, done.stderr
+    assert "tags: ok 4, not_an_image 1" in done.stdout.splitlines()
+    assert "[{tree, " in done.stdout or "[{red circle, " in done.stdout
+    rows = spark.read.format("delta").load(str(tmp_path / "tags")).collect()
+    given = {row["path"].rsplit("/")[-1]: row["tags"] for row in rows}
+    clip = ClipImageEmbedding(model_name=str(checkpoints / "clip"))
+    files = spark.read.format("binaryFile").load(str(photos))
+    tagged = files.select("path", tag_image("content", clip, ["tree", "red circle"], top_k=1))
+    expected = {path.rsplit("/")[-1]: tags for path, tags in tagged.collect()}
+    assert given.pop("text.jpg") is expected.pop("text.jpg") is None
+    for name, (best,) in given.items():
+        assert best.tag == expected[name][0].tag
+        assert best.score == pytest.approx(expected[name][0].score, abs=1e-5)
+    again = call(*job, "--tags", '["tree", "red circle"]', "--dry-run")
+    assert "tags: nothing" in again.stdout.splitlines()
+    assert_one_clear_line(call(*job, "--tag", "tree"), "another column name")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "got no tag; allowed: one or more strings"),
+        (["--tag", "a", "--tag", "a"], "got 'a' twice"),
+        (["--tag", "a", "--template", "a photo"], "a text with {} in the place of the tag"),
+        (["--tag", "a", "--top-k", "0"], "an integer, at least 1"),
+    ],
+)
+def test_tags_of_a_wrong_usage_exit_with_2(arguments, said, tmp_path):
+    done = run(sys.executable, TAG_IMAGES, "--input", "x", "--table", "y", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
 
 
 def test_sql_runs_with_several_functions_and_statements(photos, checkpoints, tmp_path, call):

@@ -19,8 +19,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from caption_checkpoints import write_qwen_vl
+from checkpoints import write_siglip
 from conftest import WORKER_SITE
 from oracles import draw_pictures
 from served_models import receive_answer
@@ -180,6 +182,18 @@ def test_texts_are_served_as_well(lasting_host):
     served = reach_model(checkpoint, operator, CPU, lasting_host.task()).model
     loaded = load_model(checkpoint, "float32", CPU)
     torch.testing.assert_close(served.embed_texts(tokens), loaded.embed_texts(tokens))
+    assert served.logit_terms() == loaded.logit_terms()
+    assert served.logit_terms().bias is None
+
+
+def test_the_terms_of_siglips_scores_are_served_as_well(lasting_host, tmp_path):
+    operator = ClipTextEmbedding(model_name=str(write_siglip(tmp_path / "siglip")))
+    checkpoint = resolve_checkpoint(operator)
+    served = reach_model(checkpoint, operator, CPU, lasting_host.task()).model
+    trained = load_file(tmp_path / "siglip" / "model.safetensors")
+    scale, bias = served.logit_terms()
+    torch.testing.assert_close(scale, trained["logit_scale"].exp())
+    torch.testing.assert_close(bias, trained["logit_bias"])
 
 
 def test_captions_are_served_as_well(lasting_host, tmp_path):

@@ -29,7 +29,7 @@ from spark_vision import (
 )
 from spark_vision.demo.rendering import render
 from spark_vision.demo.scenes import draw_scenes
-from spark_vision.search.duplicates import _compare
+from spark_vision.search.comparison import compare_vectors
 
 CORE_COUNT = 2
 SEED = 4714
@@ -121,7 +121,7 @@ def compare(spark: SparkSession, folder: Path, threshold: float) -> None:
     seconds = time.monotonic() - started
     ids = found["id_a"].to_numpy() * len(vectors) + found["id_b"].to_numpy()
     groups, group_seconds = count_groups(rows, threshold)
-    planes = _compare(rows, ["id"], "embedding", threshold, 0.99).planes
+    planes = compare_vectors(rows, ["id"], "embedding", threshold, 0.99).planes
     sizes = [np.unique(codes, return_counts=True)[1] for codes in planes.encode(vectors).T]
     compared = sum(int(size @ (size - 1)) // 2 for size in sizes)
     largest = max(int(size.max()) for size in sizes)

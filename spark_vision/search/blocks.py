@@ -47,11 +47,7 @@ def digest_vectors(batches: Iterable[pa.RecordBatch], dimension: int) -> Iterato
 
 def read_vectors(column: pa.Array | pa.ChunkedArray) -> Floats:
     """Return the vectors of a column of bytes, each of length 1."""
-    vectors = _rows_of(column, np.float32).astype(np.float64)
-    # Squares of large numbers are infinite, and of small ones zero.
-    vectors /= np.abs(vectors).max(axis=1, keepdims=True)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    units: Floats = vectors.astype(np.float32)
+    units: Floats = _units_of(column).astype(np.float32)
     return units
 
 
@@ -179,13 +175,7 @@ def _slices(places: Places) -> Iterator[Places]:
 
 
 def _exact_cosines(vectors: pa.ChunkedArray, first: Places, second: Places) -> Any:
-    one, other = (
-        _rows_of(vectors.take(pa.array(places)), np.float32).astype(np.float64)
-        for places in (first, second)
-    )
-    for each in (one, other):
-        each /= np.abs(each).max(axis=1, keepdims=True)
-        each /= np.linalg.norm(each, axis=1, keepdims=True)
+    one, other = (_units_of(vectors.take(pa.array(places))) for places in (first, second))
     return np.einsum("ij,ij->i", one, other).round(_DECIMALS)
 
 
@@ -201,6 +191,12 @@ def _join_roots(roots: Places, first: Places, second: Places) -> Places:
         if (joined == roots).all():
             return roots
         roots = joined
+
+
+def _units_of(column: pa.Array | pa.ChunkedArray) -> Any:
+    vectors = _rows_of(column, np.float32).astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
 
 
 def _rows_of(column: pa.Array | pa.ChunkedArray, dtype: Any) -> Any:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         tag_image,
         tag_vectors,
     )
+    from spark_vision.search.duplicates import find_duplicates, group_duplicates
     from spark_vision.search.exact import search_images
     from spark_vision.search.index_rows import IndexProblem, IndexReport, index_ready
     from spark_vision.search.milvus import MilvusIndex
@@ -96,6 +97,8 @@ __all__ = [
     "describe_model",
     "embed_image",
     "embed_text",
+    "find_duplicates",
+    "group_duplicates",
     "index_ready",
     "model_placement",
     "plan_vision_columns",
@@ -124,6 +127,8 @@ _LAZY_NAMES = {
     "describe_model": "spark_vision.spark.driver_checks",
     "embed_image": "spark_vision.functions",
     "embed_text": "spark_vision.functions",
+    "find_duplicates": "spark_vision.search.duplicates",
+    "group_duplicates": "spark_vision.search.duplicates",
     "index_ready": "spark_vision.search.index_rows",
     "model_placement": "spark_vision.functions",
     "plan_vision_columns": "spark_vision.tables.forecast",

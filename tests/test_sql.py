@@ -77,11 +77,11 @@ def test_bad_registrations_are_refused_on_the_driver(spark, checkpoints):
 def test_spark_connect_runs_columns_sql_a_write_and_a_search(folder, checkpoints, tmp_path):
     table = str(tmp_path / "vectors")
     script = f"""
-        from pyspark.sql import SparkSession
+        from pyspark.sql import SparkSession, functions as F
         from quick_spark import quickly
         from spark_vision import (
-            ImageViTEmbedding, configure, embed_image, register_functions, search_images,
-            write_vision_columns,
+            ImageViTEmbedding, configure, embed_image, find_duplicates, group_duplicates,
+            register_functions, search_images, write_vision_columns,
         )
 
         spark = configure(quickly(SparkSession.builder.remote("local[2]"))).getOrCreate()
@@ -104,6 +104,13 @@ def test_spark_connect_runs_columns_sql_a_write_and_a_search(folder, checkpoints
         found = search_images({table!r}, "embedding", vector, k=2).collect()
         assert [row.rank for row in found] == [1, 2]
         assert found[0].path == path
+        stored = spark.read.format("delta").load({table!r}).select("path", "embedding")
+        rows = stored.union(stored.withColumn("path", F.concat("path", F.lit(".copy"))))
+        pairs = find_duplicates(rows, "embedding", 0.9999, keys=["path"]).collect()
+        copied = {{path for path, each in vectors.items() if each}}
+        assert copied == {{row.path_a for row in pairs if row.path_b == row.path_a + ".copy"}}
+        groups = group_duplicates(rows, "embedding", 0.9999, keys=["path"]).collect()
+        assert {{row.path for row in groups}} == copied | {{path + ".copy" for path in copied}}
         spark.stop()
     """
     environment = {name: value for name, value in os.environ.items() if "PYSPARK" not in name}

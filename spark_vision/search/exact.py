@@ -8,20 +8,20 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
-    ArrayType,
     FloatType,
-    FractionalType,
     IntegerType,
     StringType,
     StructField,
     StructType,
 )
 
-from spark_vision.errors import InputTypeError, InvalidOptionError, Status, TableError
+from spark_vision.errors import InvalidOptionError, Status
 from spark_vision.operators import Operator
-from spark_vision.search.column_model import open_vectors, other_side
-from spark_vision.search.nearest import QUERY, SCORE, VECTOR, Floats, find_nearest
+from spark_vision.search.batches import VECTOR, Floats
+from spark_vision.search.column_model import other_side
+from spark_vision.search.nearest import QUERY, SCORE, find_nearest
 from spark_vision.search.queries import Queries, embed_queries
+from spark_vision.search.source import check_free, open_source
 from spark_vision.tables.location import quote
 
 MAX_K = 10_000
@@ -85,15 +85,10 @@ def search_images(
     """
     if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= MAX_K:
         raise InvalidOptionError(f"k got {k!r}; allowed: 1 to {MAX_K:,}")
-    if isinstance(source, str):
-        session = spark or SparkSession.active()
-        rows, model = open_vectors(session, source, column)
-        keys = keys or model.keys
-    else:
-        session, rows, model = source.sparkSession, source, None
-    if not keys:
-        raise InvalidOptionError("keys got none; allowed: the columns that identify a row")
-    _check_columns(rows, column, keys, keep)
+    opened = open_source(source, column, keys, where, spark, keep)
+    session, rows, model = opened.spark, opened.rows, opened.model
+    names = list(dict.fromkeys([*opened.keys, *keep]))
+    check_free(names, _OWN_NAMES)
 
     def operator_for(what: str) -> Operator:
         if model is not None:
@@ -105,28 +100,9 @@ def search_images(
         return other_side(operator, what)
 
     found = embed_queries(session, queries, operator_for, model.dimension if model else None)
-    if where is not None:
-        rows = rows.filter(where)
-    names = list(dict.fromkeys([*keys, *keep]))
     vectors = rows.select(*map(quote, names), F.col(quote(column)).alias(VECTOR))
-    nearest = _search(vectors, found.vectors, k, list(keys))
+    nearest = _search(vectors, found.vectors, k, opened.keys)
     return _name_queries(session, found, nearest, names)
-
-
-def _check_columns(rows: DataFrame, column: str, keys: Sequence[str], keep: Sequence[str]) -> None:
-    fields = {field.name: field.dataType for field in rows.schema.fields}
-    for name in (column, *keys, *keep):
-        if name not in fields:
-            raise TableError(f"the source has no column {name!r}; it has {', '.join(fields)}")
-    taken = [name for name in (*keys, *keep) if name in _OWN_NAMES]
-    if taken:
-        raise TableError(f"the result has a column {taken[0]} of its own; rename the source's")
-    kind = fields[column]
-    if not (isinstance(kind, ArrayType) and isinstance(kind.elementType, FractionalType)):
-        raise InputTypeError(
-            f"the column {column} has the type {kind.simpleString()}; allowed: array<float>, one "
-            "vector per row"
-        )
 
 
 def _search(vectors: DataFrame, queries: Floats, k: int, keys: list[str]) -> DataFrame:

@@ -7,15 +7,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-VECTOR = "__spark_vision_vector"
+from spark_vision.search.batches import VECTOR, Floats, join_batches, to_matrix
+
 QUERY = "__spark_vision_query"
 SCORE = "__spark_vision_score"
-
-# One matrix product is cheap per row from some thousand rows on.
-_CHUNK_ROWS = 8192
-_CHUNK_BYTES = 256_000_000
-
-Floats = npt.NDArray[np.float32]
 
 
 def find_nearest(
@@ -38,7 +33,7 @@ def find_nearest(
         ValueError: A vector has another dimension than the queries.
     """
     best = _Best(queries, k, keys)
-    for chunk in _chunks(batches):
+    for chunk in join_batches(batches):
         best.add(chunk)
     if best.rows is not None:
         yield from best.rows.to_batches()
@@ -54,7 +49,7 @@ class _Best:
         self.rows: pa.Table | None = None
 
     def add(self, chunk: pa.Table) -> None:
-        vectors = _matrix(chunk[VECTOR].combine_chunks(), self._queries.shape[1])
+        vectors = to_matrix(chunk[VECTOR], self._queries.shape[1], "the queries have")
         lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         # A zero vector has no direction; a NaN is never near.
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -107,35 +102,3 @@ class _Best:
         is_full = counts == self._k
         self._lowest[is_full] = scores[np.cumsum(counts)[is_full] - 1]
         self.rows = rows.combine_chunks()
-
-
-def _chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Join batches to some thousand rows, without rows that have no vector."""
-    waiting: list[pa.RecordBatch] = []
-    row_count = byte_count = 0
-    for batch in batches:
-        batch = batch.filter(pc.is_valid(batch.column(VECTOR)))
-        if not batch.num_rows:
-            continue
-        waiting.append(batch)
-        row_count += batch.num_rows
-        byte_count += batch.nbytes
-        if row_count >= _CHUNK_ROWS or byte_count >= _CHUNK_BYTES:
-            yield pa.Table.from_batches(waiting)
-            waiting, row_count, byte_count = [], 0, 0
-    if waiting:
-        yield pa.Table.from_batches(waiting)
-
-
-def _matrix(vectors: pa.Array, dimension: int) -> Floats:
-    lengths = pc.list_value_length(vectors)
-    shortest, longest = pc.min_max(lengths).as_py().values()
-    if shortest != dimension or longest != dimension:
-        other = shortest if shortest != dimension else longest
-        raise ValueError(
-            f"a vector of the column has {other} numbers, and the queries have {dimension}: they "
-            "are of different models"
-        )
-    numbers = vectors.flatten().to_numpy(zero_copy_only=False)
-    matrix: Floats = numbers.astype(np.float32, copy=False).reshape(-1, dimension)
-    return matrix

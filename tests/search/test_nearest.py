@@ -4,8 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from spark_vision.search import nearest
-from spark_vision.search.nearest import QUERY, SCORE, VECTOR, find_nearest
+from spark_vision.search import batches as batches_of_vectors
+from spark_vision.search.batches import VECTOR
+from spark_vision.search.nearest import QUERY, SCORE, find_nearest
 
 
 def unit(vectors):
@@ -39,7 +40,7 @@ def found(batches, queries, k, keys=("id",)):
 @pytest.fixture(params=[50, 8192])
 def chunk_rows(request, monkeypatch):
     """Chunks of many batches, and of less than one query's rows."""
-    monkeypatch.setattr(nearest, "_CHUNK_ROWS", request.param)
+    monkeypatch.setattr(batches_of_vectors, "_CHUNK_ROWS", request.param)
 
 
 @pytest.mark.usefixtures("chunk_rows")

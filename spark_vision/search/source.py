@@ -1,0 +1,86 @@
+"""What is searched: a table of this package or a DataFrame, with its keys and its vectors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql.types import ArrayType, FractionalType
+
+from spark_vision.errors import InputTypeError, InvalidOptionError, TableError
+from spark_vision.search.column_model import ColumnModel, open_vectors
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows with keys and a column of vectors.
+
+    Attributes:
+        spark: The session.
+        rows: The rows for which the user's condition holds.
+        keys: The columns that identify a row.
+        model: What filled the column; None for a DataFrame.
+    """
+
+    spark: SparkSession
+    rows: DataFrame
+    keys: list[str]
+    model: ColumnModel | None
+
+
+def open_source(
+    source: str | DataFrame,
+    column: str,
+    keys: Sequence[str] | None,
+    where: str | Column | None,
+    spark: SparkSession | None,
+    keep: Sequence[str] = (),
+) -> Source:
+    """Open a table by path or name, or a DataFrame.
+
+    Args:
+        source: The table or the DataFrame.
+        column: The column of vectors.
+        keys: Columns that identify a row of a DataFrame; a table knows its own.
+        where: Only rows for which this SQL condition holds.
+        spark: The session; None means the active one.
+        keep: Further columns that are needed.
+
+    Raises:
+        TableError: There is no such table or column.
+        InputTypeError: The column has another type than array<float>.
+        InvalidOptionError: A DataFrame comes without keys.
+    """
+    if isinstance(source, str):
+        session = spark or SparkSession.active()
+        rows, model = open_vectors(session, source, column)
+        keys = keys or model.keys
+    else:
+        session, rows, model = source.sparkSession, source, None
+    if not keys:
+        raise InvalidOptionError("keys got none; allowed: the columns that identify a row")
+    _check_columns(rows, column, [*keys, *keep])
+    return Source(session, rows if where is None else rows.filter(where), list(keys), model)
+
+
+def check_free(names: Sequence[str], own_names: Sequence[str]) -> None:
+    """Check that the names of the source's columns are not those that the result adds.
+
+    Raises:
+        TableError: One is.
+    """
+    for name in own_names:
+        if name in names:
+            raise TableError(f"the result has a column {name} of its own; rename the source's")
+
+
+def _check_columns(rows: DataFrame, column: str, names: Sequence[str]) -> None:
+    fields = {field.name: field.dataType for field in rows.schema.fields}
+    for name in (column, *names):
+        if name not in fields:
+            raise TableError(f"the source has no column {name!r}; it has {', '.join(fields)}")
+    kind = fields[column]
+    if not (isinstance(kind, ArrayType) and isinstance(kind.elementType, FractionalType)):
+        raise InputTypeError(
+            f"the column {column} has the type {kind.simpleString()}; allowed: array<float>, one "
+            "vector per row"
+        )

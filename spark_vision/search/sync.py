@@ -8,7 +8,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
@@ -23,15 +23,14 @@ from spark_vision.search.index_rows import (
     table_problems,
 )
 from spark_vision.search.sending import Outcome, send_records
-from spark_vision.search.table_changes import DELETED, changed_records, explaining_lost_feed
-from spark_vision.search.vector_index import IndexDescription, RejectedRecord, VectorIndex
-from spark_vision.tables.identity import KEYS_PROPERTY, PREFIX, differing_model
+from spark_vision.search.sync_state import RELOAD, IndexState, check_state
+from spark_vision.search.table_changes import DELETED, changed_records, explaining_lost_versions
+from spark_vision.search.vector_index import RejectedRecord, VectorIndex
+from spark_vision.tables.identity import KEYS_PROPERTY, PREFIX
 from spark_vision.tables.location import TableLocation, locate_table, quote, read_version
 from spark_vision.tables.named_points import reach
 from spark_vision.tables.progress import Progress, Watch, reporting, status_accumulator
 from spark_vision.tables.session_settings import settings
-
-_RELOAD = "pass reload=True, which empties the index and loads it whole, or use another index"
 
 
 @dataclass(frozen=True)
@@ -78,40 +77,6 @@ class SyncResult:
             lines.append(f"refused by the index: {self.rejected_rows:,}")
         lines += [f"  {each.id}: {each.reason}" for each in self.rejected]
         return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class _Held:
-    """What an index's properties record of its last sync.
-
-    Attributes:
-        table: The table, as Spark's SQL takes it.
-        table_id: Delta's id of it.
-        column: The column of vectors.
-        metadata: The columns beside it, as JSON.
-        sync_id: The last sync that began.
-        version: The version of the table that the index held before that, or holds since; empty
-            where the index has never been loaded whole.
-        is_complete: Whether that sync ended: `true` or `false`.
-    """
-
-    table: str
-    table_id: str
-    column: str
-    metadata: str
-    sync_id: str
-    version: str
-    is_complete: str
-
-    @classmethod
-    def read(cls, found: IndexDescription | None) -> "_Held | None":
-        said = {} if found is None else found.properties
-        names = cls.__dataclass_fields__
-        return cls(**{n: said[n] for n in names}) if all(n in said for n in names) else None
-
-    @property
-    def base(self) -> int | None:
-        return int(self.version) if self.version else None
 
 
 def sync_index(
@@ -175,39 +140,43 @@ def sync_index(
     )
     if problems:
         raise TableError(f"{table} cannot be indexed: {problems[0].advice}")
-    rows = session.read.option("versionAsOf", version).table(location.sql)
-    sync = _Sync(session, location, model, tuple(metadata), index, concurrency, progress)
-
     found = index.describe()
-    held = _Held.read(found)
-    if not reload:
-        _check_held(found, held, sync, detail.id, version)
-    base = None if reload or held is None else held.base
-    mine = _Held(
+    held = IndexState.read(found)
+    goal = IndexState(
         table=location.sql,
         table_id=detail.id,
         column=column,
         metadata=json.dumps(list(metadata)),
         sync_id=uuid.uuid4().hex,
-        version="" if base is None else str(base),
-        is_complete="false",
+        version=version,
+        phase="complete",
     )
-    if base is None:
-        outcome = sync.load(rows, mine, must_empty=found is not None)
-    elif base == version:
-        outcome = Outcome()
+    if reload:
+        held = None
     else:
-        is_clean = held is not None and held.is_complete == "true"
-        outcome = sync.update(mine, (base + 1, version), include_unchanged=not is_clean)
-    if base != version:
+        check_state(found, held, goal, model)
+    sync = _Sync(session, location, model, tuple(metadata), index, concurrency, progress)
+    outcome = Outcome()
+    if held is None or held.phase == "loading":
+        # A load that was killed goes on with the version that it began.
+        start = replace(goal, phase="loading", version=held.version if held else version)
+        if found is not None and held is None and (found.rows or reload):
+            index.drop()
+        outcome.add(sync.load(start))
+    else:
+        start = replace(goal, phase="updating", version=held.version)
+    if start.version < version:
+        was_complete = held is not None and held.phase == "complete"
+        outcome.add(sync.update(start, version, include_unchanged=not was_complete))
+    if held is None or held.phase != "complete" or held.version < version:
         reach("sync: before its end")
-        sync.end(mine, held, version)
+        sync.end(start, goal, held)
         reach("sync: after its end")
     outcome.problems.pop(DELETED, None)
     return SyncResult(
         index=found.name if found else sync.name,
         version=version,
-        from_version=base,
+        from_version=None if start.phase == "loading" else start.version,
         written_rows=outcome.written,
         deleted_rows=outcome.deleted,
         excluded=dict(outcome.problems),
@@ -215,44 +184,6 @@ def sync_index(
         rejected=tuple(outcome.rejected),
         elapsed_seconds=time.monotonic() - started,
     )
-
-
-def _check_held(
-    found: IndexDescription | None,
-    held: _Held | None,
-    sync: "_Sync",
-    table_id: str,
-    version: int,
-) -> None:
-    """Refuse an index that holds something else than an older version of this column."""
-    if found is None:
-        return
-    if held is None:
-        if found.rows:
-            raise VectorIndexError(
-                f"{found.name} has {found.rows:,} records that sync_index did not write; {_RELOAD}"
-            )
-        return
-    given = sync.location.given
-    was = f"{found.name} holds the column {held.column} of {held.table}"
-    if (held.table_id, held.column) != (table_id, sync.model.column):
-        raise VectorIndexError(
-            f"{was}, and this is {sync.model.column} of {given}, which is another one or was made "
-            f"again; {_RELOAD}"
-        )
-    if differs := differing_model(held.column, found.properties, sync.model.properties):
-        key, before, now = differs
-        raise VectorIndexError(
-            f"{was} by another model, with {key} {before}; now it has {key} {now}: {_RELOAD}"
-        )
-    if held.metadata != (wanted := json.dumps(list(sync.metadata))):
-        raise VectorIndexError(
-            f"{was} with the metadata {held.metadata}, and this call has {wanted}; {_RELOAD}"
-        )
-    if held.base is not None and held.base > version:
-        raise VectorIndexError(
-            f"{was} in version {held.base}, and {given} is at version {version}; {_RELOAD}"
-        )
 
 
 @dataclass(frozen=True)
@@ -272,9 +203,10 @@ class _Sync:
         found = self.index.describe()
         return "" if found is None else found.name
 
-    def load(self, rows: DataFrame, mine: _Held, *, must_empty: bool) -> Outcome:
-        """Fill an empty index; what an unfinished load has left there is removed first."""
+    def load(self, start: IndexState) -> Outcome:
+        """Send all rows of a version."""
         column, key = self.model.column, self.model.keys[0]
+        rows = self.spark.read.option("versionAsOf", start.version).table(self.location.sql)
         records = index_records(
             rows_with_vectors(rows, key, column),
             self.index.target,
@@ -283,24 +215,23 @@ class _Sync:
             self.metadata,
             self.model.dimension,
         )
-        row_count = rows.filter(F.col(quote(f"{column}_status")) == Status.OK.value).count()
-        if must_empty:
-            self.index.drop()
-        self._create(records)
-        self._mark(mine)
-        return self._send(records, row_count, is_update=False)
+        with explaining_lost_versions(self.location.given, start.version, RELOAD):
+            row_count = rows.filter(F.col(quote(f"{column}_status")) == Status.OK.value).count()
+            self._create(records)
+            self._mark(start)
+            return self._send(records, row_count, is_update=False)
 
-    def update(self, mine: _Held, versions: tuple[int, int], *, include_unchanged: bool) -> Outcome:
-        """Write and delete what changed within some versions."""
+    def update(self, start: IndexState, version: int, *, include_unchanged: bool) -> Outcome:
+        """Write and delete what changed since a version."""
         with (
-            explaining_lost_feed(self.location.given, versions[0], _RELOAD),
+            explaining_lost_versions(self.location.given, start.version + 1, RELOAD),
             # A file that is missing would be a change that is missing.
             settings(self.spark, {"spark.sql.files.ignoreMissingFiles": "false"}),
         ):
             records = changed_records(
                 self.spark,
                 self.location,
-                versions,
+                (start.version + 1, version),
                 self.index.target,
                 self.model.keys[0],
                 self.model.column,
@@ -313,31 +244,29 @@ class _Sync:
             self._create(records)
             if not row_count:
                 return Outcome()
-            self._mark(mine)
+            self._mark(replace(start, phase="updating"))
             return self._send(records, row_count, is_update=True)
         finally:
             records.unpersist()
 
-    def end(self, mine: _Held, before: _Held | None, version: int) -> None:
+    def end(self, start: IndexState, goal: IndexState, before: IndexState | None) -> None:
         """Record that the index holds a version, unless another sync has written to it as well."""
-        now = _Held.read(self.index.describe())
+        now = IndexState.read(self.index.describe())
         # A service may still show what was there before.
-        expected = (mine.sync_id, before.sync_id if before else None)
+        expected = (goal.sync_id, before.sync_id if before else None)
         if now is not None and now.sync_id not in expected:
-            is_loaded = mine.base is not None and now.base is not None
-            oldest = min(mine.version, now.version, key=int) if is_loaded else ""
-            self._mark(replace(mine, version=oldest, sync_id=uuid.uuid4().hex))
+            self._mark(start.merge(now))
             raise VectorIndexError(
                 f"another sync wrote to {self.name} at the same time; run this again, which "
                 "sends all that either may have missed"
             )
-        self._mark(replace(mine, version=str(version), is_complete="true"))
+        self._mark(goal)
 
     def _create(self, records: DataFrame) -> None:
         schema = records.drop(records.columns[-1]).limit(0).toArrow().schema
         self.index.create(schema, self.model.dimension)
 
-    def _mark(self, held: _Held) -> None:
+    def _mark(self, held: IndexState) -> None:
         # With the model's properties, a reader of the index knows how to embed a query.
         start = f"{PREFIX}{self.model.column}."
         model = {
@@ -345,7 +274,7 @@ class _Sync:
             for name, value in self.model.properties.items()
             if name.startswith(start) or name == KEYS_PROPERTY
         }
-        self.index.write_properties(model | asdict(held))
+        self.index.write_properties(model | held.properties)
 
     def _send(self, records: DataFrame, row_count: int, *, is_update: bool) -> Outcome:
         counter = status_accumulator(self.spark)

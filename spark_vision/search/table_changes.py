@@ -111,16 +111,16 @@ def _fingerprint(columns: Sequence[str]) -> Column:
 
 
 @contextmanager
-def explaining_lost_feed(table: str, since: int, way_out: str) -> Iterator[None]:
-    """Raise an error that says what to do where the block finds that a feed is not complete.
+def explaining_lost_versions(table: str, since: int, way_out: str) -> Iterator[None]:
+    """Raise an error that says what to do where the block cannot read a table's old versions.
 
     Args:
         table: The table's name in messages.
-        since: The first version that is needed.
+        since: The oldest version that is needed.
         way_out: What to do.
 
     Raises:
-        TableError: Part of the feed is gone.
+        TableError: A file or a part of the feed is gone.
     """
     try:
         yield
@@ -128,6 +128,6 @@ def explaining_lost_feed(table: str, since: int, way_out: str) -> Iterator[None]
         if not _GONE.search(str(error)):
             raise
         raise TableError(
-            f"{table} no longer has its changes since version {since}: its change data feed was "
-            f"off, or VACUUM or the log's retention removed them; {way_out}"
+            f"{table} no longer has all versions since {since}: its change data feed was off, or "
+            f"VACUUM or the log's retention removed files; {way_out}"
         ) from error

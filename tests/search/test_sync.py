@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from milvus_lite.server_manager import server_manager_instance
 from pyspark.sql.classic.dataframe import DataFrame
@@ -226,6 +227,29 @@ def test_only_what_changed_is_sent(table, monkeypatch):
     assert_holds(index, table)
 
 
+def test_a_killed_load_goes_on_although_the_table_has_changed(table, monkeypatch, small_batches):
+    table.add(0, 300)
+    index = MemoryIndex()
+    killed_at(monkeypatch, "sync: after a batch", 2)
+    with pytest.raises(Killed):
+        sync(table, index)
+    monkeypatch.undo()
+    sent = [key for key in index.records if key.startswith("row-")]
+    table.sql(f"DELETE FROM VECTORS WHERE id = '{sent[0]}'")
+    table.change(f"id = '{sent[1]}'", seed=1)
+    monkeypatch.setattr(index, "drop", None)
+    result = sync(table, index)
+    assert (result.from_version, result.deleted_rows) == (None, 1)
+    assert_holds(index, table)
+
+
+def test_an_empty_index_that_the_user_made_is_kept(table, monkeypatch):
+    index = MemoryIndex()
+    index.create(pa.schema({"id": "string", "vector": pa.list_(pa.float32())}), table.dimension)
+    monkeypatch.setattr(index, "drop", None)
+    assert sync(table, index, metadata=[]).written_rows == 1
+
+
 def test_a_row_that_comes_back_after_a_killed_sync_is_sent_again(table, monkeypatch):
     table.add(0, 3)
     index = MemoryIndex()
@@ -361,7 +385,7 @@ def test_a_feed_with_a_gap_is_refused_until_the_index_is_loaded_again(spark, tab
     # As VACUUM does after a week.
     for file in Path(table.place, "_change_data").glob("*.parquet"):
         file.unlink()
-    with pytest.raises(TableError, match="no longer has its changes since version"):
+    with pytest.raises(TableError, match="no longer has all versions since"):
         sync(table, index)
     assert sync(table, index, reload=True).written_rows == 4
     assert_holds(index, table)

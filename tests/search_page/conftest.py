@@ -37,6 +37,7 @@ def scenes(tmp_path_factory):
     # Rows that somebody else wrote: a file outside of the folder, a broken one, and markup.
     dimension = len(vectors[0])
     others = np.random.default_rng(5).standard_normal((3, dimension)).astype(np.float32)
+    others /= np.linalg.norm(others, axis=1, keepdims=True)
     outside = folder.parent / "outside.jpg"
     outside.write_bytes((folder / truths[0].file).read_bytes())
     paths += [f"file:{outside}", f"file:{folder}/text.jpg", "/etc/passwd"]

@@ -162,11 +162,11 @@ def test_two_users_at_once_see_their_own_results(open_page, scenes):
 
 
 @pytest.mark.parametrize("width", [390, 1440])
-def test_nothing_is_wider_than_the_window(open_page, width):
+def test_nothing_is_wider_than_the_window(open_page, scenes, width):
     page = open_page()
     size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    page.type("a star")
+    page.type(scenes.records["caption"][0].as_py())
     assert page.run("return document.documentElement.scrollWidth <= innerWidth")
     page.find(".card").click()
     page.wait("document.querySelector('#chosen-picture img')?.naturalWidth > 0")

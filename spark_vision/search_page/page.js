@@ -140,7 +140,7 @@ function searchSimilar(result) {
     show(frame, `thumbnail/${result.picture}`, "");
     return frame;
   };
-  search(`to ${result.caption ?? result.title.split("/").pop()}`,
+  search(`to “${result.caption ?? result.title.split("/").pop()}”`,
     () => post("similar", JSON.stringify({ picture: result.picture, where: chosenFilters() })), preview);
 }
 

@@ -17,7 +17,7 @@ from spark_vision.search_page.query_model import QueryModel
 
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _CLOSING_SECONDS = 3
-_MAX_CONNECTIONS = 200
+_MAX_CONNECTIONS = 64
 
 
 def listen(host: str, port: int) -> socket.socket:

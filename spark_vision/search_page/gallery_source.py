@@ -208,16 +208,18 @@ class IndexGallery:
         self._lock = threading.Lock()
         found = index.describe()
         if found is None:
-            raise VectorIndexError("there is no such index; fill one from the table first")
+            raise VectorIndexError("there is no such index; fill one by jobs/index_vectors.py")
         properties = found.properties
         if "table" not in properties or "column" not in properties:
             raise VectorIndexError(
-                f"{found.name} does not say which table it was filled from; fill it again from one"
+                f"{found.name} does not say which table it was filled from; fill one by "
+                "jobs/index_vectors.py"
             )
         for what, given in (("table", table), ("column", column)):
-            if given is not None and _place(given) != _place(properties[what]):
+            recorded = _place(properties[what])
+            if given is not None and _place(given) != recorded:
                 raise VectorIndexError(
-                    f"{found.name} was filled from the {what} {properties[what]}, and --{what} got "
+                    f"{found.name} was filled from the {what} {recorded}, and --{what} got "
                     f"{given}; leave --{what} out"
                 )
         self._kinds = found.metadata
@@ -230,7 +232,7 @@ class IndexGallery:
                 f"the ids of {found.name} are numbers; say which column has the paths or URLs of "
                 "the pictures (--images-column)"
             )
-        self.name = properties["table"]
+        self.name = _place(properties["table"])
         self.model = ColumnModel(properties["table"], properties["column"], properties)
         self.filters: Mapping[str, Sequence[str]] = {
             name: ["true", "false"] if (self._kinds or {}).get(name) == "boolean" else []
@@ -297,8 +299,8 @@ def _text(name: str) -> Column:
 
 
 def _place(name: str) -> str:
-    """A path in one spelling; a table's name as it is."""
-    path = name.strip().removeprefix("delta.").strip("`")
+    """A path, or a table's name as Spark's SQL takes it, in one spelling."""
+    path = name.strip().replace("`", "").removeprefix("delta.")
     if path.startswith("file:"):
         path = "/" + path.removeprefix("file:").lstrip("/")
     is_path = "/" in path and ":" not in path

@@ -52,7 +52,7 @@ def scenes(tmp_path_factory):
     )
     properties = {
         KEYS_PROPERTY: '["path"]',
-        "table": "file:/data/scenes_table",
+        "table": "delta.`/data/scenes_table`",
         "column": "clip",
         "version": "3",
         **column_properties("clip", clip, describe_model(clip), ["clip"], None),

@@ -86,14 +86,14 @@ def test_a_table_without_a_column_is_refused(spark, table, column, columns, said
 @pytest.mark.parametrize("table", ["/data/scenes_table", "file:///data/scenes_table", None])
 def test_an_index_of_the_named_table_is_taken(index, table):
     gallery = IndexGallery(index, COLUMNS, table, "clip")
-    assert gallery.name == "file:/data/scenes_table"
+    assert gallery.name == "/data/scenes_table"
     assert gallery.model.keys == ["path"]
 
 
 @pytest.mark.parametrize(
     ("columns", "table", "column", "said"),
     [
-        (COLUMNS, "/data/other", None, "filled from the table file:/data/scenes_table"),
+        (COLUMNS, "/data/other", None, "filled from the table /data/scenes_table"),
         (COLUMNS, None, "dino", "filled from the column clip"),
         (
             GalleryColumns(filters=("year",)),
@@ -106,6 +106,12 @@ def test_an_index_of_the_named_table_is_taken(index, table):
 def test_an_index_that_does_not_fit_is_refused(index, columns, table, column, said):
     with pytest.raises(VectorIndexError, match=said):
         IndexGallery(index, columns, table, column)
+
+
+def test_a_tables_name_is_compared_without_quotes(scenes):
+    named = fill(MemoryIndex(), scenes)
+    named.write_properties(scenes.properties | {"table": "`main`.`photos`"})
+    assert IndexGallery(named, COLUMNS, "main.photos").name == "main.photos"
 
 
 def test_an_index_that_no_table_filled_is_refused(scenes):

@@ -3,6 +3,7 @@
 The functions are those that executors run. They are given a task that is not Spark's.
 """
 
+import io
 import os
 import threading
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from PIL import Image
 
 from spark_vision.errors import RowFailure, Status, TableError
 from spark_vision.executor.embedding import embed_texts
@@ -65,6 +67,8 @@ class QueryModel:
         if caption_name is not None:
             answers = QwenVLImageUnderstanding(model_name=caption_name, **reading)
             self._answers = self._in_this_process(answers)
+        # Loads the model now, and not while the first user waits.
+        self.embed_picture(_gray_png())
 
     @property
     def takes_text(self) -> bool:
@@ -128,6 +132,12 @@ class QueryModel:
             model_sharing="worker",
             on_error="null",
         )
+
+
+def _gray_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "gray").save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _text_side(column: ColumnModel, operator: Operator) -> EmbeddingOperator | None:

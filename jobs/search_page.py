@@ -87,12 +87,8 @@ def main(texts: list[str]) -> int:
         opened.append(listen(arguments.host, arguments.port))
 
     def serve(spark: "SparkSession | None" = None) -> None:
-        from spark_vision.search_page.gallery_source import (
-            GalleryColumns,
-            GallerySource,
-            IndexGallery,
-            SparkGallery,
-        )
+        from spark_vision.search_page.gallery_source import GalleryColumns, GallerySource
+        from spark_vision.search_page.index_gallery import IndexGallery
         from spark_vision.search_page.query_model import QueryModel
         from spark_vision.search_page.server import serve_page
 
@@ -102,6 +98,8 @@ def main(texts: list[str]) -> int:
         table, column = arguments.table, arguments.column
         source: GallerySource
         if spark is not None:
+            from spark_vision.search_page.spark_gallery import SparkGallery
+
             source = SparkGallery(spark, table, column, columns)
         else:
             source = IndexGallery(index, columns, table, column)

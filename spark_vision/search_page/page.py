@@ -9,7 +9,6 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from starlette.applications import Starlette
@@ -18,12 +17,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from spark_vision.cli.job import one_line_message
 from spark_vision.errors import RowFailure, SparkVisionError
 from spark_vision.images.urls import redact_text
 from spark_vision.search_page.gallery_source import FoundPicture, GallerySource
+from spark_vision.search_page.guard import Guard
 from spark_vision.search_page.pictures import Pictures
 from spark_vision.search_page.query_model import QueryModel, unit
 
@@ -33,17 +33,6 @@ MAX_UPLOAD_BYTES = 20 * 2**20
 _MAX_JSON_BYTES = 64 * 1024
 _JSON, _FILE = "application/json", "application/octet-stream"
 _FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
-_HEADERS = {
-    # Nothing from another host is loaded, and no markup of a caption could run.
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "cross-origin-resource-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
-
 _logger = logging.getLogger(__name__)
 
 
@@ -80,7 +69,7 @@ class SearchPage:
             Route("/picture/{token}", self.picture),
         ]
         handlers: Mapping[Any, Any] = {HTTPException: _refuse}
-        return _Guard(Starlette(routes=routes, exception_handlers=handlers), hosts)
+        return Guard(Starlette(routes=routes, exception_handlers=handlers), hosts)
 
     async def settings(self, request: Request) -> Response:
         """What the page shows and asks for."""
@@ -185,36 +174,6 @@ class SearchPage:
             "caption": row.caption,
             "values": dict(row.values),
         }
-
-
-class _Guard:
-    """Refuses requests by other host names, and adds the headers that every answer has.
-
-    A page of another site can let its own name lead to 127.0.0.1; the name betrays it.
-    """
-
-    def __init__(self, application: ASGIApp, hosts: tuple[str, ...] | None) -> None:
-        self._application, self._hosts = application, hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                added = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *added]}
-            await send(message)
-
-        if scope["type"] != "http":
-            return
-        application = self._application
-        if not self._is_known(dict(scope["headers"]).get(b"host", b"").decode("latin-1")):
-            application = Response("This host name is not served.", 421, media_type="text/plain")
-        await application(scope, receive, send_guarded)
-
-    def _is_known(self, host: str) -> bool:
-        try:
-            return self._hosts is None or urlsplit(f"//{host}").hostname in self._hosts
-        except ValueError:
-            return False
 
 
 def _serve_file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:

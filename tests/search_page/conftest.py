@@ -71,7 +71,8 @@ def index(scenes):
 @pytest.fixture(scope="session")
 def source(index):
     """Searches the index."""
-    from spark_vision.search_page.gallery_source import GalleryColumns, IndexGallery
+    from spark_vision.search_page.gallery_source import GalleryColumns
+    from spark_vision.search_page.index_gallery import IndexGallery
 
     return IndexGallery(index, GalleryColumns(caption="caption", filters=("objects",)))
 

@@ -7,7 +7,8 @@ import pytest
 from browser import open_browser, requested_hosts
 from scene_gallery import MARKUP, fill, serve
 from spark_vision.search.milvus import MilvusIndex
-from spark_vision.search_page.gallery_source import GalleryColumns, IndexGallery
+from spark_vision.search_page.gallery_source import GalleryColumns
+from spark_vision.search_page.index_gallery import IndexGallery
 
 pytestmark = pytest.mark.browser
 SECONDS = 60

@@ -8,7 +8,9 @@ import pytest
 from memory_index import MemoryIndex
 from scene_gallery import fill
 from spark_vision.errors import InvalidOptionError, TableError, VectorIndexError
-from spark_vision.search_page.gallery_source import GalleryColumns, IndexGallery, SparkGallery
+from spark_vision.search_page.gallery_source import GalleryColumns
+from spark_vision.search_page.index_gallery import IndexGallery
+from spark_vision.search_page.spark_gallery import SparkGallery
 
 COLUMNS = GalleryColumns(caption="caption", filters=("objects",))
 

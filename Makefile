@@ -68,6 +68,8 @@ demo: java setup
 	@echo "  .venv/bin/python jobs/embed_images.py --help"
 	@echo "  .venv/bin/python jobs/run_sql.py --function embed_image=ImageViTEmbedding:model_name=$(MODEL_NAME) \\"
 	@echo "    --query 'SELECT path, embed_image(content) FROM binaryFile.\`$(IMAGES)\` LIMIT 5'"
+	@echo "Search the pictures on a page in your browser:"
+	@echo "  .venv/bin/python jobs/search_page.py --table $(OUTPUT)/$(notdir $(CLIP_NAME))-$(notdir $(CAPTION_NAME)) --column clip --caption-column caption --caption-name $(CAPTION_NAME) --allow-paths $(if $(findstring *,$(IMAGES)),$(patsubst %/,%,$(dir $(IMAGES))),$(IMAGES))"
 
 train-demo: setup
 	@$(BIN)/python -m training

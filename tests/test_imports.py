@@ -29,6 +29,7 @@ FLOORS = {
     "spark_vision.search": 6,
     "spark_vision.cli": 7,
     "spark_vision.demo": 7,
+    "spark_vision.search_page": 7,
     # The public face imports of all floors, and none of them imports it.
     "spark_vision": 8,
 }

@@ -35,7 +35,8 @@ def run_job(work: "Callable[[SparkSession], None]", log_level: str | None = None
     Returns:
         The exit code: 0; 1 for an error; 130 if the user interrupted it.
     """
-    try:
+
+    def run() -> None:
         is_shared = _is_running()
         spark = _start_session(log_level)
         try:
@@ -43,6 +44,14 @@ def run_job(work: "Callable[[SparkSession], None]", log_level: str | None = None
         finally:
             if not is_shared:
                 spark.stop()
+
+    return report_errors(run)
+
+
+def report_errors(work: Callable[[], None]) -> int:
+    """Run a job that starts no session by itself; reports errors and returns as `run_job` does."""
+    try:
+        work()
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return EXIT_INTERRUPTED

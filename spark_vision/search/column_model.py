@@ -50,13 +50,16 @@ class ColumnModel:
         """The length of a vector."""
         return int(self._recorded("dimension"))
 
-    def operator_for(self, what: str, given: Operator | None, spark: SparkSession) -> Operator:
+    def operator_for(
+        self, what: str, given: Operator | None, spark: SparkSession | None = None
+    ) -> Operator:
         """Return the operator that embeds queries of a kind into the column's space.
 
         Args:
             what: `image` or `text`.
             given: An operator of the user's; None means that it is made from the properties.
-            spark: The session, where the model has to be looked for on an executor.
+            spark: The session, where the given operator's model has to be looked for on an
+                executor; None where this process has it.
 
         Raises:
             TableError: The column's model does not embed such queries, or the given operator has
@@ -93,7 +96,7 @@ class ColumnModel:
             )
         return kind(**options)
 
-    def _check_model(self, operator: Operator, spark: SparkSession) -> None:
+    def _check_model(self, operator: Operator, spark: SparkSession | None) -> None:
         found = describe_model(operator, spark).fingerprint
         was = self._recorded("fingerprint")
         pooling = operator.effective_pooling or ""

@@ -104,6 +104,7 @@ function choose(result) {
     ...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
   at("answer").textContent = "";
   at("question").value = "";
+  at("rated").replaceChildren();
   const frame = make("div");
   at("chosen-picture").replaceChildren(make("span", { className: "lost" }, "Loading…"));
   show(frame, `picture/${result.picture}`, result.caption ?? result.title).then(() => {
@@ -157,6 +158,7 @@ function addFilter({ name, values }) {
 at("name").textContent = settings.name;
 settings.filters.forEach(addFilter);
 at("text-line").hidden = !settings.takesText;
+at("tags-form").hidden = !settings.takesText;
 at("question-form").hidden = !settings.takesQuestions;
 at("search").onsubmit = (event) => {
   event.preventDefault();
@@ -178,6 +180,15 @@ at("similar").onclick = () => {
   at("chosen").close();
   searchSimilar(chosen);
   scrollTo({ top: 0 });
+};
+at("tags-form").onsubmit = async (event) => {
+  event.preventDefault();
+  const asked = latestChoice;
+  const { tags, message } = await post("tags", JSON.stringify({ picture: chosen.picture, tags: at("tags").value }));
+  if (asked !== latestChoice) return;
+  at("rated").replaceChildren(...(tags
+    ? tags.flatMap(({ tag, score }) => [make("dt", {}, tag), make("dd", {}, score.toFixed(3))])
+    : [make("dd", {}, message)]));
 };
 at("question-form").onsubmit = async (event) => {
   event.preventDefault();

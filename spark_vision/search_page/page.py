@@ -1,4 +1,4 @@
-"""The page's web application: its files, searches, pictures and questions.
+"""The page's web application: its files, searches, pictures, tags and questions.
 
 Results belong to the request that asked for them, so that no user sees another's. Requests that
 compute need a content type that a page of another site cannot send without this one's consent.
@@ -6,6 +6,7 @@ compute need a content type that a page of another site cannot send without this
 
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from typing import Any
@@ -31,6 +32,7 @@ RESULT_COUNT = 16
 MAX_TEXT_CHARACTERS = 1000
 MAX_UPLOAD_BYTES = 20 * 2**20
 _MAX_JSON_BYTES = 64 * 1024
+_SEPARATOR = re.compile("[,;，、；\n]")
 _JSON, _FILE = "application/json", "application/octet-stream"
 _FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 _logger = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class SearchPage:
             Route("/search", self.search_text, methods=["POST"]),
             Route("/search-picture", self.search_picture, methods=["POST"]),
             Route("/similar", self.search_similar, methods=["POST"]),
+            Route("/tags", self.rate_tags, methods=["POST"]),
             Route("/ask", self.ask, methods=["POST"]),
             Route("/thumbnail/{token}", self.thumbnail),
             Route("/picture/{token}", self.picture),
@@ -110,6 +113,24 @@ class SearchPage:
             return None if found is None else unit(found)
 
         return await self._search(asked, vector, left_out=row)
+
+    async def rate_tags(self, request: Request) -> Response:
+        """Rate tags for a picture that was found, by its vector."""
+        asked = await _read_json(request)
+        row = self._row(_text_in(asked, "picture"))
+        named = _SEPARATOR.split(_text_in(asked, "tags"))
+        tags = [*dict.fromkeys(filter(None, map(str.strip, named)))]
+        if not tags:
+            return _message("Type some tags, separated by commas.")
+
+        def rate() -> dict[str, Any]:
+            vector = self._source.vector_of(row.id)
+            if vector is None:
+                return {"message": "This picture is no longer in the table; search again."}
+            rated = self._model.rate_tags(unit(vector), tags)
+            return {"tags": [{"tag": tag, "score": score} for tag, score in rated]}
+
+        return await _answered(rate)
 
     async def ask(self, request: Request) -> Response:
         """Answer a question about a picture that was found."""

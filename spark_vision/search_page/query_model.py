@@ -6,7 +6,7 @@ The functions are those that executors run. They are given a task that is not Sp
 import io
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -19,10 +19,12 @@ from spark_vision.errors import RowFailure, Status, TableError
 from spark_vision.executor.embedding import embed_texts
 from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.model_access import open_checkpoint
+from spark_vision.executor.tagging import tag_vectors
 from spark_vision.executor.task import Task
 from spark_vision.images.byte_rows import tensor_view
 from spark_vision.images.decoding import decode
 from spark_vision.operators import (
+    ClipVectorTags,
     EmbeddingOperator,
     ImageOperator,
     Operator,
@@ -102,6 +104,21 @@ class QueryModel:
         decode(tensor_view(data), self.reader.limits, isolate=True)
         with self._embedding:
             return unit(self._compute(self.reader, data))
+
+    def rate_tags(self, vector: Vector, tags: Sequence[str]) -> list[tuple[str, float]]:
+        """Return tags with their scores for a picture's vector, as `tag_vectors` does, best first.
+
+        Raises:
+            RowFailure: The model does not compare pictures with texts.
+            InvalidOptionError: There is no tag, one is there twice, or one is too long.
+        """
+        if self._text is None:
+            raise RowFailure(Status.MODEL_ERROR, "the model of this table embeds pictures only")
+        operator = self.reader.convert(ClipVectorTags, tags=tuple(tags), top_k=max(len(tags), 1))
+        with self._embedding:
+            vectors = pa.array([vector.tolist()], pa.list_(pa.float32()))
+            rows = tag_vectors([vectors], operator, self._task, with_status=True)
+            return [(each["tag"], each["score"]) for each in _value(next(rows))]
 
     def answer(self, data: bytes, question: str) -> str:
         """Answer a question about an image file.

@@ -111,6 +111,10 @@ def test_a_person_finds_a_scene_and_asks_about_it(open_page, scenes):
     page.find(".card").click()
     page.wait("document.querySelector('#chosen-picture img')?.naturalWidth > 0")
     assert page.find("#chosen-caption").text == caption
+    page.find("#tags").send_keys("circle, square, triangle, star\n")
+    page.wait("document.querySelectorAll('#rated dt').length === 4")
+    shapes = {each.shape for each in scenes.truths[place].scene.objects}
+    assert page.find("#rated dt").text in shapes
     page.find("#question").send_keys("How many shapes are there?\n")
     page.wait("!['', 'Thinking…'].includes(document.querySelector('#answer').textContent)")
     assert page.find("#answer").text.lower().startswith(("two", "2"))

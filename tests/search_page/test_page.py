@@ -81,6 +81,24 @@ def test_more_like_this_leaves_the_picture_itself_out(request_page, search, scen
     assert chosen["title"] not in [each["title"] for each in results]
 
 
+def test_the_tag_that_fits_a_picture_is_rated_best(request_page, search, scenes):
+    place = next(at for at, each in enumerate(scenes.truths) if len(each.scene.objects) == 1)
+    shape = scenes.truths[place].scene.objects[0].shape
+    (chosen,) = [
+        each
+        for each in search(scenes.records["caption"][place].as_py())
+        if each["title"].endswith(scenes.truths[place].file)
+    ]
+    request = {"picture": chosen["picture"], "tags": "circle, square，triangle、star; circle,"}
+    rated = request_page("/tags", request).body["tags"]
+    assert rated[0]["tag"] == shape
+    assert sorted(each["tag"] for each in rated) == ["circle", "square", "star", "triangle"]
+    assert sum(each["score"] for each in rated) == pytest.approx(1, abs=1e-5)
+    for tags, said in ((" ,", "Type some tags"), ("word " * 150, "tokens")):
+        message = request_page("/tags", request | {"tags": tags}).body["message"]
+        assert said in message
+
+
 @pytest.mark.parametrize(
     ("path", "body", "kind", "said"),
     [
@@ -113,6 +131,7 @@ def test_a_query_that_cannot_be_answered_gets_a_message(request_page, path, body
         ("/search-picture", b"", "multipart/form-data", 415),
         ("/similar", {"picture": "0" * 64}, None, 404),
         ("/ask", {"picture": "/etc/passwd", "question": "What?"}, None, 404),
+        ("/tags", {"picture": "/etc/passwd", "tags": "a"}, None, 404),
         ("/search", None, None, 405),
     ],
 )

@@ -35,19 +35,19 @@ def follow(spark, checkpoints, tmp_path, capsys):
             if language == "python":
                 exec(localize(text), {"spark": spark})
             else:
-                run(shlex.split(localize(text)), tmp_path)
+                run(shlex.split(localize(text).replace("\\\n", " ")))
             printed.append(capsys.readouterr().out)
         return printed
 
     return follow
 
 
-def run(command, folder):
+def run(command):
     if command[:2] == ["pip", "install"]:
         named = re.fullmatch(r"spark-vision\[(.+)\]", command[2])[1].split(",")
         assert set(named) <= PROJECT["optional-dependencies"].keys()
     elif command[1] == "jobs/search_page.py":
-        open_page(command, folder)
+        open_page(command)
     else:
         assert command[0] == "python"
         main = runpy.run_path(str(ROOT / command[1]))["main"]
@@ -56,7 +56,7 @@ def run(command, folder):
         server_manager_instance.release_all()
 
 
-def open_page(command, folder):
+def open_page(command):
     process = subprocess.Popen(
         [sys.executable, ROOT / command[1], *command[2:], "--port", "0"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},

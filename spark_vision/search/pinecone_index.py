@@ -301,8 +301,9 @@ class PineconeIndex(VectorIndex):
         self._forget()
 
     def with_credentials(self) -> "PineconeIndex":
-        """Return the same index with its key read here, for a process that lacks the variable."""
-        return replace(self, api_key=self._key)
+        """Return the same index with what it reads from the environment, for another process."""
+        control_host = self.control_host or os.environ.get("PINECONE_CONTROLLER_HOST") or None
+        return replace(self, api_key=self._key, control_host=control_host)
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 from spark_vision.cli.command_line import JobParser
 from spark_vision.cli.index_arguments import add_index_arguments, index_from_arguments
 from spark_vision.cli.job import LOG_LEVELS, run_job
+from spark_vision.errors import IndexConnectionError
+
+MAX_INTERVAL_SECONDS = 86_400
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -34,7 +37,9 @@ def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, "VectorIndex"
     )
     add_index_arguments(parser, required=True)
     parser.add_argument(
-        "--reload", action="store_true", help="empty the index first, and load it whole"
+        "--reload",
+        action="store_true",
+        help="remove all records first (a Milvus collection is made again), and load it whole",
     )
     parser.add_argument(
         "--concurrency",
@@ -55,6 +60,10 @@ def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, "VectorIndex"
     )
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="Spark's log level (default: OFF)")
     arguments = parser.parse_args(texts)
+    if arguments.concurrency < 1:
+        parser.error("--concurrency must be 1 or more")
+    if not 0 <= arguments.interval_seconds < MAX_INTERVAL_SECONDS:
+        parser.error(f"--interval-seconds must be 0 to {MAX_INTERVAL_SECONDS:,}")
     index = index_from_arguments(parser, arguments)
     if index is None:
         raise AssertionError("an index is required")
@@ -68,22 +77,28 @@ def sync(spark: "SparkSession", arguments: argparse.Namespace, index: "VectorInd
 
     must_reload = arguments.reload
     while True:
-        with ProgressLine() as progress:
-            result = sync_index(
-                arguments.table,
-                arguments.column,
-                index,
-                metadata=arguments.metadata,
-                reload=must_reload,
-                concurrency=arguments.concurrency,
-                progress=progress,
-                spark=spark,
-            )
-        if must_reload or result.from_version != result.version or not arguments.follow:
-            print(result, flush=True)
+        try:
+            with ProgressLine() as progress:
+                result = sync_index(
+                    arguments.table,
+                    arguments.column,
+                    index,
+                    metadata=arguments.metadata,
+                    reload=must_reload,
+                    concurrency=arguments.concurrency,
+                    progress=progress,
+                    spark=spark,
+                )
+        except IndexConnectionError as error:
+            if not arguments.follow:
+                raise
+            print(f"{error}; trying again", file=sys.stderr, flush=True)
+        else:
+            if must_reload or result.from_version != result.version or not arguments.follow:
+                print(result, flush=True)
+            must_reload = False
         if not arguments.follow:
             return
-        must_reload = False
         time.sleep(arguments.interval_seconds)
 
 

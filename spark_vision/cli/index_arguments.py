@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from spark_vision.errors import InvalidOptionError
+
 if TYPE_CHECKING:
     from spark_vision.search.vector_index import VectorIndex
 
@@ -44,16 +46,19 @@ def index_from_arguments(
         for name in names:
             if getattr(arguments, name) and not getattr(arguments, index):
                 parser.error(f"--{name} needs --{index}")
-    if arguments.milvus:
-        if not arguments.collection:
-            parser.error("--milvus needs --collection")
-        from spark_vision.search.milvus import MilvusIndex
+    if arguments.milvus and not arguments.collection:
+        parser.error("--milvus needs --collection")
+    try:
+        if arguments.milvus:
+            from spark_vision.search.milvus import MilvusIndex
 
-        return MilvusIndex(
-            arguments.milvus, arguments.collection, database=arguments.database or ""
-        )
-    if arguments.pinecone:
-        from spark_vision.search.pinecone_index import PineconeIndex
+            return MilvusIndex(
+                arguments.milvus, arguments.collection, database=arguments.database or ""
+            )
+        if arguments.pinecone:
+            from spark_vision.search.pinecone_index import PineconeIndex
 
-        return PineconeIndex(arguments.pinecone, namespace=arguments.namespace or "")
+            return PineconeIndex(arguments.pinecone, namespace=arguments.namespace or "")
+    except InvalidOptionError as error:
+        parser.error(str(error))
     return None

@@ -233,7 +233,9 @@ def _embed_tags(
 
 
 def _normalize(vectors: torch.Tensor) -> torch.Tensor:
-    # torch's own function leaves very short vectors shorter than 1.
+    # torch's own function leaves very short vectors shorter than 1; and squares of very small or
+    # large numbers are 0 or infinite.
+    vectors = vectors / vectors.abs().amax(dim=1, keepdim=True)
     lengths: torch.Tensor = vectors.norm(dim=1, keepdim=True)
     return vectors / lengths
 

@@ -131,9 +131,9 @@ def compare_vectors(
         F.struct(*map(quote, keys)).alias(KEY),
         F.col(quote(column)).cast("array<float>").alias(VECTOR),
     )
-    row_count, dimension = _count_vectors(vectors, column)
+    distinct_count, dimension = _count_vectors(vectors, column)
     keyed = _digest(vectors, dimension)
-    share = min(1.0, _SAMPLE_ROWS / max(row_count, 1))
+    share = min(1.0, _SAMPLE_ROWS / max(distinct_count, 1))
     sampled, collisions = _measure_sample(keyed, share)
     planes = choose_hyperplanes(dimension, sampled / share, collisions, threshold, recall)
     return Comparison(keyed, planes, threshold)
@@ -146,15 +146,19 @@ def _check_share(name: str, given: Any, least: float, most: float) -> None:
 
 
 def _count_vectors(vectors: DataFrame, column: str) -> tuple[int, int]:
-    """Return the number of vectors that are not null, and their length."""
+    """Return about how many different vectors there are, and their length."""
     size = F.when(F.col(VECTOR).isNotNull(), F.size(VECTOR))
-    row_count, shortest, longest = vectors.agg(F.count(size), F.min(size), F.max(size)).collect()[0]
+    different = F.approx_count_distinct(F.xxhash64(VECTOR))
+    counted = vectors.agg(different, F.min(size), F.max(size)).collect()
+    distinct_count, shortest, longest = counted[0]
+    if longest == 0:
+        raise TableError(f"the column {column} has only empty vectors; choose another column")
     if shortest != longest:
         raise TableError(
             f"the column {column} has vectors of {shortest} to {longest} numbers; they are of "
             "different models: choose one model's rows by where="
         )
-    return row_count, longest or 0
+    return distinct_count, longest or 0
 
 
 def _digest(vectors: DataFrame, dimension: int) -> DataFrame:

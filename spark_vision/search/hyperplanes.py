@@ -27,6 +27,9 @@ MAX_BITS = 32
 _SEED = 0
 # To copy a row into one more table costs as much as to compare it with so many vectors.
 _COPY_COST = 512
+# Each copy of a row carries its codes in all tables.
+_MAX_TABLES = 256
+_ENCODED_NUMBERS = 1 << 24
 
 # Without a sample of two vectors, none are known to be in different blocks.
 NO_SAMPLE = [1.0] * (MAX_BITS + 1)
@@ -50,9 +53,15 @@ class Hyperplanes:
 
     def encode(self, vectors: Floats) -> Codes:
         """Return each vector's code in each table, (rows, tables): a bit for each hyperplane."""
-        sides = (vectors @ self._normals >= 0).reshape(len(vectors), self.tables, self.bits)
-        codes: Codes = sides @ (1 << np.arange(self.bits, dtype=np.uint32))
-        return codes.astype(np.uint32, copy=False)
+        codes = np.zeros((len(vectors), self.tables), np.uint32)
+        values = 1 << np.arange(self.bits, dtype=np.uint32)
+        row_count = max(1, _ENCODED_NUMBERS // max(1, self.tables * self.bits))
+        for start in range(0, len(vectors), row_count):
+            sides = vectors[start : start + row_count] @ self._normals >= 0
+            codes[start : start + row_count] = (
+                sides.reshape(len(sides), self.tables, self.bits) @ values
+            )
+        return codes
 
     @cached_property
     def _normals(self) -> Floats:
@@ -67,7 +76,7 @@ def choose_hyperplanes(
     threshold: float,
     recall: float,
 ) -> Hyperplanes:
-    """Choose the bits that cost least, with as many tables as the recall needs.
+    """Choose the bits that cost least, with as many tables as the recall needs, 256 at most.
 
     Args:
         dimension: The length of a vector.
@@ -88,7 +97,8 @@ def choose_hyperplanes(
     def cost(bits: int) -> float:
         return count_tables(bits) * (_COPY_COST + row_count * collisions[bits])
 
-    bits = min(range(MAX_BITS + 1), key=cost)
+    possible = [bits for bits in range(MAX_BITS + 1) if count_tables(bits) <= _MAX_TABLES]
+    bits = min(possible, key=cost)
     return Hyperplanes(dimension, bits, count_tables(bits))
 
 

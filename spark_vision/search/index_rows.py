@@ -18,7 +18,7 @@ _EXAMPLE_COUNT = 3
 REPEATED = "__spark_vision_repeated"
 PROBLEM = "__spark_vision_problem"
 NO_VECTOR = "no_vector"
-_FEED = "delta.enableChangeDataFeed"
+FEED_PROPERTY = "delta.enableChangeDataFeed"
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,12 @@ def index_ready(
         milvus: 4 rows can be indexed
     """
     session = spark or SparkSession.active()
+    metadata = [metadata] if isinstance(metadata, str) else metadata
     if isinstance(target, str) and target not in TARGETS:
         raise TableError(f"target got {target!r}; allowed: {', '.join(TARGETS)}")
     rules = TARGETS[target] if isinstance(target, str) else target
     rows, model = open_vectors(session, table, column)
-    check_columns(table, rows.schema, column, metadata)
+    check_columns(table, rows.schema, column, metadata, model.keys)
     keys, dimension = model.keys, model.dimension
 
     problems = table_problems(rows.schema, rules, model.properties, keys, metadata, dimension)
@@ -208,12 +209,15 @@ def check_columns(
     schema: StructType,
     column: str,
     metadata: Sequence[str],
+    keys: Sequence[str],
 ) -> None:
-    """Check that a column has one vector per row, and that the metadata columns exist.
+    """Check that a column has one vector per row, and that the metadata columns can be used.
 
     Raises:
         TableError: It is not so.
     """
+    if column not in schema.names:
+        raise TableError(f"{table} has no column {column!r}; it has {', '.join(schema.names)}")
     if schema[column].dataType != ArrayType(FloatType()):
         raise TableError(
             f"{column} of {table} has a vector per token; an index takes one per row: embed with "
@@ -222,6 +226,13 @@ def check_columns(
     for name in metadata:
         if name not in schema.names:
             raise TableError(f"{table} has no column {name!r}; it has {', '.join(schema.names)}")
+        if name in ("id", "vector", column, *keys):
+            raise TableError(
+                f"metadata got {name!r}, a name that an index's records have already; the key "
+                f"{', '.join(keys)} becomes the id: leave it out, or rename the column"
+            )
+    if len({*metadata}) < len(metadata):
+        raise TableError(f"metadata got a column twice: {', '.join(metadata)}")
 
 
 def table_problems(
@@ -253,10 +264,10 @@ def table_problems(
             f"a vector has {dimension} numbers; allowed: {least} to {most}",
         ),
         (
-            properties.get(_FEED) == "true" or not rules.needs_feed,
+            properties.get(FEED_PROPERTY) == "true" or not rules.needs_feed,
             "change_data_feed",
-            f"the index is updated from the change data feed; set the table property {_FEED} to "
-            "true",
+            "the index is updated from the change data feed; set the table property "
+            f"{FEED_PROPERTY} to true",
         ),
     ]
     for name in metadata:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from spark_vision.errors import InvalidOptionError, VectorIndexError, in_one_line
+from spark_vision.images.urls import redact_text
 from spark_vision.search.extras import import_extra
 from spark_vision.search.index_targets import TARGETS, IndexTarget
 from spark_vision.search.records import (
@@ -132,7 +133,7 @@ class MilvusIndex(VectorIndex):
             object.__setattr__(self, "uri", urlunsplit(bare))
         if self.single_process and not self.uri.endswith(".db"):
             raise InvalidOptionError(
-                f"uri got {self.uri!r}; pass a file that ends with .db, or http://host:port"
+                f"uri got {redact_text(self.uri)!r}; pass a file that ends with .db, or http://host:port"
             )
 
     @property
@@ -145,19 +146,24 @@ class MilvusIndex(VectorIndex):
         """Whether it is a local file, which one process uses at a time."""
         return urlsplit(self.uri).scheme not in ("http", "https", "tcp")
 
+    def check(self, schema: pa.Schema, dimension: int) -> None:
+        """Refuse records that no collection could hold."""
+        check_schema(self.target, schema, dimension)
+        for name in metadata_types(schema):
+            is_field = self.dynamic_metadata or _NAME.fullmatch(name)
+            if not is_field or name in (self.id_field, self.vector_field):
+                raise VectorIndexError(
+                    f"a Milvus field cannot be called {name!r}; rename the column, or pass another "
+                    "id_field and vector_field, or dynamic_metadata=True"
+                )
+
     def create(self, schema: pa.Schema, dimension: int) -> bool:
         """Make the collection, or check that the one that exists suits."""
-        check_schema(self.target, schema, dimension)
+        self.check(schema, dimension)
         if (found := self.describe()) is not None:
             check_suits(self.target, found, schema, dimension=dimension, metric=self.metric)
             return False
         names = {} if self.dynamic_metadata else metadata_types(schema)
-        for name in names:
-            if not _NAME.fullmatch(name) or name in (self.id_field, self.vector_field):
-                raise VectorIndexError(
-                    f"a Milvus field cannot be called {name!r}; rename the column, or pass "
-                    "dynamic_metadata=True"
-                )
         milvus = import_extra("pymilvus", "milvus")
         kinds = milvus.DataType
         made = milvus.MilvusClient.create_schema(

@@ -103,12 +103,15 @@ class PineconeIndex(VectorIndex):
         """Any number of processes may write."""
         return False
 
+    def check(self, schema: pa.Schema, dimension: int) -> None:
+        """Refuse records that the index could not hold; an emptied one has the same dimension."""
+        self._check_columns(schema, dimension)
+        if (found := self.describe()) is not None:
+            check_suits(self.target, found, schema, dimension=dimension, metric=self.metric)
+
     def create(self, schema: pa.Schema, dimension: int) -> bool:
         """Make the serverless index, or check that the one that exists suits."""
-        check_schema(self.target, schema, dimension)
-        for name in schema.names:
-            if name.startswith("$"):
-                raise VectorIndexError(f"Pinecone keeps names with $ for itself: rename {name!r}")
+        self._check_columns(schema, dimension)
         found = self.describe()
         is_made = found is None
         if found is None:
@@ -116,6 +119,12 @@ class PineconeIndex(VectorIndex):
             found = self._found
         check_suits(self.target, found, schema, dimension=dimension, metric=self.metric)
         return is_made
+
+    def _check_columns(self, schema: pa.Schema, dimension: int) -> None:
+        check_schema(self.target, schema, dimension)
+        for name in schema.names:
+            if name.startswith("$"):
+                raise VectorIndexError(f"Pinecone keeps names with $ for itself: rename {name!r}")
 
     def _make(self, dimension: int) -> None:
         errors = import_extra("pinecone.errors.exceptions", "pinecone")

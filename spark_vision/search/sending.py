@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spark_vision.errors import IndexConnectionError, VectorIndexError
 from spark_vision.search.index_rows import PROBLEM
 from spark_vision.search.records import ID, id_problem
 from spark_vision.search.vector_index import RejectedRecord, VectorIndex
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 SHOWN_REJECTED_COUNT = 100
 _OK, _REJECTED = "ok", "rejected"
 _BATCH_SCHEMA = "batch binary"
+_FAILURES = (IndexConnectionError, VectorIndexError)
+_SENT_SCHEMA = pa.schema([("outcome", pa.string()), ("failure", pa.list_(pa.string()))])
 
 
 @dataclass
@@ -30,7 +33,7 @@ class Outcome:
 
     Attributes:
         written: Records in the index.
-        deleted: Records removed from it.
+        deleted: Ids that it now certainly lacks; it need not have had them.
         problems: Records that are not in the index, by the rule that they break.
         rejected_count: Records that the index refused; they are removed from it.
         rejected: The first of these.
@@ -97,17 +100,26 @@ def _send_from_executors(
     carried = index.with_credentials()
 
     def send(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        outcome = Outcome()
+        outcome, failure = Outcome(), None
         try:
             for batch in batches:
                 outcome.add(_send(carried, batch, counter, is_update))
+        except _FAILURES as error:
+            # Retried already; as a failed task it would be retried again, and lose its class.
+            failure = [type(error).__name__, str(error)]
         finally:
             carried.close()
-        yield pa.RecordBatch.from_pylist([{"outcome": _to_json(outcome)}])
+        row = {"outcome": _to_json(outcome), "failure": failure}
+        yield pa.RecordBatch.from_pylist([row], _SENT_SCHEMA)
 
     total = Outcome()
-    sent: Any = records.coalesce(concurrency).mapInArrow(send, "outcome string")
+    sent: Any = records.coalesce(concurrency).mapInArrow(
+        send, "outcome string, failure array<string>"
+    )
     for row in sent.collect():
+        if row["failure"]:
+            name, message = row["failure"]
+            raise {each.__name__: each for each in _FAILURES}[name](message)
         total.add(_from_json(row["outcome"]))
     return total
 

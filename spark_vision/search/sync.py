@@ -10,27 +10,32 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pyspark import StorageLevel
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import SparkSession
 
-from spark_vision.errors import InvalidOptionError, Status, TableError, VectorIndexError
+from spark_vision.errors import (
+    InvalidOptionError,
+    TableError,
+    in_one_line,
+)
 from spark_vision.search.column_model import ColumnModel, read_model
 from spark_vision.search.index_rows import (
+    FEED_PROPERTY,
     check_columns,
-    index_records,
-    rows_with_vectors,
     table_problems,
 )
-from spark_vision.search.sending import Outcome, send_records
-from spark_vision.search.sync_state import RELOAD, IndexState, check_state
-from spark_vision.search.table_changes import DELETED, changed_records, explaining_lost_versions
+from spark_vision.search.index_targets import IndexTarget
+from spark_vision.search.sending import Outcome
+from spark_vision.search.sync_run import SyncRun
+from spark_vision.search.sync_state import IndexState, check_state
+from spark_vision.search.table_changes import DELETED
 from spark_vision.search.vector_index import RejectedRecord, VectorIndex
-from spark_vision.tables.identity import KEYS_PROPERTY, PREFIX
-from spark_vision.tables.location import TableLocation, locate_table, quote, read_version
+from spark_vision.tables.location import (
+    TableDetail,
+    locate_table,
+    read_version,
+)
 from spark_vision.tables.named_points import reach
-from spark_vision.tables.progress import Progress, Watch, reporting, status_accumulator
-from spark_vision.tables.session_settings import settings
+from spark_vision.tables.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class SyncResult:
         version: The version of the table that the index now holds.
         from_version: The version that it held before; None where it was loaded whole.
         written_rows: Rows written to the index.
-        deleted_rows: Rows removed from it.
+        deleted_rows: Rows removed from it, or found to be absent.
         excluded: Rows that have a vector, or had one, and are not in the index, by the rule of
             `index_ready` that they break.
         rejected_rows: Rows that the index refused.
@@ -75,7 +80,8 @@ class SyncResult:
         lines += [f"not in the index, {rule}: {count:,}" for rule, count in self.excluded.items()]
         if self.rejected_rows:
             lines.append(f"refused by the index: {self.rejected_rows:,}")
-        lines += [f"  {each.id}: {each.reason}" for each in self.rejected]
+        # An id is a path from a row, which may hold anything.
+        lines += [f"  {in_one_line(str(each.id))}: {each.reason}" for each in self.rejected]
         return "\n".join(lines)
 
 
@@ -102,7 +108,7 @@ def sync_index(
         index: A `MilvusIndex`, a `PineconeIndex`, or another `VectorIndex`. It is made if it does
             not exist.
         metadata: Columns of the table to store beside the vectors.
-        reload: Empty the index first, and load it whole.
+        reload: Remove all records first (a Milvus collection is made again), and load it whole.
         concurrency: The maximum number of Spark tasks that write to a service at the same time;
             to Milvus Lite only the driver writes.
         progress: Called about every two seconds, from another thread.
@@ -132,21 +138,17 @@ def sync_index(
     session = spark or SparkSession.active()
     location = locate_table(session, table)
     detail, model = read_model(session, location, column)
-    version = read_version(session, location)
-    target = index.target
-    check_columns(location.given, detail.schema, column, metadata)
-    problems = table_problems(
-        detail.schema, target, model.properties, model.keys, metadata, model.dimension
-    )
-    if problems:
-        raise TableError(f"{table} cannot be indexed: {problems[0].advice}")
+    metadata = [metadata] if isinstance(metadata, str) else metadata
+    _check_table(detail, model, index.target, metadata, must_have_feed=not reload)
     found = index.describe()
-    held = IndexState.read(found)
+    before = held = IndexState.read(found)
+    # After the index: a sync that ends meanwhile holds no newer version.
+    version = read_version(session, location)
     goal = IndexState(
         table=location.sql,
         table_id=detail.id,
         column=column,
-        metadata=json.dumps(list(metadata)),
+        metadata=json.dumps(sorted(metadata)),
         sync_id=uuid.uuid4().hex,
         version=version,
         phase="complete",
@@ -155,14 +157,13 @@ def sync_index(
         held = None
     else:
         check_state(found, held, goal, model)
-    sync = _Sync(session, location, model, tuple(metadata), index, concurrency, progress)
+    sync = SyncRun(session, location, model, tuple(metadata), index, before, concurrency, progress)
     outcome = Outcome()
     if held is None or held.phase == "loading":
         # A load that was killed goes on with the version that it began.
         start = replace(goal, phase="loading", version=held.version if held else version)
-        if found is not None and held is None and (found.rows or reload):
-            index.drop()
-        outcome.add(sync.load(start))
+        must_empty = found is not None and held is None and (found.rows > 0 or reload)
+        outcome.add(sync.load(start, must_empty=must_empty))
     else:
         start = replace(goal, phase="updating", version=held.version)
     if start.version < version:
@@ -170,7 +171,7 @@ def sync_index(
         outcome.add(sync.update(start, version, include_unchanged=not was_complete))
     if held is None or held.phase != "complete" or held.version < version:
         reach("sync: before its end")
-        sync.end(start, goal, held)
+        sync.end(start, goal)
         reach("sync: after its end")
     outcome.problems.pop(DELETED, None)
     return SyncResult(
@@ -186,106 +187,23 @@ def sync_index(
     )
 
 
-@dataclass(frozen=True)
-class _Sync:
-    """One sync: what it reads, and where it writes."""
-
-    spark: SparkSession
-    location: TableLocation
-    model: ColumnModel
-    metadata: tuple[str, ...]
-    index: VectorIndex
-    concurrency: int
-    progress: Callable[[Progress], None] | None
-
-    @property
-    def name(self) -> str:
-        found = self.index.describe()
-        return "" if found is None else found.name
-
-    def load(self, start: IndexState) -> Outcome:
-        """Send all rows of a version."""
-        column, key = self.model.column, self.model.keys[0]
-        rows = self.spark.read.option("versionAsOf", start.version).table(self.location.sql)
-        records = index_records(
-            rows_with_vectors(rows, key, column),
-            self.index.target,
-            key,
-            column,
-            self.metadata,
-            self.model.dimension,
+def _check_table(
+    detail: TableDetail,
+    model: ColumnModel,
+    target: IndexTarget,
+    metadata: Sequence[str],
+    *,
+    must_have_feed: bool,
+) -> None:
+    """Refuse a table that cannot be indexed, or that an index could not follow."""
+    check_columns(model.table, detail.schema, model.column, metadata, model.keys)
+    problems = table_problems(
+        detail.schema, target, model.properties, model.keys, metadata, model.dimension
+    )
+    if problems:
+        raise TableError(f"{model.table} cannot be indexed: {problems[0].advice}")
+    if must_have_feed and model.properties.get(FEED_PROPERTY) != "true":
+        raise TableError(
+            f"{model.table} has no change data feed, by which an index follows it; set the table "
+            f"property {FEED_PROPERTY} to true, or load it whole each time by reload=True"
         )
-        with explaining_lost_versions(self.location.given, start.version, RELOAD):
-            row_count = rows.filter(F.col(quote(f"{column}_status")) == Status.OK.value).count()
-            self._create(records)
-            self._mark(start)
-            return self._send(records, row_count, is_update=False)
-
-    def update(self, start: IndexState, version: int, *, include_unchanged: bool) -> Outcome:
-        """Write and delete what changed since a version."""
-        with (
-            explaining_lost_versions(self.location.given, start.version + 1, RELOAD),
-            # A file that is missing would be a change that is missing.
-            settings(self.spark, {"spark.sql.files.ignoreMissingFiles": "false"}),
-        ):
-            records = changed_records(
-                self.spark,
-                self.location,
-                (start.version + 1, version),
-                self.index.target,
-                self.model.keys[0],
-                self.model.column,
-                self.metadata,
-                self.model.dimension,
-                include_unchanged=include_unchanged,
-            ).persist(StorageLevel.DISK_ONLY)
-            row_count = records.count()
-        try:
-            self._create(records)
-            if not row_count:
-                return Outcome()
-            self._mark(replace(start, phase="updating"))
-            return self._send(records, row_count, is_update=True)
-        finally:
-            records.unpersist()
-
-    def end(self, start: IndexState, goal: IndexState, before: IndexState | None) -> None:
-        """Record that the index holds a version, unless another sync has written to it as well."""
-        now = IndexState.read(self.index.describe())
-        # A service may still show what was there before.
-        expected = (goal.sync_id, before.sync_id if before else None)
-        if now is not None and now.sync_id not in expected:
-            self._mark(start.merge(now))
-            raise VectorIndexError(
-                f"another sync wrote to {self.name} at the same time; run this again, which "
-                "sends all that either may have missed"
-            )
-        self._mark(goal)
-
-    def _create(self, records: DataFrame) -> None:
-        schema = records.drop(records.columns[-1]).limit(0).toArrow().schema
-        self.index.create(schema, self.model.dimension)
-
-    def _mark(self, held: IndexState) -> None:
-        # With the model's properties, a reader of the index knows how to embed a query.
-        start = f"{PREFIX}{self.model.column}."
-        model = {
-            name: value
-            for name, value in self.model.properties.items()
-            if name.startswith(start) or name == KEYS_PROPERTY
-        }
-        self.index.write_properties(model | held.properties)
-
-    def _send(self, records: DataFrame, row_count: int, *, is_update: bool) -> Outcome:
-        counter = status_accumulator(self.spark)
-        watch = Watch(row_count, {self.model.column: counter}, self.progress)
-        watch.begin(0, row_count, [self.model.column])
-        reach("sync: before sending")
-        with reporting(watch):
-            return send_records(
-                self.index,
-                records,
-                counter,
-                is_update=is_update,
-                concurrency=self.concurrency,
-            )

@@ -9,7 +9,10 @@ from spark_vision.search.column_model import ColumnModel
 from spark_vision.search.vector_index import IndexDescription
 from spark_vision.tables.identity import differing_model
 
-RELOAD = "pass reload=True, which empties the index and loads it whole, or use another index"
+RELOAD = (
+    "pass reload=True, which removes all records (a Milvus collection is made again) and loads "
+    "the index whole, or use another index"
+)
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,14 @@ class IndexState:
         """The state as properties of the index."""
         return {name: str(value) for name, value in asdict(self).items()}
 
-    def merge(self, other: "IndexState") -> "IndexState":
+    def merge(self, other: "IndexState") -> "IndexState | None":
         """Return the state of an index to which two syncs have written at once.
 
         The next sync starts from the older version, and sends all that either may have missed.
+        None where the two were of different columns, so that only a reload helps.
         """
+        if (self.table_id, self.column) != (other.table_id, other.column):
+            return None
         phase = "loading" if "loading" in (self.phase, other.phase) else "updating"
         return replace(
             self,

@@ -19,7 +19,8 @@ _FIRST, _LAST, _NET = (f"__spark_vision_{name}" for name in ("first", "last", "n
 _GONE = re.compile(
     r"FILE_NOT_EXIST|FileNotFoundException|DELTA_CHANGE_DATA_FILE_NOT_FOUND|"
     r"DELTA_MISSING_CHANGE_DATA|DELTA_TRUNCATED_TRANSACTION_LOG|DELTA_LOG_FILE_NOT_FOUND|"
-    r"DELTA_VERSION_NOT_FOUND|DELTA_VERSIONS_NOT_CONTIGUOUS|DELTA_STATE_RECOVER_ERROR"
+    r"DELTA_VERSION_NOT_FOUND|DELTA_VERSIONS_NOT_CONTIGUOUS|DELTA_STATE_RECOVER_ERROR|"
+    r"DELTA_CHANGE_DATA_FEED_INCOMPATIBLE"
 )
 
 
@@ -128,6 +129,7 @@ def explaining_lost_versions(table: str, since: int, way_out: str) -> Iterator[N
         if not _GONE.search(str(error)):
             raise
         raise TableError(
-            f"{table} no longer has all versions since {since}: its change data feed was off, or "
-            f"VACUUM or the log's retention removed files; {way_out}"
+            f"{table} no longer has all versions since {since}: its change data feed was off, a "
+            "column was renamed or dropped, or VACUUM or the log's retention removed files; "
+            f"{way_out}"
         ) from error

@@ -95,6 +95,15 @@ class VectorIndex(Protocol):
         """Whether all calls must come from one process, as for a local file."""
         ...
 
+    def check(self, schema: pa.Schema, dimension: int) -> None:
+        """Refuse records that the index could not hold even if it were empty.
+
+        Args:
+            schema: The columns of the records to come.
+            dimension: The length of their vectors.
+        """
+        ...
+
     def create(self, schema: pa.Schema, dimension: int) -> bool:
         """Make the index, or check that the one that exists suits; nothing is changed then.
 

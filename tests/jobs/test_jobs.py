@@ -410,7 +410,8 @@ def test_an_index_is_loaded_and_follows_the_table(spark, call, checkpoints, tmp_
     done = call(INDEX_VECTORS, *chosen)
     assert (done.returncode, done.stderr) == (0, "")
     assert "photos holds version" in done.stdout
-    assert_one_clear_line(call(INDEX_VECTORS, *chosen, "--metadata", "id"), "pass reload=True")
+    done = call(INDEX_VECTORS, *chosen, "--metadata", "embedding_status")
+    assert_one_clear_line(done, "pass reload=True")
 
 
 @pytest.mark.parametrize(
@@ -419,6 +420,9 @@ def test_an_index_is_loaded_and_follows_the_table(spark, call, checkpoints, tmp_
         ([], "one of the arguments --milvus --pinecone is required"),
         (["--milvus", "index.db"], "--milvus needs --collection"),
         (["--pinecone", "photos", "--collection", "c"], "--collection needs --milvus"),
+        (["--milvus", "ftp://me:secret@h", "--collection", "c"], "uri got 'ftp://…@h'"),
+        (["--pinecone", "photos", "--concurrency", "0"], "--concurrency must be 1 or more"),
+        (["--pinecone", "photos", "--interval-seconds", "-1"], "must be 0 to 86,400"),
     ],
 )
 def test_an_index_that_is_not_named_is_a_usage_error(call, capfd, arguments, said):

@@ -26,8 +26,9 @@ from spark_vision import (
     sync_index,
     write_vision_columns,
 )
-from spark_vision.errors import TableError, VectorIndexError
+from spark_vision.errors import IndexConnectionError, TableError, VectorIndexError
 from spark_vision.search import sending
+from spark_vision.search.retries import RetryPolicy
 from spark_vision.search.vector_index import RejectedRecord, UpsertResult
 from spark_vision.tables import named_points
 
@@ -391,6 +392,11 @@ def test_a_feed_with_a_gap_is_refused_until_the_index_is_loaded_again(spark, tab
     assert_holds(index, table)
     table.sql("ALTER TABLE VECTORS SET TBLPROPERTIES ('delta.enableChangeDataFeed' = 'false')")
     table.change("id = 'row-2'", seed=1)
+    with pytest.raises(TableError, match="has no change data feed, by which an index follows it"):
+        sync(table, index)
+    assert sync(table, index, reload=True).written_rows == 4
+    table.change("id = 'row-2'", seed=2)
+    table.sql("ALTER TABLE VECTORS SET TBLPROPERTIES ('delta.enableChangeDataFeed' = 'true')")
     with pytest.raises(TableError, match="its change data feed was off"):
         sync(table, index)
 
@@ -416,12 +422,64 @@ def test_two_syncs_at_once_are_noticed_and_the_next_one_repairs(table, monkeypat
     assert_holds(index, table)
 
 
+def test_a_sync_that_ends_while_another_prepares_is_noticed(table, monkeypatch):
+    table.add(0, 3)
+    index = MemoryIndex()
+    sync(table, index)
+    table.change("id = 'row-1'", seed=1)
+
+    def count(records):
+        monkeypatch.undo()
+        table.add(3, 4)
+        sync(table, index)
+        return counted(records)
+
+    counted = DataFrame.count
+    monkeypatch.setattr(DataFrame, "count", count)
+    with pytest.raises(VectorIndexError, match="another sync wrote to memory at the same time"):
+        sync(table, index)
+    table.sql("DELETE FROM VECTORS WHERE id = 'row-3'")
+    sync(table, index)
+    assert_holds(index, table)
+
+
+def test_what_executors_meet_has_its_own_class_of_error(table, monkeypatch):
+    with serve_pinecone() as server:
+        index = PineconeIndex("photos", api_key=server.api_key, control_host=server.url)
+        index.create(pa.schema({"id": "string", "vector": pa.list_(pa.float32())}), table.dimension)
+        server.fail_next(*[404] * 9, path="/vectors/upsert")
+        carried = replace(index, retry=RetryPolicy(attempts=2, first_wait_seconds=0.01))
+        with pytest.raises(VectorIndexError, match="photos"):
+            sync(table, carried)
+        server.orders.clear()
+        server.fail_next(*[503] * 9, path="/vectors/upsert")
+        with pytest.raises(IndexConnectionError, match="tried 2 times"):
+            sync(table, carried)
+        server.orders.clear()
+        sync(table, carried)
+        assert_holds(carried, table)
+        carried.close()
+        index.close()
+
+
+def test_a_reload_that_cannot_succeed_removes_nothing(table, lite):
+    table.sql("ALTER TABLE VECTORS ADD COLUMN `a-name` STRING")
+    sync(table, lite)
+    with pytest.raises(VectorIndexError, match="a Milvus field cannot be called 'a-name'"):
+        sync(table, lite, metadata=["a-name"], reload=True)
+    assert lite.count() == 1
+
+
 def test_bad_arguments_are_refused_before_the_index_is_touched(table):
     index = MemoryIndex()
     with pytest.raises(ValueError, match="concurrency got 0; allowed: 1 or more"):
         sync(table, index, concurrency=0)
     with pytest.raises(TableError, match="has no column 'colour'"):
-        sync(table, index, metadata=["colour"])
+        sync(table, index, metadata="colour")
+    with pytest.raises(TableError, match="metadata got 'id', a name that an index's records have"):
+        sync(table, index, metadata=["label", "id"])
+    with pytest.raises(TableError, match="metadata got a column twice: label, label"):
+        sync(table, index, metadata=["label", "label"])
     with pytest.raises(TableError, match="updated_at has the type timestamp"):
         sync(table, index, metadata=["updated_at"])
     with pytest.raises(TableError, match="no column 'vectors' of vectors"):

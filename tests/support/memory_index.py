@@ -33,8 +33,11 @@ class MemoryIndex:
         self.metric = metric
         self.drop()
 
-    def create(self, schema, dimension):
+    def check(self, schema, dimension):
         check_schema(self.target, schema, dimension)
+
+    def create(self, schema, dimension):
+        self.check(schema, dimension)
         if self.made is not None:
             check_suits(
                 self.target, self.describe(), schema, dimension=dimension, metric=self.metric

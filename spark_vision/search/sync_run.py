@@ -7,6 +7,7 @@ import pyarrow as pa
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from spark_vision.errors import Status, VectorIndexError
 from spark_vision.search.column_model import ColumnModel
@@ -160,4 +161,4 @@ class SyncRun:
 
 
 def _record_schema(records: DataFrame) -> pa.Schema:
-    return records.drop(PROBLEM).limit(0).toArrow().schema
+    return to_arrow_schema(records.drop(PROBLEM).schema)

@@ -303,7 +303,7 @@ def test_rows_that_break_a_rule_leave_the_index_and_are_counted(table):
     assert sorted(index.records) == ["first", "row-0", "row-4", "row-5"]
 
 
-@pytest.mark.parametrize("has_rows", [True, False])
+@pytest.mark.parametrize("has_rows", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_service_is_written_to_by_executors_through_its_failures(
     spark, table, has_rows, small_batches
 ):

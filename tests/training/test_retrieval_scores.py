@@ -5,6 +5,9 @@ import pytest
 from spark_vision.demo import write_scenes
 from training.retrieval_scores import retrieval_scores
 
+# Training is not part of the package, and a change of it is rare.
+pytestmark = pytest.mark.slow
+
 COUNT = 120
 # Some points below what the checkpoints reach on scenes of any seed: benchmarks/README.md has it.
 FLOORS = {

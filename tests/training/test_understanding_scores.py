@@ -9,6 +9,9 @@ from spark_vision.demo.questions import LANGUAGES, Question
 from spark_vision.demo.scenes import Scene, SceneObject
 from training.understanding_scores import Response, UnderstandingScore, ask, understanding_scores
 
+# Training is not part of the package, and a change of it is rare.
+pytestmark = pytest.mark.slow
+
 COUNT = 40
 # A little under what the checkpoint reaches over hundreds of scenes, as forty are few.
 RIGHT = 0.85

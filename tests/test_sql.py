@@ -74,15 +74,17 @@ def test_bad_registrations_are_refused_on_the_driver(spark, checkpoints):
         register_functions(spark, {"embed_image": "dinov2"})
 
 
-def test_spark_connect_runs_columns_sql_a_write_and_a_search(folder, checkpoints, tmp_path):
+def test_spark_connect_runs_columns_sql_a_write_searches_and_syncs(folder, checkpoints, tmp_path):
     table = str(tmp_path / "vectors")
     script = f"""
         from pyspark.sql import SparkSession, functions as F
         from quick_spark import quickly
         from spark_vision import (
-            ImageViTEmbedding, configure, embed_image, find_duplicates, group_duplicates,
-            register_functions, search_images, write_vision_columns,
+            ImageViTEmbedding, PineconeIndex, configure, embed_image, find_duplicates,
+            group_duplicates, register_functions, search_images, sync_index, write_vision_columns,
         )
+        from memory_index import MemoryIndex
+        from pinecone_server import serve_pinecone
 
         spark = configure(quickly(SparkSession.builder.remote("local[2]"))).getOrCreate()
         assert type(spark).__module__.startswith("pyspark.sql.connect")
@@ -111,6 +113,15 @@ def test_spark_connect_runs_columns_sql_a_write_and_a_search(folder, checkpoints
         assert copied == {{row.path_a for row in pairs if row.path_b == row.path_a + ".copy"}}
         groups = group_duplicates(rows, "embedding", 0.9999, keys=["path"]).collect()
         assert {{row.path for row in groups}} == copied | {{path + ".copy" for path in copied}}
+        with serve_pinecone() as server:
+            # One is written by the driver, and one by executors.
+            service = PineconeIndex("p", api_key=server.api_key, control_host=server.url)
+            for index in (MemoryIndex(), service):
+                assert sync_index({table!r}, "embedding", index).written_rows == len(copied)
+                spark.sql("DELETE FROM delta.`{table}` WHERE path = '" + copied.pop() + "'")
+                assert sync_index({table!r}, "embedding", index).deleted_rows == 1
+                assert index.fetch(list(vectors)).keys() == copied
+            service.close()
         spark.stop()
     """
     environment = {name: value for name, value in os.environ.items() if "PYSPARK" not in name}

@@ -146,42 +146,48 @@ def assert_holds(index, table):
     assert all(np.array_equal(found[key], wanted[key]) for key in wanted)
 
 
+def kill_process(table, index, point, times=1):
+    """Sync in a process of its own, which ends by kill -9; what Milvus Lite holds there is lost."""
+    index.close()
+    server_manager_instance.release_server(index.uri)
+    script = Path(__file__).parents[1] / "support" / "killed_sync.py"
+    process = subprocess.run(
+        [sys.executable, script, table.place, index.uri, point, str(times)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        timeout=240,
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
+
+
+@pytest.mark.parametrize("is_real", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_syncs_some_of_them_killed_end_in_the_tables_own_vectors(
-    spark, table, lite, small_batches, monkeypatch, tmp_path
+    spark, table, lite, small_batches, monkeypatch, is_real
 ):
+    def kill(point, times=1):
+        if is_real:
+            return kill_process(table, lite, point, times)
+        with monkeypatch.context() as patch:
+            killed_at(patch, point, times)
+            with pytest.raises(Killed):
+                sync(table, lite)
+        return None
+
     table.add(0, 9_999)
-    killed_at(monkeypatch, "sync: after a batch", 20)
-    with pytest.raises(Killed):
-        sync(table, lite)
+    kill("sync: after a batch", 20)
     assert 0 < lite.count() < 10_000
-    monkeypatch.undo()
     assert sync(table, lite).written_rows == 10_000
 
     table.add(20_000, 20_500)
     assert sync(table, lite).written_rows == 500
     table.change("id BETWEEN 'row-1000' AND 'row-1299' AND length(id) = 8", seed=1)
-    killed_at(monkeypatch, "sync: after a batch", 2)
-    with pytest.raises(Killed):
-        sync(table, lite)
+    kill("sync: after a batch", 2)
     table.sql("DELETE FROM VECTORS WHERE id BETWEEN 'row-2000' AND 'row-2199' AND length(id) = 8")
     table.fail("id BETWEEN 'row-3000' AND 'row-3049' AND length(id) = 8")
-    killed_at(monkeypatch, "sync: before its end")
-    with pytest.raises(Killed):
-        sync(table, lite)
+    kill("sync: before its end")
     table.change("id BETWEEN 'row-4000' AND 'row-4099' AND length(id) = 8", seed=2)
-    monkeypatch.undo()
-    lite.close()
-    server_manager_instance.release_server(lite.uri)
-    # Killed for real: what Milvus Lite had not written yet is lost with the process.
-    process = subprocess.run(
-        [sys.executable, Path(__file__).parents[1] / "support" / "killed_sync.py",
-         table.place, lite.uri, "sync: after a batch", "3"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        timeout=240,
-        check=False,
-    )  # fmt: skip
-    assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
+    kill_process(table, lite, "sync: after a batch", 3)
     result = sync(table, lite)
     assert (result.written_rows, result.deleted_rows) == (400, 250)
     assert_holds(lite, table)

@@ -8,15 +8,9 @@ stderr; 2 for a usage error.
 import argparse
 import sys
 
-from spark_vision.cli.command_line import (
-    JobParser,
-    add_operator_arguments,
-    operator_from_arguments,
-)
+from spark_vision.cli.command_line import JobParser
 from spark_vision.cli.job import run_job
-from spark_vision.cli.stream_job import check_stream_arguments
-from spark_vision.cli.table_job import add_table_arguments, write_table
-from spark_vision.errors import InvalidOptionError
+from spark_vision.cli.table_job import add_table_arguments, parse_table_job, write_table
 from spark_vision.operators import ClipImageTags
 
 
@@ -24,13 +18,7 @@ def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, ClipImageTags
     """Parse the command line."""
     parser = JobParser(description=__doc__)
     add_table_arguments(parser, column="tags", what="tags")
-    add_operator_arguments(parser, ClipImageTags)
-    arguments = parser.parse_args(texts)
-    check_stream_arguments(parser, arguments)
-    try:
-        return arguments, operator_from_arguments(ClipImageTags, arguments)
-    except InvalidOptionError as error:
-        parser.error(str(error))
+    return parse_table_job(parser, ClipImageTags, texts)
 
 
 def main(texts: list[str]) -> int:

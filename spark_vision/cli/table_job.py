@@ -5,9 +5,15 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from spark_vision.cli.command_line import add_option_arguments, options_in
+from spark_vision.cli.command_line import (
+    OperatorType,
+    add_operator_arguments,
+    add_option_arguments,
+    operator_from_arguments,
+    options_in,
+)
 from spark_vision.cli.job import LOG_LEVELS
-from spark_vision.cli.stream_job import add_stream_arguments, follow
+from spark_vision.cli.stream_job import add_stream_arguments, check_stream_arguments, follow
 from spark_vision.errors import InvalidOptionError
 from spark_vision.operators import reads_images
 from spark_vision.tables.write_options import WriteOptions
@@ -68,6 +74,25 @@ def add_table_arguments(parser: argparse.ArgumentParser, column: str, what: str)
     parser.add_argument(
         "--log-level", choices=LOG_LEVELS, help="Spark's log level (default: its setting, else OFF)"
     )
+
+
+def parse_table_job(
+    parser: argparse.ArgumentParser, operator: type[OperatorType], texts: list[str]
+) -> tuple[argparse.Namespace, OperatorType]:
+    """Parse the command line of a job that fills a table, or exit with a usage error.
+
+    Args:
+        parser: With the options of `add_table_arguments`; those of the operator are added.
+        operator: The operator's class.
+        texts: The command line.
+    """
+    add_operator_arguments(parser, operator)
+    arguments = parser.parse_args(texts)
+    check_stream_arguments(parser, arguments)
+    try:
+        return arguments, operator_from_arguments(operator, arguments)
+    except InvalidOptionError as error:
+        parser.error(str(error))
 
 
 def write_table(

@@ -15,6 +15,9 @@ from spark_vision.tables.location import TableLocation, quote
 DELETED = "deleted"
 _TYPE, _VERSION = "_change_type", "_commit_version"
 _FIRST, _LAST, _NET = (f"__spark_vision_{name}" for name in ("first", "last", "net"))
+_HAD_VECTOR, _IS_DELETED, _IS_UNCHANGED = (
+    f"__spark_vision_{name}" for name in ("had_vector", "is_deleted", "is_unchanged")
+)
 # Files that VACUUM removed, a log that was cleaned up, a feed that was switched on later.
 _GONE = re.compile(
     r"FILE_NOT_EXIST|FileNotFoundException|DELTA_CHANGE_DATA_FILE_NOT_FOUND|"
@@ -61,13 +64,14 @@ def changed_records(
     is_after = F.when(F.col(_TYPE).isin("update_preimage", "delete"), 0).otherwise(1)
     vector = F.col(quote(column))
     content = F.struct(vector.alias(column), *map(quote, metadata))
+    fingerprint = _fingerprint([column, *metadata]).alias("fingerprint")
     first = F.struct(
         F.col(_VERSION).alias("version"),
         is_after.alias("is_after"),
         vector.isNotNull().alias("has_vector"),
-        _fingerprint([column, *metadata]).alias("fingerprint"),
+        fingerprint,
     )
-    last = F.struct(content.alias("row"), _fingerprint([column, *metadata]).alias("fingerprint"))
+    last = F.struct(content.alias("row"), fingerprint)
     # Of one version, what a row was comes before what it became.
     changes = (
         feed.table(location.sql)
@@ -81,28 +85,24 @@ def changed_records(
     was_there = F.col(f"{_FIRST}.is_after") == 0
     row_count = F.col(_NET) + was_there.cast("int")
     is_deleted = row_count < 1
+    is_equal = F.col(f"{_FIRST}.fingerprint") == F.col(f"{_LAST}.fingerprint")
     rows = changes.select(
         quote(key),
         F.col(f"{_LAST}.row.*"),
         F.when(row_count > 1, True).alias(REPEATED),
-        is_deleted.alias(_LAST),
-        (was_there & F.col(f"{_FIRST}.has_vector")).alias(_FIRST),
-        (
-            was_there
-            & ~is_deleted
-            & (F.col(f"{_FIRST}.fingerprint") == F.col(f"{_LAST}.fingerprint"))
-        ).alias(_NET),
+        is_deleted.alias(_IS_DELETED),
+        (was_there & F.col(f"{_FIRST}.has_vector")).alias(_HAD_VECTOR),
+        (was_there & ~is_deleted & is_equal).alias(_IS_UNCHANGED),
     )
-    records = index_records(
-        rows, rules, key, column, metadata, dimension, also=[_FIRST, _LAST, _NET]
-    )
-    problem = F.when(F.col(_LAST), DELETED).otherwise(F.col(PROBLEM))
+    flags = [_IS_DELETED, _HAD_VECTOR, _IS_UNCHANGED]
+    records = index_records(rows, rules, key, column, metadata, dimension, also=flags)
+    problem = F.when(F.col(_IS_DELETED), DELETED).otherwise(F.col(PROBLEM))
     records = records.withColumn(PROBLEM, problem)
     if not include_unchanged:
         # What was not there and is not to be there is no change.
         is_absent = F.coalesce(F.col(PROBLEM).isin(DELETED, NO_VECTOR), F.lit(False))
-        records = records.filter(~F.col(_NET) & (F.col(_FIRST) | ~is_absent))
-    return records.drop(_FIRST, _LAST, _NET)
+        records = records.filter(~F.col(_IS_UNCHANGED) & (F.col(_HAD_VECTOR) | ~is_absent))
+    return records.drop(*flags)
 
 
 def _fingerprint(columns: Sequence[str]) -> Column:

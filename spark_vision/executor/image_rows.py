@@ -8,7 +8,7 @@ wait for each other, so that together they need no more memory than the largest 
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -77,6 +77,7 @@ class ImageRows:
         portion_row_count: int,
         attempt_number: int | None = None,
     ) -> None:
+        operator = replace(operator, limits=operator.limits.for_cores(max(1, cpu_count)))
         self._operator = operator
         self._prepares = tuple(prepares)
         self._ahead_count = ahead_count
@@ -114,7 +115,8 @@ class ImageRows:
         thread_count = self._operator.limits.fetch_concurrency if fetches else self._cpu_count
         row_count = 1 if fetches else self._portion_row_count
         ahead_count = max(self._ahead_count, FETCHED_AHEAD_COUNT if fetches else 0)
-        in_flight_count = -(-ahead_count // row_count) + thread_count
+        # Each thread has a portion and finds another one when it is done.
+        in_flight_count = -(-ahead_count // row_count) + 2 * thread_count
 
         def may_add(waiting_count: int) -> bool:
             waiting_bytes = waiting_count * self._largest_portion_bytes

@@ -7,6 +7,7 @@ few cores do not hide faults of the pipeline itself. With either, the host's rat
 by the same threads without a model. A rate is compared with the ideal, min(device, host).
 
     .venv/bin/python benchmarks/pipeline.py [--seconds 4] [--decoding emulated] [--mode executor]
+        [--shapes 1x16 2x8 4x4]
 """
 
 import argparse
@@ -41,7 +42,7 @@ from spark_vision.model_server.server import ModelServer
 from spark_vision.model_server.start import listen
 from spark_vision.models.checkpoints import resolve_checkpoint
 
-CORES = ((1, 2), (2, 1), (4, 1))
+SHAPES = ("1x2", "2x1", "4x1")
 BATCH_SIZES = (32, 128)
 SHARES = (0.5, 1.0, 2.0)
 DIMENSION = 768
@@ -234,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--decoding", choices=["emulated", "real"], help="only this one")
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="processes x cores of each")
     parser.add_argument("--mode", choices=["executor", "worker"], help="only this model_sharing")
     arguments = parser.parse_args()
     decodings = [arguments.decoding] if arguments.decoding else ["emulated", "real"]
@@ -242,15 +244,16 @@ def main() -> None:
         model = ViTConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2)
         ViTModel(model, add_pooling_layer=False).save_pretrained(folder)
         ViTImageProcessor(**VIT_PROCESSOR).save_pretrained(folder)
-        for decoding, mode, batch_size, (clients, cores) in itertools.product(
-            decodings, modes, BATCH_SIZES, CORES
+        for decoding, mode, batch_size, shape in itertools.product(
+            decodings, modes, BATCH_SIZES, arguments.shapes
         ):
+            clients, cores = map(int, shape.split("x"))
             kind = EmulatedViT if decoding == "emulated" else ImageViTEmbedding
             operator = kind(
                 model_name=folder, device="cpu", batch_size=batch_size, model_sharing=mode
             )
             for line in measure_cell(operator, clients, cores, arguments.seconds):
-                name = f"{decoding}, {mode}, {clients} x {cores}, batch {batch_size}"
+                name = f"{decoding}, {mode}, {shape}, batch {batch_size}"
                 print(f"{name:36} {line}", flush=True)
 
 

@@ -79,7 +79,7 @@ class _ResizeAndCrop:
             resize = partial(resize_image, size=list(size), interpolation=self._interpolation)
             if self._as_floats:
                 # A channel at a time, because floats take four times the memory of bytes.
-                image = torch.cat([resize(channel.to(torch.float32)) for channel in image.split(1)])
+                image = torch.cat([resize(channel[None].float()) for channel in image])
             else:
                 image = resize(image)
         return image if self._crop is None else _cut_middle(image, *self._crop)
@@ -174,11 +174,7 @@ def _fast_equivalent(processor: Any) -> _ResizeAndCrop | None:
 def _variable_resolution(
     processor: Any, checkpoint: Checkpoint, overrides: Mapping[str, Any]
 ) -> _ResizeAndCrop:
-    """Return the resize step of SigLIP 2's processor; the model itself cuts out the patches.
-
-    The size of an image is a multiple of the patch size, with its aspect ratio kept as closely as
-    `max_num_patches` allows.
-    """
+    """Return the resize step of SigLIP 2's processor; the model itself cuts out the patches."""
     from transformers import Siglip2ImageProcessor
     from transformers.models.siglip2.image_processing_siglip2 import (
         get_image_size_for_max_num_patches,

@@ -89,7 +89,7 @@ def load(checkpoint: Checkpoint) -> Tokenizer:
         tokenizer,
         max_length=min(position_count, tokenizer.model_max_length),
         pad_to_max_length=siglip,
-        # SigLIP 2 was trained on lower case. Where the resolution is fixed, its published
-        # tokenizer is Gemma's, which keeps case.
+        # SigLIP 2 was trained on lower case, and its published tokenizer may be loaded as Gemma's,
+        # which keeps case.
         lower_case=siglip and not type(tokenizer).__name__.startswith("Siglip"),
     )

@@ -216,6 +216,9 @@ def write_siglip2(folder: Path, *, max_num_patches: int = 16, seed: int = 0) -> 
             **_transformer_sizes(),
             "vocab_size": len(tokenizer),
             "max_position_embeddings": CONTEXT_LENGTH,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
         },
     )
     settings = {"patch_size": 8, "max_num_patches": max_num_patches, "resample": BILINEAR, **HALF}

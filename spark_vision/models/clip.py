@@ -70,9 +70,9 @@ class VariableResolutionModel(ImageTextModel):
         rows, columns = height // size, width // size
         squares = pixels.reshape(count, channels, rows, size, columns, size)
         patches = squares.permute(0, 2, 4, 3, 5, 1).reshape(count, rows * columns, -1)
-        # The model reads the shapes on the CPU.
-        shapes = torch.tensor([[rows, columns]]).expand(count, 2)
-        return {"pixel_values": patches, "spatial_shapes": shapes}
+        # One shape for all images: position embeddings are interpolated once, and broadcast. The
+        # model reads it on the CPU.
+        return {"pixel_values": patches, "spatial_shapes": torch.tensor([[rows, columns]])}
 
 
 def load(checkpoint: Checkpoint, dtype: str, device: torch.device) -> ImageTextModel:

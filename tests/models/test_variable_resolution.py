@@ -1,6 +1,7 @@
 """SigLIP 2 with variable resolution (NaFlex) against its own processor, which pads with patches."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 import checkpoints
 from oracles import draw_pictures, same
+from published_processors import PUBLISHED_NAFLEX
 from spark_vision.errors import InvalidOptionError, RowFailure, Status, UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import open_folder
 from spark_vision.models.families import check_operator, load_model, load_preprocessor
@@ -18,7 +20,7 @@ from spark_vision.operators import ClipImageEmbedding
 
 CPU = torch.device("cpu")
 ONE_STEP = 2 / 255 + 1e-6  # as a standard deviation of 0.5 doubles it
-PATCH, MAX_PATCHES = 8, 40
+MAX_PATCHES = 40
 SIZES = [(75, 100), (100, 75), (64, 64), (20, 300), (300, 20), (1, 1), (9, 7), (1, 60_000)]
 MUTATIONS = {
     "bgr": lambda image: image.flip(0),
@@ -59,24 +61,30 @@ def theirs(folder: Path, images: list[torch.Tensor], **overrides: Any) -> torch.
 
 
 def differ(folder: Path, image: torch.Tensor, expected: Any, **overrides: Any) -> float:
-    """Return the greatest difference to the patches that the processor returned."""
+    """Return the greatest difference to the patches that the processor returned for the image."""
     preprocessor = load_preprocessor(open_folder(folder), overrides)
     pixels = preprocessor(image)
     assert pixels.dtype == torch.uint8
     rows, columns = expected["spatial_shapes"][0].tolist()
-    assert pixels.shape == (3, rows * PATCH, columns * PATCH)
-    assert expected["pixel_attention_mask"].sum() == rows * columns <= MAX_PATCHES
+    size = math.isqrt(expected["pixel_values"].shape[2] // 3)
+    assert pixels.shape == (3, rows * size, columns * size)
+    assert expected["pixel_attention_mask"].sum() == rows * columns
     scaled = scale_pixels(pixels[None], preprocessor.scaling, CPU, torch.float32)[0]
     worst = 0.0
     for row in range(rows):
         for column in range(columns):
-            square = scaled[:, row * PATCH :, column * PATCH :][:, :PATCH, :PATCH]
+            square = scaled[:, row * size :, column * size :][:, :size, :size]
             patch = expected["pixel_values"][0, row * columns + column]
             worst = max(worst, (square.permute(1, 2, 0).flatten() - patch).abs().max().item())
     return worst
 
 
-def test_pixels_are_those_of_its_own_processor(folder, images):
+@pytest.mark.parametrize("published", [False, True])
+def test_pixels_are_those_of_its_own_processor(folder, images, tmp_path, published):
+    if published:
+        folder = tmp_path
+        (folder / "config.json").write_text('{"model_type": "siglip2"}')
+        (folder / "preprocessor_config.json").write_text(json.dumps(PUBLISHED_NAFLEX))
     for image in images:
         expected = process(folder, [image])
         assert differ(folder, image, expected) <= ONE_STEP
@@ -128,7 +136,7 @@ def test_max_num_patches_may_be_overridden(folder, images, count):
     )
     preprocessor = load_preprocessor(open_folder(folder), {"max_num_patches": count})
     for image in images:
-        assert preprocessor(image)[0].numel() <= count * PATCH**2
+        assert preprocessor(image)[0].numel() <= count * 8**2
     vectors = ours(folder, images, max_num_patches=count)
     assert same(vectors, theirs(folder, images, max_num_patches=count))
 

@@ -57,6 +57,10 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "facebook/dinov3-vitb16-pretrain-lvd1689m": (
         "dinov3_vit",
         {
+            "data_format": "channels_first",
+            "default_to_square": True,
+            "do_center_crop": None,
+            "do_convert_rgb": None,
             "do_normalize": True,
             "do_rescale": True,
             "do_resize": True,
@@ -111,4 +115,18 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
             **_CLIP,
         },
     ),
+}
+
+# Of google/siglip2-base-patch16-naflex, which returns patches in the place of an image.
+PUBLISHED_NAFLEX: dict[str, Any] = {
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_processor_type": "Siglip2ImageProcessor",
+    "max_num_patches": 256,
+    "patch_size": 16,
+    "processor_class": "Siglip2Processor",
+    "resample": 2,
+    "rescale_factor": 0.00392156862745098,
+    **_HALF,
 }

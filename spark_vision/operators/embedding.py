@@ -78,7 +78,7 @@ class ImageEmbeddingOperator(ImageVectorOperator, EmbeddingOperator, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageViTEmbedding(ImageEmbeddingOperator):
-    """Image vectors from a vision transformer: ViT, DINOv2 or DINOv2 with registers.
+    """Image vectors from a vision transformer: ViT, DINOv2 (with registers or without) or DINOv3.
 
     Example:
         >>> photos = spark.read.format("binaryFile").load("/data/photos")
@@ -120,7 +120,8 @@ class ClipOperator(Operator, ABC):
 
     model_name: str = option(
         "openai/clip-vit-base-patch32",
-        "CLIP, Chinese-CLIP or SigLIP checkpoint: a folder, a name on the hub, or OpenAI's name.",
+        "CLIP, Chinese-CLIP, SigLIP or SigLIP 2 checkpoint: a folder, a name on the hub, or "
+        "OpenAI's name.",
     )
 
     def __post_init__(self) -> None:

@@ -5,8 +5,8 @@ processor with the common resize and crop is replaced by the same operations wit
 per image; any other is run itself.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ class _ResizeAndCrop:
         if self._resized_size is not None:
             size = self._resized_size(height, width)
             check_resized_size(height, width, size)
-            resize = partial(resize_image, size=list(size), interpolation=self._interpolation)
+            resize = partial(_resize, size=list(size), interpolation=self._interpolation)
             if self._as_floats:
                 # A channel at a time, because floats take four times the memory of bytes.
                 image = torch.cat([resize(channel[None].float()) for channel in image])
@@ -193,6 +193,24 @@ def _variable_resolution(
         get_image_size_for_max_num_patches, patch_size=patch_size, max_num_patches=patch_count
     )
     return _ResizeAndCrop(rule, interpolation, None, scaling_of(processor))
+
+
+def _resize(image: torch.Tensor, size: list[int], interpolation: InterpolationMode) -> torch.Tensor:
+    is_bilinear = interpolation is InterpolationMode.BILINEAR and image.dtype == torch.uint8
+    if not is_bilinear or not _resizes_bytes() or list(image.shape[1:]) == size:
+        resized: torch.Tensor = resize_image(image, size, interpolation=interpolation)
+        return resized
+    # What torchvision calls, without its checks, which take a seventh of the time. The strides
+    # make torch keep the pixels interleaved if they are.
+    batch = image.as_strided((1, *image.shape), (image.numel(), *image.stride()))
+    upsample: Callable[..., torch.Tensor] = torch.ops.aten._upsample_bilinear2d_aa
+    return upsample(batch, size, False)[0]
+
+
+@cache
+def _resizes_bytes() -> bool:
+    """Return whether torch resizes bytes without converting them to floats."""
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def interpolation_of(resample: Any) -> InterpolationMode | None:

@@ -1,4 +1,4 @@
-"""Other engines read a table: delta-rs, Polars and Daft see the rows and changes that Spark does."""
+"""Other engines read a table: delta-rs, Polars and Daft see the rows that Spark sees."""
 
 import daft
 import polars

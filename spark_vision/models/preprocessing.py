@@ -52,20 +52,23 @@ class _ResizeAndCrop:
 
     def __init__(
         self,
-        resized_size: ResizedSize | None,
+        size_rule: ResizedSize | None,
         interpolation: InterpolationMode,
         crop: tuple[int, int] | None,
         scaling: PixelScaling,
     ) -> None:
         self.scaling = scaling
-        self._resized_size = resized_size
+        self._size_rule = size_rule
         self._interpolation = interpolation
         self._crop = crop
 
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        return self._size_rule(height, width) if self._size_rule else (height, width)
+
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[1:]
-        if self._resized_size is not None:
-            size = self._resized_size(height, width)
+        if self._size_rule is not None:
+            size = self._size_rule(height, width)
             check_resized_size(height, width, size)
             image = resize_image(image, list(size), interpolation=self._interpolation)
         return image if self._crop is None else _cut_middle(image, *self._crop)
@@ -86,6 +89,9 @@ class _ProcessorWrapper:
         if result.ndim != 3 or result.shape[0] != 3:
             shape = list(result.shape)
             raise _unusable(checkpoint, processor, f"it returns the shape {shape}")
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         output = self._processor(

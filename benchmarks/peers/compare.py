@@ -1,7 +1,7 @@
 """Compares this package with other ways to embed images: the same rows, model, cores and output.
 
-Each contender is a process that stays. They take turns, and the first round only warms them up.
-Their vectors are compared with this package's.
+The contenders take turns. Each is a process, which embeds all rows once to warm up and once to be
+measured. Their vectors are compared with this package's.
 
     .venv-peers/bin/python benchmarks/peers/compare.py [--model vit] [--width 4000 --height 3000]
 """
@@ -30,30 +30,18 @@ CONTENDERS = [OURS, "spark_iterator_udf", "spark_predict_batch_udf", "daft_class
 BROKEN_BYTES = 100
 
 
-class Contender:
-    """The process of one contender."""
-
-    def __init__(self, name: str, options: dict[str, object]) -> None:
-        arguments = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-        self._process = subprocess.Popen(
-            [sys.executable, HERE / f"{name}.py", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            # Python workers and actors import these files too.
-            env=os.environ | {"PYTHONPATH": str(HERE), "PYSPARK_PYTHON": sys.executable},
-        )
-
-    def seconds_of_a_round(self) -> float:
-        """Let it embed all rows."""
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
-
-    def end(self) -> None:
-        """Close its input, which ends it."""
-        self._process.stdin.close()
-        self._process.wait(60)
+def seconds_of(name: str, options: dict[str, object]) -> float:
+    """Run a contender, alone on the machine."""
+    arguments = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    done = subprocess.run(
+        [sys.executable, HERE / f"{name}.py", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        # Python workers and actors import these files too.
+        env=os.environ | {"PYTHONPATH": str(HERE), "PYSPARK_PYTHON": sys.executable},
+    )
+    return float(done.stdout.splitlines()[-1])
 
 
 def write_source(arguments: argparse.Namespace) -> Path:
@@ -127,18 +115,12 @@ def main() -> None:
         "batch-size": arguments.batch_size,
     }
     outputs = {name: arguments.data / f"vectors-{name}" for name in arguments.contenders}
-    contenders = {
-        name: Contender(name, {**options, "output": output}) for name, output in outputs.items()
-    }
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(arguments.rounds + 1):
-        for name, contender in contenders.items():
-            rate = arguments.rows * arguments.repeat / contender.seconds_of_a_round()
-            if number:
-                rates[name].append(rate)
-        print(f"round {number}", {name: values[-1:] for name, values in rates.items()}, flush=True)
-    for contender in contenders.values():
-        contender.end()
+    rates: dict[str, list[float]] = {name: [] for name in outputs}
+    for _ in range(arguments.rounds):
+        for name, output in outputs.items():
+            seconds = seconds_of(name, {**options, "output": output})
+            rates[name].append(arguments.rows * arguments.repeat / seconds)
+            print(f"{name}: {rates[name][-1]:,.1f} rows/s", flush=True)
 
     ours = read_vectors(outputs[OURS])
     print("| contender | rows/s | ours / contender, round by round | least cosine | broken |")

@@ -1,22 +1,16 @@
-"""What the contenders share: their command line, rounds on request, and the model in plain PyTorch.
-
-A contender is a process that stays: it answers each line of its standard input with the seconds
-that it took to embed all rows once.
-"""
+"""What the contenders share: their command line, a measured job, and the model in plain PyTorch."""
 
 import argparse
 import io
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
 
 CORE_COUNT = 2
 
@@ -31,28 +25,28 @@ class Work(NamedTuple):
     batch_size: int
 
 
-def answer_rounds(prepare: Callable[[Work], Callable[[], object]]) -> None:
-    """Read the command line, and embed all rows once per line of standard input."""
+def measure(prepare: Callable[[Work], Callable[[], float | None]]) -> None:
+    """Read the command line, embed all rows twice, and print the seconds of the second time.
+
+    Args:
+        prepare: Returns the job, which may measure its seconds itself.
+    """
     parser = argparse.ArgumentParser()
     for name, kind in Work.__annotations__.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, required=True)
-    work = Work(**vars(parser.parse_args()))
-    # Libraries print; only the seconds may reach the other side.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    embed = prepare(work)
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        embed()
-        print(time.perf_counter() - started, file=answers, flush=True)
+    embed = prepare(Work(**vars(parser.parse_args())))
+    embed()
+    started = time.perf_counter()
+    seconds = embed()
+    elapsed = time.perf_counter() - started
+    # On a line of its own, which comes last, whatever libraries print.
+    print(f"\n{elapsed if seconds is None else seconds}")
 
 
 class TorchModel:
     """A CLIP or ViT of transformers on one core; its images are resized to squares before."""
 
     def __init__(self, checkpoint: str, thread_count: int = 1) -> None:
-        from transformers import AutoImageProcessor, AutoModel
-
         torch.set_num_threads(thread_count)
         processor = AutoImageProcessor.from_pretrained(checkpoint)
         mean, std = (np.array(each) for each in (processor.image_mean, processor.image_std))
@@ -99,8 +93,3 @@ class PillowModel:
 def load_model(work: Work) -> PillowModel:
     """Load the model once per process."""
     return PillowModel(work)
-
-
-def parquet_files(work: Work) -> list[str]:
-    """List the files of the source."""
-    return [str(path) for path in sorted(Path(work.source).glob("*.parquet"))]

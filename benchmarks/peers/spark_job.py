@@ -8,7 +8,7 @@ from pyspark.sql import Column, SparkSession
 from spark_vision import configure
 
 
-def write_column(work: Work, embed: Callable[[str], Column]) -> Callable[[], object]:
+def write_column(work: Work, embed: Callable[[str], Column]) -> Callable[[], None]:
     """Return the job that writes a column of vectors; its session has small batches of rows."""
     builder = SparkSession.builder.master(f"local[{CORE_COUNT}]").config("spark.ui.enabled", False)
     spark = configure(builder, log_level="ERROR").getOrCreate()

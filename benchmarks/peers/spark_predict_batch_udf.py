@@ -6,13 +6,13 @@ Its result is an array, so the vector of a broken image is NaN, not null.
 from collections.abc import Callable
 
 import numpy as np
-from contender import PillowModel, Work, answer_rounds
+from contender import PillowModel, Work, measure
 from pyspark.ml.functions import predict_batch_udf
 from pyspark.sql.types import ArrayType, FloatType
 from spark_job import write_column
 
 
-def prepare(work: Work) -> Callable[[], object]:
+def prepare(work: Work) -> Callable[[], None]:
     def load() -> Callable[[np.ndarray], np.ndarray]:
         return PillowModel(work).embed
 
@@ -21,4 +21,4 @@ def prepare(work: Work) -> Callable[[], object]:
 
 
 if __name__ == "__main__":
-    answer_rounds(prepare)
+    measure(prepare)

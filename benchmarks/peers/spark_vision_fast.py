@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from contender import answer_rounds
+from contender import measure
 from spark_vision_column import prepare
 
 if __name__ == "__main__":
-    answer_rounds(partial(prepare, fast_decode=True))
+    measure(partial(prepare, fast_decode=True))

@@ -68,6 +68,10 @@ class ImageVectors(ABC):
         if operator.image_processor_kwargs:
             _try_settings(self._model, self._preprocessor, operator)
 
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width to which an image is resized before it is cropped."""
+        return self._preprocessor.resized_size(height, width)
+
     def prepare(self, image: torch.Tensor, prompt: str | None) -> torch.Tensor:
         """Preprocess one decoded image for the model; called by several threads."""
         return self._preprocessor(image)

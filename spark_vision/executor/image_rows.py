@@ -22,7 +22,7 @@ from spark_vision.executor.fetch_deduplication import DeduplicatedFetches
 from spark_vision.executor.inference import is_out_of_memory
 from spark_vision.executor.resource_limits import Budget, DecodeWatchdog, OrderedBudget
 from spark_vision.images.cost import max_decode_bytes
-from spark_vision.images.decoding import decode_inspected, inspect_image
+from spark_vision.images.decoding import ResizedSize, decode_inspected, inspect_image
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.sources import ImageColumn, open_column
 from spark_vision.operators import ImageOperator
@@ -62,6 +62,7 @@ class ImageRows:
         cpu_count: Number of images decoded at a time.
         ahead_count: Number of rows to keep ready for the models.
         portion_row_count: Number of rows that one thread prepares at a time.
+        resized_sizes: Of the models, where a large JPEG may be scaled down for them.
         attempt_number: Spark's attempt number of the task, from 0; None outside Spark. After a
             failed attempt, which an image may have crashed, each image is decoded in a separate
             process.
@@ -75,6 +76,7 @@ class ImageRows:
         cpu_count: int,
         ahead_count: int,
         portion_row_count: int,
+        resized_sizes: Sequence[ResizedSize] = (),
         attempt_number: int | None = None,
     ) -> None:
         operator = replace(operator, limits=operator.limits.for_cores(max(1, cpu_count)))
@@ -82,6 +84,7 @@ class ImageRows:
         self._prepares = tuple(prepares)
         self._ahead_count = ahead_count
         self._portion_row_count = portion_row_count
+        self._resized_sizes = tuple(resized_sizes)
         self._cpu_count = max(1, cpu_count)
         self._decoding = threading.Semaphore(self._cpu_count)
         self._isolate = bool(attempt_number)
@@ -168,7 +171,7 @@ class ImageRows:
     ) -> Prepared:
         image = column.read(row, on_bytes)
         with self._decoding:
-            inspected = inspect_image(image, self._operator.limits)
+            inspected = inspect_image(image, self._operator.limits, self._resized_sizes)
             with self._pixels.hold(inspected.peak_bytes):
                 with self._watch.decoding():
                     pixels = decode_inspected(

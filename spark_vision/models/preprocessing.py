@@ -59,22 +59,25 @@ class _ResizeAndCrop:
 
     def __init__(
         self,
-        resized_size: ResizedSize | None,
+        size_rule: ResizedSize | None,
         interpolation: InterpolationMode,
         crop: tuple[int, int] | None,
         scaling: PixelScaling,
         as_floats: bool = False,
     ) -> None:
         self.scaling = scaling
-        self._resized_size = resized_size
+        self._size_rule = size_rule
         self._interpolation = interpolation
         self._crop = crop
         self._as_floats = as_floats
 
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        return self._size_rule(height, width) if self._size_rule else (height, width)
+
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[1:]
-        if self._resized_size is not None:
-            size = self._resized_size(height, width)
+        if self._size_rule is not None:
+            size = self._size_rule(height, width)
             check_resized_size(height, width, size)
             resize = partial(_resize, size=list(size), interpolation=self._interpolation)
             if self._as_floats:
@@ -100,6 +103,9 @@ class _ProcessorWrapper:
         if result.ndim != 3 or result.shape[0] != 3:
             shape = list(result.shape)
             raise _unusable(checkpoint, processor, f"it returns the shape {shape}")
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         output = self._processor(

@@ -168,6 +168,13 @@ class ImagePreprocessor(Protocol):
         """The rescale and normalise steps, which run on the model's device."""
         ...
 
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width to which an image is resized before it is cropped.
+
+        An image that is not resized, or to a size that is not known here, keeps its own.
+        """
+        ...
+
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """Resize and crop one image.
 

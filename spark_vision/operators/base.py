@@ -268,12 +268,18 @@ class ImageOperator(Operator, ABC):
             self.allow_hosts,
             self.allow_networks,
             self.allow_schemes,
+            self.fast_decode,
         )
 
     @property
     def reads_urls(self) -> bool:
         """Whether strings in the image column are paths or URLs of the images."""
         return self.image_src_type == "image_url"
+
+    @property
+    def fast_decode(self) -> bool:
+        """Whether a large JPEG may be scaled down while it is decoded."""
+        return False
 
 
 def reads_images(operator: Operator) -> "TypeGuard[ImageOperator]":

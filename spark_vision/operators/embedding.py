@@ -40,9 +40,9 @@ class EmbeddingOperator(Operator, ABC):
 
     @property
     def identity_options(self) -> Mapping[str, str]:
-        """Pooling, normalisation and image processor settings."""
+        """Pooling and normalisation."""
         return {
-            "image_processor_kwargs": json.dumps(self.processor_overrides, sort_keys=True),
+            **super().identity_options,
             "pooling": self.effective_pooling,
             "normalize": str(self.normalize).lower(),
         }
@@ -55,6 +55,11 @@ class ImageVectorOperator(ImageOperator, ABC):
     image_processor_kwargs: Mapping[str, Any] | None = option(
         None, "Settings that override those of the checkpoint's image processor."
     )
+    fast_decode: bool = option(
+        False,
+        "Scale a large JPEG down while decoding it, to at least three times the height and "
+        "width that the model resizes it to. This is faster, and changes vectors slightly.",
+    )
 
     @property
     @abstractmethod
@@ -66,6 +71,15 @@ class ImageVectorOperator(ImageOperator, ABC):
         """Settings that override those of the checkpoint's image processor."""
         given = self.image_processor_kwargs
         return given.thaw() if isinstance(given, FrozenMapping) else {}
+
+    @property
+    def identity_options(self) -> Mapping[str, str]:
+        """What determines the pixels that the model gets from an image."""
+        return {
+            **super().identity_options,
+            "image_processor_kwargs": json.dumps(self.processor_overrides, sort_keys=True),
+            "fast_decode": str(self.fast_decode).lower(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

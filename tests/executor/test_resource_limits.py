@@ -98,7 +98,7 @@ class FakeDecoding:
         self._peaks = iter(peaks)
         self._lock = threading.Lock()
 
-    def inspect_image(self, image, limits):
+    def inspect_image(self, image, limits, resized_sizes):
         with self._lock:
             return InspectedImage(image, inspect_image(image, limits).header, next(self._peaks))
 

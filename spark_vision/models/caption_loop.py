@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
 
 from spark_vision.models.protocols import CaptionBatch, GeneratedTokens, GenerationSettings
 from spark_vision.models.row_tensors import RowTensors
@@ -56,7 +55,7 @@ class _Row:
     grid: torch.Tensor
     seed: int
     enters_alone: bool = False
-    choice: RowChoice | None = None
+    choice: RowChoice = field(init=False)
     new_ids: list[int] = field(default_factory=list)
     is_finite: bool = True
 
@@ -124,7 +123,7 @@ class CaptionLoop:
         for token_ids, mask, patches, grid, seed in zip(
             batch.token_ids,
             batch.attention_mask,
-            batch.patches.split(batch.grids.prod(dim=1).tolist()),
+            torch.split(batch.patches, batch.grids.prod(dim=1).tolist()),
             batch.grids,
             batch.seeds.tolist(),
             strict=True,
@@ -210,7 +209,7 @@ class CaptionLoop:
         )
         positions = positions.to(device)
         tensors = RowTensors(
-            token_ids.to(device), mask.to(device), positions[:, :, -1:], DynamicCache()
+            token_ids.to(device), mask.to(device), positions[:, :, -1:], RowTensors.new_cache()
         )
         logits = self._model(
             input_ids=tensors.texts,
@@ -272,7 +271,7 @@ class CaptionLoop:
             # A stop token at the last position may have been forced.
             truncated = not is_stopped or (is_at_end and self._is_end_forced)
             ended.append(EndedRow(row.number, row.new_ids, length, truncated, row.is_finite))
-        if ended:
+        if ended and self._tensors is not None:
             tensors, self._tensors = self._tensors, None
             kept = [self._rows[place] for place in places]
             if kept:
@@ -310,4 +309,5 @@ def join_rows(rows: Sequence[EndedRow]) -> GeneratedTokens:
 def _token_bytes(model: Any) -> int:
     """Return the size of the keys and values of one token."""
     layers = model.model.language_model.layers
-    return 2 * sum(layer.self_attn.k_proj.out_features for layer in layers) * model.dtype.itemsize
+    size = sum(int(layer.self_attn.k_proj.out_features) for layer in layers)
+    return 2 * size * int(model.dtype.itemsize)

@@ -1,11 +1,47 @@
 """The tensors of rows that are decoded together: one line per row, padded on the left."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import pad
+from transformers import Cache, DynamicLayer
+
+# Free columns of a new cache: the older ones are copied once for so many new tokens.
+FREE_COLUMN_COUNT = 64
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """The cache of one layer, whose memory has free columns at the end."""
+
+    _memory: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append keys and values `[rows, heads, tokens, head_size]`, and return all of them."""
+        start = self.get_seq_length()
+        end = start + key_states.shape[2]
+        if self._memory is None or self._memory[0].shape[2] < end:
+            rows, heads, _, head_size = key_states.shape
+            shape = (rows, heads, end + FREE_COLUMN_COUNT, head_size)
+            memory = key_states.new_empty(shape), value_states.new_empty(shape)
+            if self.keys is not None and self.values is not None:
+                memory[0][:, :, :start] = self.keys
+                memory[1][:, :, :start] = self.values
+            self._memory = memory
+            self.is_initialized = True
+        self._memory[0][:, :, start:end] = key_states
+        self._memory[1][:, :, start:end] = value_states
+        self.keys, self.values = (memory[:, :, :end] for memory in self._memory)
+        return self.keys, self.values
+
+    def change(self, function: Callable[..., torch.Tensor], *others: "GrowingLayer") -> None:
+        """Replace the keys, and the values, by a function of them and those of other layers."""
+        self.keys = function(self.keys, *(other.keys for other in others))
+        self.values = function(self.values, *(other.values for other in others))
+        self._memory = None
 
 
 @dataclass
@@ -17,13 +53,18 @@ class RowTensors:
             row, so that a rule for tokens that occur in the row can take it as it is.
         mask: int64 `[rows, tokens]`: 0 for padding, else 1.
         positions: int64 `[3, rows, 1]`: the coordinates of the newest token.
-        cache: The keys and values of all tokens but the newest: a DynamicCache.
+        cache: The keys and values of all tokens but the newest.
     """
 
     texts: torch.Tensor
     mask: torch.Tensor
     positions: torch.Tensor
     cache: Any
+
+    @staticmethod
+    def new_cache() -> Any:
+        """Return an empty cache."""
+        return Cache(layer_class_to_replicate=GrowingLayer)
 
     def append(self, tokens: Sequence[int]) -> None:
         """Append one token to each row."""
@@ -41,8 +82,7 @@ class RowTensors:
         self.mask = torch.cat([self.mask, other.mask])
         self.positions = torch.cat([self.positions, other.positions], dim=1)
         for layer, more in zip(self.cache.layers, other.cache.layers, strict=True):
-            layer.keys = torch.cat([layer.keys, more.keys])
-            layer.values = torch.cat([layer.values, more.values])
+            layer.change(lambda *tensors: torch.cat(tensors), more)
 
     def keep(self, places: Sequence[int], width: int) -> None:
         """Keep the rows at some places, and the last columns.
@@ -57,8 +97,7 @@ class RowTensors:
         self.mask = self.mask[index, start:]
         self.positions = self.positions[:, index]
         for layer in self.cache.layers:
-            layer.keys = layer.keys[index, :, start:]
-            layer.values = layer.values[index, :, start:]
+            layer.change(lambda tensor: tensor[index, :, start:])
 
     def _widen(self, width: int) -> None:
         more = width - self.texts.shape[1]
@@ -67,5 +106,4 @@ class RowTensors:
         self.texts = torch.cat([self.texts[:, :1].expand(-1, more), self.texts], dim=1)
         self.mask = pad(self.mask, (more, 0))
         for layer in self.cache.layers:
-            layer.keys = pad(layer.keys, (0, 0, more, 0))
-            layer.values = pad(layer.values, (0, 0, more, 0))
+            layer.change(lambda tensor: pad(tensor, (0, 0, more, 0)))

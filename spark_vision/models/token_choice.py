@@ -121,7 +121,8 @@ def _follow_rules(
     if all(
         isinstance(rule, RepetitionPenaltyLogitsProcessor) for row in rows for rule in row.rules
     ):
-        return rows[0].rules(texts, scores)
+        together: torch.Tensor = rows[0].rules(texts, scores)
+        return together
     alone = [
         row.rules(texts[place : place + 1, start:], scores[place : place + 1])
         for place, (row, start) in enumerate(zip(rows, starts, strict=True))

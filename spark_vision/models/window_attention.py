@@ -52,8 +52,9 @@ def attend_in_windows(
     inputs = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
     output = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
     for windows in _windows_by_length(cu_seq_lens_q):
-        alike = [tensor[windows].transpose(1, 2) for tensor in inputs]
-        output[windows] = scaled_dot_product_attention(*alike, scale=scaling).transpose(1, 2)
+        queries, keys, values = (tensor[windows].transpose(1, 2) for tensor in inputs)
+        attended = scaled_dot_product_attention(queries, keys, values, scale=scaling)
+        output[windows] = attended.transpose(1, 2)
     return output[None], None
 
 
@@ -64,5 +65,5 @@ def _windows_by_length(boundaries: torch.Tensor) -> list[torch.Tensor]:
     starts, lengths = boundaries[:-1], boundaries.diff()
     return [
         starts[lengths == length, None] + torch.arange(length, device=boundaries.device)
-        for length in lengths.unique().tolist()
+        for length in sorted(set(lengths.tolist()))
     ]

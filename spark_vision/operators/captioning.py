@@ -46,7 +46,11 @@ class QwenVLImageUnderstanding(ImageOperator):
     is_slow = True
 
     dtype: str = option("bfloat16", "Precision of the model's computation.", allowed=DTYPES)
-    batch_size: int = option(4, "Number of rows per model batch.", minimum=1)
+    batch_size: int = option(
+        4,
+        "An eighth of the rows that the model gets at once; it generates up to 64 together.",
+        minimum=1,
+    )
     model_name: str = option(
         "Qwen/Qwen2.5-VL-7B-Instruct", "Checkpoint: a folder, or a name on the Hugging Face hub."
     )

@@ -1,4 +1,4 @@
-"""Captions of a task's images: prompts per row, batches of similar length, strings in Arrow."""
+"""Captions of a task's images: prompts per row, rows of similar length, strings in Arrow."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -16,6 +16,9 @@ from spark_vision.executor.task import Task
 from spark_vision.models.families import load_caption_preprocessor
 from spark_vision.models.protocols import CaptionInput, GenerationSettings, ImageCaptioner
 from spark_vision.operators import QwenVLImageUnderstanding
+
+# Batches that the model gets at once: rows that end leave their places to others.
+BATCHES_AT_ONCE = 8
 
 
 class Caption(NamedTuple):
@@ -72,7 +75,7 @@ class Captions:
                 self._reached, batches, self._write, kind=lambda _: None
             ),
             length=lambda row: len(row.token_ids),
-            batch_size=self._operator.batch_size,
+            batch_size=BATCHES_AT_ONCE * self._operator.batch_size,
         )
 
     def build(self, outcomes: Sequence[Caption | RowFailure], with_status: bool) -> pa.Array:

@@ -129,7 +129,7 @@ class GeneratedTokens(NamedTuple):
     """The generated tokens of each row of a batch; all on the CPU.
 
     Attributes:
-        token_ids: int64 `[images, new_tokens]`, without the prompt; padded after the caption.
+        token_ids: int64 `[images, new_tokens]`: the caption and its stop token, then padding.
         lengths: int64 `[images]`: tokens of each caption, without its stop token.
         truncated: bool `[images]`: whether the caption was truncated at `max_new_tokens`.
         finite: bool `[images]`: False if the model returned NaN or infinity at any step.
@@ -148,13 +148,13 @@ class ImageCaptioner(Protocol):
     def generate(
         self, batch: CaptionBatch, scaling: PixelScaling, settings: GenerationSettings
     ) -> GeneratedTokens:
-        """Generate a text about each image of a batch.
+        """Generate a text about each image of a batch of any size.
 
         A row's result does not depend on other rows, except for rounding errors.
 
         Args:
             batch: The output of `CaptionPreprocessor.collate`.
-            scaling: Applied once per batch on the model's device.
+            scaling: Applied on the model's device.
             settings: How to generate; stop and padding tokens are the checkpoint's own.
         """
         ...

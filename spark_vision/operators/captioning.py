@@ -46,7 +46,11 @@ class QwenVLImageUnderstanding(ImageOperator):
     is_slow = True
 
     dtype: str = option("bfloat16", PRECISION, allowed=DTYPES)
-    batch_size: int = option(4, "Number of rows per model batch.", minimum=1)
+    batch_size: int = option(
+        4,
+        "The model gets groups of 8 times as many rows; it generates up to 64 captions together.",
+        minimum=1,
+    )
     model_name: str = option(
         "Qwen/Qwen2.5-VL-7B-Instruct", "Checkpoint: a folder, or a name on the Hugging Face hub."
     )

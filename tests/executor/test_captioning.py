@@ -150,6 +150,21 @@ def test_a_batch_that_fails_is_halved_until_the_row_at_fault_is_alone(
     assert max(sizes) == 8
 
 
+def test_the_model_gets_eight_batches_at_once(checkpoints, files, monkeypatch):
+    generate = QwenVLModel.generate
+    sizes = []
+
+    def counted(self, batch, scaling, settings):
+        sizes.append(len(batch.grids))
+        return generate(self, batch, scaling, settings)
+
+    monkeypatch.setattr(QwenVLModel, "generate", counted)
+    operator = qwen(checkpoints / "qwen", batch_size=1)
+    alone = captions_of([pa.array(files)], operator)
+    assert captions_of([pa.array(files + files[:4])], operator) == alone + alone[:4]
+    assert sizes == [8, 8, 4]
+
+
 def test_drawn_captions_come_again_in_other_batches(checkpoints, files):
     def drawn(files, **options):
         operator = qwen(

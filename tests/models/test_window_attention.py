@@ -1,0 +1,80 @@
+"""Windows computed together give what transformers' vision towers compute window by window."""
+
+import pytest
+import torch
+
+from caption_checkpoints import write_qwen_vl
+from caption_oracle import inputs_of, parts
+from oracles import draw_pictures
+from spark_vision.models import window_attention
+from spark_vision.models.checkpoint_files import open_folder
+from spark_vision.models.families import load_model
+
+# 10×10 patches: windows of 4×4, 4×2 and 2×2; then other images, of which two are alike.
+SIZES = [(140, 140), (70, 250), (140, 140), (40, 40)]
+
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen2_vl", "qwen3_vl"])
+def towers(request, tmp_path_factory):
+    folder = write_qwen_vl(tmp_path_factory.mktemp(request.param), request.param)
+    ours = load_model(open_folder(folder), "float32", torch.device("cpu"))._model.model.visual
+    inputs = [
+        inputs_of(folder, draw_pictures(1, *size, seed=seed)[0], "x")
+        for seed, size in enumerate(SIZES)
+    ]
+    pixels = torch.cat([each["pixel_values"] for each in inputs])
+    grids = torch.cat([each["image_grid_thw"] for each in inputs])
+    return ours, parts(folder)[1].model.visual, pixels, grids
+
+
+def run(tower, pixels, grids):
+    with torch.inference_mode():
+        return tower(pixels, grid_thw=grids).pooler_output
+
+
+def test_a_tower_computes_what_it_computes_window_by_window(towers):
+    ours, theirs, pixels, grids = towers
+    assert theirs.config._attn_implementation == "sdpa"
+    true = run(theirs, pixels, grids)
+    assert torch.equal(run(ours, pixels, grids), true)
+    first = grids[:1].prod().item()
+    assert torch.equal(run(ours, pixels[:first], grids[:1]), run(theirs, pixels[:first], grids[:1]))
+
+
+def test_windows_of_one_length_take_one_call(towers, monkeypatch):
+    ours, theirs, pixels, grids = towers
+    attend, calls = torch.nn.functional.scaled_dot_product_attention, []
+
+    def counted(query, *others, **options):
+        calls.append(len(query))
+        return attend(query, *others, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr(window_attention, "scaled_dot_product_attention", counted)
+    run(theirs, pixels, grids)
+    window_count = len(calls)
+    calls.clear()
+    run(ours, pixels, grids)
+    assert sum(calls) == window_count
+    lengths = 3 * len(ours.blocks)
+    if hasattr(ours, "fullatt_block_indexes"):
+        # Windows have other lengths than images.
+        assert window_count > 2 * lengths
+    assert len(calls) <= lengths
+
+
+@pytest.mark.parametrize("mutation", ["one window", "shifted"])
+def test_other_windows_give_other_vectors(towers, monkeypatch, mutation):
+    ours, theirs, pixels, grids = towers
+    find = window_attention._windows_by_length
+
+    def mutated(boundaries):
+        windows = find(boundaries)
+        count = int(boundaries[-1])
+        if mutation == "one window":
+            return [torch.arange(count)[None]]
+        return [(each + 1) % count for each in windows]
+
+    monkeypatch.setattr(window_attention, "_windows_by_length", mutated)
+    difference = (run(ours, pixels, grids) - run(theirs, pixels, grids)).abs().max()
+    assert difference > 1e-3

@@ -1,16 +1,17 @@
 """The calls that wait in a model server, and which of them are computed at a time.
 
 Calls are computed in order of arrival. Calls that fit together are joined, so that the device
-computes full batches even if those of the clients are small. A call that was in flight when an
-earlier server ended is computed alone, with no other call in progress: if the server ends again,
-that call is the cause.
+computes full batches even if those of the clients are small. Captions are generated in a loop,
+which further calls enter while it runs, unless an older call of another kind waits. A call that was
+in flight when an earlier server ended is computed alone, with no other call in progress: if the
+server ends again, that call is the cause.
 """
 
 import json
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # The methods whose result has one row for each row of their tensors.
 _JOINED_METHODS = ("embed_images", "embed_texts")
+_LOOP_METHOD = "generate"
 
 
 class Call:
@@ -34,6 +36,7 @@ class Call:
         is_alone: Whether no other call may be in progress meanwhile.
         row_count: Number of rows of its tensors; 0 if it cannot be joined.
         kind: Calls of the same kind can be joined; None: this one cannot.
+        is_loop: Whether its rows enter a loop, which further calls may enter later.
     """
 
     def __init__(
@@ -50,10 +53,15 @@ class Call:
         can_join = len(row_counts) == 1 and header.get("method") in _JOINED_METHODS
         self.row_count = row_counts.pop() if can_join else 0
         self.kind: Hashable = None
+        self.is_loop = header.get("method") == _LOOP_METHOD and "token_ids" in tensors
+        if self.is_loop:
+            self.row_count = len(tensors["token_ids"])
         if self.row_count and not self.is_alone:
-            rows = [(name, each.dtype, each.shape[1:]) for name, each in tensors.items()]
             arguments = json.dumps(header.get("arguments"), sort_keys=True)
-            self.kind = (header["method"], arguments, *rows)
+            self.kind = (header["method"], arguments)
+            if not self.is_loop:
+                rows = [(name, each.dtype, each.shape[1:]) for name, each in tensors.items()]
+                self.kind = (*self.kind, *rows)
 
 
 class CallQueue:
@@ -69,6 +77,8 @@ class CallQueue:
         self._waiting: deque[Call] = deque()
         self._running_count = 0
         self._is_alone = False
+        # The kinds of the loops that run: their calls wait for their loop.
+        self._loops: set[Hashable] = set()
 
     def put(self, call: Call) -> None:
         """Add a call."""
@@ -82,37 +92,61 @@ class CallQueue:
         The caller must call `finish` once they are answered.
         """
         with self._changed:
-            self._changed.wait_for(self._may_take)
-            first = self._waiting.popleft()
+            first = cast(Call, self._changed.wait_for(self._find))
+            self._waiting.remove(first)
             self._running_count += 1
             self._is_alone = first.is_alone
-            return [first] if first.kind is None else self._join(first)
+            if first.kind is None:
+                return [first]
+            row_limit = self._row_limit(first.kind)
+            if first.is_loop and row_limit:
+                self._loops.add(first.kind)
+            return [first, *self._join(first.kind, row_limit - first.row_count)]
 
-    def finish(self) -> None:
-        """Report that the calls of one `take` are answered."""
+    def take_more(self, kind: Hashable, row_count: int) -> list[Call]:
+        """Return calls that may enter a running loop now, without waiting for any.
+
+        Args:
+            kind: Of the loop.
+            row_count: Maximum number of rows of all of them.
+        """
+        with self._changed:
+            is_next = self._waiting and self._waiting[0].kind == kind
+            return self._join(kind, row_count) if is_next else []
+
+    def finish(self, kind: Hashable) -> None:
+        """Report that the calls of one `take` are answered.
+
+        Args:
+            kind: The kind of the first one.
+        """
         with self._changed:
             self._running_count -= 1
             self._is_alone = False
+            self._loops.discard(kind)
             self._changed.notify_all()
 
-    def _may_take(self) -> bool:
-        # The calls of a cancelled job would delay the next query.
-        while self._waiting and self._waiting[0].client.has_left:
-            self._waiting.popleft().client.answer({})
-        if not self._waiting or self._is_alone:
-            return False
-        return not (self._waiting[0].is_alone and self._running_count)
+    def _find(self) -> Call | None:
+        """Return the oldest call that may be computed now."""
+        for call in list(self._waiting):
+            # The calls of a cancelled job would delay the next query.
+            if call.client.has_left:
+                self._waiting.remove(call)
+                call.client.answer({})
+        if self._is_alone:
+            return None
+        for call in self._waiting:
+            if call.is_alone and self._running_count:
+                return None
+            if call.kind is None or call.kind not in self._loops:
+                return call
+        return None
 
-    def _join(self, first: Call) -> list[Call]:
-        joined, others = [first], []
-        left = self._row_limit(first.kind) - first.row_count
-        while self._waiting:
-            call = self._waiting.popleft()
-            fits = call.kind == first.kind and call.row_count <= left
-            if fits and not call.client.has_left:
+    def _join(self, kind: Hashable, row_count: int) -> list[Call]:
+        joined: list[Call] = []
+        for call in list(self._waiting):
+            if call.kind == kind and call.row_count <= row_count and not call.client.has_left:
+                self._waiting.remove(call)
                 joined.append(call)
-                left -= call.row_count
-            else:
-                others.append(call)
-        self._waiting.extend(others)
+                row_count -= call.row_count
         return joined

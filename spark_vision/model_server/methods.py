@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from spark_vision.executor.devices import keep_freed_memory, prepare_compute_thr
 from spark_vision.executor.inference import is_out_of_memory
 from spark_vision.executor.model_access import LoadedModel, stamp_of
 from spark_vision.model_server.call_queue import Call
+from spark_vision.model_server.caption_calls import CaptionCalls, TakeMore
 from spark_vision.model_server.channel import Failure, Message, describe_failure
 from spark_vision.model_server.start import ServerConfig
 from spark_vision.models.checkpoint_files import Checkpoint, open_folder
@@ -176,13 +177,51 @@ class ModelCalls:
         """Return the maximum number of rows of joined calls of a kind."""
         return self._fitting.get(kind, self._row_limit)
 
-    def answer(self, calls: Sequence[Call]) -> list[Message]:
-        """Compute the answers to calls of one kind, each of which may be an error."""
-        if len(calls) > 1:
-            answers = self._answer_joined(calls)
-            if answers is not None:
-                return answers
-        return [self._answer_one(call) for call in calls]
+    def answer(
+        self, calls: Sequence[Call], take_more: Callable[[Hashable, int], Sequence[Call]]
+    ) -> Iterator[tuple[Call, Message]]:
+        """Compute the answers to calls of one kind, each of which may be an error.
+
+        Args:
+            calls: The calls.
+            take_more: `CallQueue.take_more`, for a loop.
+
+        Yields:
+            Each call with its answer, and so the further calls of a loop.
+        """
+        first = calls[0]
+        if first.is_loop and hasattr(self._loaded.model, "start_loop"):
+            yield from self._answer_in_loop(calls, lambda count: take_more(first.kind, count))
+            return
+        answers = self._answer_joined(calls) if len(calls) > 1 else None
+        for index, call in enumerate(calls):
+            yield call, answers[index] if answers else self._answer_one(call)
+
+    def _answer_in_loop(
+        self, calls: Sequence[Call], take_more: TakeMore
+    ) -> Iterator[tuple[Call, Message]]:
+        in_progress = set(calls)
+
+        def take_into_loop(row_count: int) -> Sequence[Call]:
+            taken = take_more(row_count) if calls[0].kind is not None else []
+            in_progress.update(taken)
+            return taken
+
+        try:
+            arguments = calls[0].header["arguments"]
+            settings = GenerationSettings(**arguments["settings"])
+            loop = self._loaded.model.start_loop(_scaling(arguments), settings)
+            row_limit = self.row_limit(calls[0].kind)
+            for call, result in CaptionCalls(loop, take_into_loop, row_limit).run(calls):
+                in_progress.remove(call)
+                if isinstance(result, Exception):
+                    yield call, self._describe(call, result)
+                else:
+                    yield call, ({}, result._asdict())
+        except Exception as error:
+            for call in in_progress:
+                yield call, self._describe(call, error)
+        self._free_memory()
 
     def _answer_joined(self, calls: Sequence[Call]) -> list[Message] | None:
         """Compute joined calls; None if that fails, so that an error reaches only its call."""
@@ -208,12 +247,15 @@ class ModelCalls:
                 return {"placement": asdict(self._loaded.placement)}, {}
             return {}, self._call([call])
         except Exception as error:
-            described = {"error": describe_error(error)}
-            self.is_device_broken |= isinstance(error, torch.AcceleratorError)
-            if not isinstance(error, torch.OutOfMemoryError | ValueError | IndexError):
-                logger.exception("a call of %s failed", call.header.get("method"))
+            described = self._describe(call, error)
         self._free_memory()
-        return described, {}
+        return described
+
+    def _describe(self, call: Call, error: Exception) -> Message:
+        self.is_device_broken |= isinstance(error, torch.AcceleratorError)
+        if not isinstance(error, torch.OutOfMemoryError | ValueError | IndexError):
+            logger.error("a call of %s failed", call.header.get("method"), exc_info=error)
+        return {"error": describe_error(error)}, {}
 
     def _call(self, calls: Sequence[Call]) -> dict[str, torch.Tensor]:
         header, tensors = calls[0].header, calls[0].tensors

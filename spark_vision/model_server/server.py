@@ -44,7 +44,8 @@ class ClientConnection:
 
     Attributes:
         is_waiting: Whether the client waits for its hello or for the answer to its call.
-        computed_since: When the computation of its call began; None while the call is queued.
+        computed_since: When the computation of its call began, or of its last token in a loop; None
+            while the call is queued.
         has_left: Whether the client has disconnected.
     """
 
@@ -83,8 +84,8 @@ class ClientConnection:
         if self.is_waiting:
             self._send({"alive": 1})
 
-    def begin(self, reports: bool) -> None:
-        """Note that the computation of its call begins; report it to the client if asked to."""
+    def begin(self, *, reports: bool = False) -> None:
+        """Note that the computation of its call begins, or advances; report it if asked to."""
         self.computed_since = time.monotonic()
         if reports:
             self._send({"begun": 1})
@@ -260,11 +261,10 @@ class ModelServer:
         calls = self._calls.take()
         for call in calls:
             call.client.begin(reports=call.is_alone)
-        answers = model.answer(calls)
-        self._last_answer = time.monotonic()
-        for call, answer in zip(calls, answers, strict=True):
+        for call, answer in model.answer(calls, self._calls.take_more):
+            self._last_answer = time.monotonic()
             call.client.answer(*answer)
-        self._calls.finish()
+        self._calls.finish(calls[0].kind)
 
 
 def _start_thread(target: Callable[..., None], *arguments: Any) -> None:

@@ -1,7 +1,7 @@
-"""Other engines read a table: delta-rs, Polars and Daft see the rows that Spark sees."""
+"""Other engines read a table: delta-rs and Polars see the rows and the changes that Spark sees."""
 
-import daft
 import polars
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
@@ -38,7 +38,6 @@ def test_other_engines_read_the_rows_that_spark_reads(filled, table):
     assert len({row[3] for row in expected}) > 1
     assert rows_of(DeltaTable(table).to_pyarrow_table(columns=KEPT).to_pydict()) == expected
     assert rows_of(polars.read_delta(table, columns=KEPT).to_dict(as_series=False)) == expected
-    assert rows_of(daft.read_deltalake(table).select(*KEPT).to_pydict()) == expected
 
 
 def test_other_engines_read_the_changes_that_spark_reads(spark, filled, table):
@@ -49,6 +48,6 @@ def test_other_engines_read_the_changes_that_spark_reads(spark, filled, table):
         "insert", "update_preimage", "update_postimage", "delete",
     }  # fmt: skip
     changes = DeltaTable(table).load_cdf(starting_version=0, columns=names)
-    columns = changes.read_all().to_pydict() if hasattr(changes, "read_all") else None
+    columns = pa.table(changes.read_all()).to_pydict()
     found = zip(*(columns[name] for name in names), strict=True)
     assert sorted(found, key=repr) == expected

@@ -2,6 +2,7 @@
 
 import io
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +43,21 @@ def jpeg_bytes(
     return buffer.getvalue()
 
 
-def write_parquet(folder: Path, count: int, file_count: int = 16) -> None:
-    """Write `count` distinct photographs as (id, content) rows, unless the folder has them."""
+def write_parquet(folder: Path, count: int, file_count: int = 16, **photograph: float) -> None:
+    """Write `count` distinct photographs as (id, content) rows, unless the folder has them.
+
+    Args:
+        folder: Where to.
+        count: Number of rows.
+        file_count: Number of Parquet files.
+        **photograph: Arguments of `jpeg_bytes`.
+    """
     if (folder / "_SUCCESS").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor() as pool:
-        contents = list(pool.map(jpeg_bytes, range(count), chunksize=64))
+        encode = partial(jpeg_bytes, **photograph)
+        contents = list(pool.map(encode, range(count), chunksize=max(1, count // 128)))
     for part, ids in enumerate(np.array_split(np.arange(count), file_count)):
         table = pa.table({"id": pa.array(ids), "content": [contents[row] for row in ids]})
         pq.write_table(table, folder / f"part-{part:03}.parquet", compression="none")

@@ -77,6 +77,10 @@ class ModelServerError(SparkVisionError, ConnectionError):
     """The process that holds an executor's model does not respond, or ended repeatedly."""
 
 
+class FatalBatchError(ModelServerError):
+    """A batch ended each process that computed it; one of its rows may be the cause."""
+
+
 class FailureRateError(SparkVisionError, RuntimeError):
     """More rows failed than `max_failure_rate` allows; probably the whole source is wrong."""
 

@@ -14,6 +14,7 @@ from PIL import Image
 from pyspark.errors import PythonException
 from pyspark.sql import functions as F
 
+import checkpoints as checkpoints_of
 from oracles import draw_pictures, same
 from spark_vision import ClipImageEmbedding, ClipTextEmbedding, ImageViTEmbedding
 from spark_vision.errors import (
@@ -65,6 +66,12 @@ def theirs(checkpoints, pictures):
         return torch.nn.functional.normalize(model(pixels).last_hidden_state[:, 0], dim=-1)
 
 
+def encode(picture):
+    buffer = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def collect(frame, column):
     rows = frame.select("path", column.alias("embedding")).orderBy("path").collect()
     return torch.tensor([row.embedding for row in rows])
@@ -91,6 +98,34 @@ def test_every_way_to_hold_an_image_gives_the_same_vector(spark, files, folder, 
         assert same(collect(files, column), theirs), name
     images = spark.read.format("image").load(str(folder)).withColumn("path", F.col("image.origin"))
     assert same(collect(images, embed_image("image", dino)), theirs)
+
+
+@pytest.mark.parametrize("family", ["dinov3_vit", "siglip2"])
+def test_floats_and_images_of_many_sizes_reach_the_model_server(spark, tmp_path, family):
+    """DINOv3 resizes floats; SigLIP 2 of variable resolution has a size for each image."""
+    is_dino, folder = family == "dinov3_vit", tmp_path / family
+    (checkpoints_of.write_dinov3 if is_dino else checkpoints_of.write_siglip2)(folder)
+    sizes = [(75, 100), (100, 75), (64, 64), (20, 300), (300, 20), (1, 60_000), (9, 7)] * 2
+    pictures = [draw_pictures(1, *size, seed=seed)[0] for seed, size in enumerate(sizes)]
+    too_narrow = torch.zeros(3, 5_000_000, 1, dtype=torch.uint8)
+    files = [(number, encode(each)) for number, each in enumerate([*pictures, too_narrow])]
+    operator = (ImageViTEmbedding if is_dino else ClipImageEmbedding)(
+        model_name=str(folder), batch_size=5
+    )
+    frame = spark.createDataFrame(files, "id int, content binary").coalesce(1)
+    embedded = frame.select("id", embed_image("content", operator, with_status=True).alias("r"))
+    *rows, narrow = embedded.select("id", "r.*").orderBy("id").collect()
+    assert (narrow.status, narrow.embedding) == ("bad_dimensions", None)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="torchvision")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    inputs = processor(images=pictures, input_data_format="channels_first", return_tensors="pt")
+    with torch.inference_mode():
+        output = model(**inputs) if is_dino else model.get_image_features(**inputs)
+    expected = output.last_hidden_state[:, 0] if is_dino else output.pooler_output
+    expected = torch.nn.functional.normalize(expected, dim=-1)
+    given = torch.tensor([row.embedding for row in rows])
+    assert (given - expected).abs().max() <= 1e-5
+    assert not same(given.roll(1, 0), expected)
 
 
 def test_a_path_that_no_operator_allows_is_blocked_with_the_option_that_would(files, dino):

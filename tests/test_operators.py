@@ -176,6 +176,14 @@ def test_limits_are_validated(options):
         ImageLimits(**options)
 
 
+def test_a_task_with_more_cores_fetches_more_at_a_time_up_to_a_bound():
+    limits = ImageLimits(fetch_concurrency=20, host_concurrency=8)
+    assert limits.for_cores(1) == limits
+    assert limits.for_cores(4) == ImageLimits(fetch_concurrency=80, host_concurrency=32)
+    assert limits.for_cores(64).fetch_concurrency == 512
+    assert ImageLimits(fetch_concurrency=600).for_cores(2).fetch_concurrency == 600
+
+
 def test_hosts_and_networks_are_normalized():
     operator = ImageViTEmbedding(
         allow_hosts=["Photos.Example.", "bücher.example", "[FD12:0::1]", "10.0.0.5", "cdn_1"],

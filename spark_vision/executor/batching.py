@@ -8,9 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
-import torch
-
 from spark_vision.errors import RowFailure
+from spark_vision.executor.devices import use_one_core
 
 # An output batch is sent to Spark when it has this many rows or is this old.
 OUTPUT_ROW_COUNT = 256
@@ -35,12 +34,19 @@ Ready = TypeVar("Ready", bound=Sized)
 
 
 @contextmanager
-def thread_pool(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """Create a thread pool in which torch uses one core per thread.
+def thread_pool(
+    count: int, name: str, prepare_thread: Callable[[], None] = use_one_core
+) -> Iterator[ThreadPoolExecutor]:
+    """Create a thread pool in which torch uses one core per thread, unless said otherwise.
 
     A task that ends early (a `LIMIT`, an exception) does not wait for pending work.
+
+    Args:
+        count: Number of threads.
+        name: Prefix of their names.
+        prepare_thread: Called once in each thread.
     """
-    pool = ThreadPoolExecutor(count, name, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(count, name, initializer=prepare_thread)
     try:
         yield pool
     finally:
@@ -102,7 +108,7 @@ def regroup(
 
 def compute_in_length_buckets(
     portions: Iterable[list[Ready | RowFailure]],
-    compute: Callable[[list[Ready]], list[Any]],
+    compute: Callable[[Iterable[list[Ready | RowFailure]]], Iterator[list[Any]]],
     length: Callable[[Ready], int],
     batch_size: int,
 ) -> Iterator[list[Any]]:
@@ -113,7 +119,8 @@ def compute_in_length_buckets(
 
     Args:
         portions: Rows in order, each ready for the model or failed.
-        compute: Computes one outcome for each row of a batch.
+        compute: Computes batches; yields one outcome for each row of a batch, batch by batch. It
+            may take further batches before it yields, as many as it likes.
         length: Returns the length of a row; a batch is padded to the maximum.
         batch_size: Maximum number of rows in a batch.
 
@@ -124,41 +131,47 @@ def compute_in_length_buckets(
     window_rows = WINDOW_BATCH_COUNT * batch_size
     waiting: dict[int, Ready] = {}
     outcomes: dict[int, Any] = {}
-    taken_count = given_count = held_bytes = 0
-    is_exhausted = False
-    while True:
-        while (
-            not is_exhausted
-            and len(waiting) < window_rows
-            and held_bytes < WINDOW_BYTES
-            # Failed rows wait for older rows, and their number must be bounded too.
-            and taken_count - given_count < WINDOW_BATCH_COUNT * window_rows
-        ):
-            row = next(rows, None)
-            if row is None:
-                is_exhausted = True
-            else:
-                if isinstance(row, RowFailure):
-                    outcomes[taken_count] = row
+    computed_places: deque[list[int]] = deque()
+    taken_count = given_count = 0
+
+    def batches() -> Iterator[list[Ready | RowFailure]]:
+        nonlocal taken_count
+        held_bytes = 0
+        is_exhausted = False
+        while waiting or not is_exhausted:
+            while (
+                not is_exhausted
+                and len(waiting) < window_rows
+                and held_bytes < WINDOW_BYTES
+                # Failed rows wait for older rows, and their number must be bounded too.
+                and taken_count - given_count < WINDOW_BATCH_COUNT * window_rows
+            ):
+                row = next(rows, None)
+                if row is None:
+                    is_exhausted = True
                 else:
-                    waiting[taken_count] = row
-                    held_bytes += row.nbytes
-                taken_count += 1
-        if waiting:
-            oldest = length(next(iter(waiting.values())))
+                    if isinstance(row, RowFailure):
+                        outcomes[taken_count] = row
+                    else:
+                        waiting[taken_count] = row
+                        held_bytes += row.nbytes
+                    taken_count += 1
+            # An empty batch lets the outcomes so far be yielded.
+            oldest = length(next(iter(waiting.values()))) if waiting else 0
             nearest = sorted(waiting, key=lambda place: abs(length(waiting[place]) - oldest))
-            places = nearest[:batch_size]
-            batch = [waiting.pop(place) for place in places]
+            computed_places.append(nearest[:batch_size])
+            batch = [waiting.pop(place) for place in computed_places[-1]]
             held_bytes -= sum(row.nbytes for row in batch)
-            outcomes.update(zip(places, compute(batch), strict=True))
+            yield [*batch]
+
+    for computed in compute(batches()):
+        outcomes.update(zip(computed_places.popleft(), computed, strict=True))
         ready = []
         while given_count in outcomes:
             ready.append(outcomes.pop(given_count))
             given_count += 1
         if ready:
             yield ready
-        elif is_exhausted and not waiting:
-            return
 
 
 def gather(

@@ -10,7 +10,7 @@ from spark_vision.errors import RowFailure, Status
 from spark_vision.executor.arrays import add_statuses
 from spark_vision.executor.batching import compute_in_length_buckets
 from spark_vision.executor.devices import prepare_device
-from spark_vision.executor.inference import compute_rows
+from spark_vision.executor.inference import compute_batches
 from spark_vision.executor.model_access import load_once, open_checkpoint, reach_model
 from spark_vision.executor.task import Task
 from spark_vision.models.families import load_caption_preprocessor
@@ -47,7 +47,8 @@ class Captions:
         self._operator = operator
         self._preprocessor = load_once(load_caption_preprocessor, checkpoint, operator)
         device = prepare_device(operator, task)
-        self._model: ImageCaptioner = reach_model(checkpoint, operator, device, task).model
+        self._reached = reach_model(checkpoint, operator, device, task)
+        self._model: ImageCaptioner = self._reached.model
         self._settings = GenerationSettings(
             max_new_tokens=operator.max_caption_length,
             do_sample=operator.do_sample,
@@ -70,7 +71,9 @@ class Captions:
         """Generate captions of prepared rows; yields outcomes in the order of the rows."""
         return compute_in_length_buckets(
             portions,
-            lambda rows: compute_rows(rows, self._write, kind=lambda _: None),
+            lambda batches: compute_batches(
+                self._reached, batches, self._write, kind=lambda _: None
+            ),
             length=lambda row: len(row.token_ids),
             batch_size=BATCHES_AT_ONCE * self._operator.batch_size,
         )

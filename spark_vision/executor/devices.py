@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -36,9 +37,32 @@ def prepare_device(operator: Operator, task: Task) -> torch.device:
     """
     device = choose_device(operator, task)
     keep_freed_memory()
-    # Spark sets OMP_NUM_THREADS when a worker starts; a later task may have more or fewer cores.
-    torch.set_num_threads(task.cpus)
+    use_one_core()
     return device
+
+
+def use_one_core() -> None:
+    """Make the calling thread run torch's operations alone.
+
+    Threads of torch that wait for work do so actively, on the cores on which images are decoded.
+    """
+    torch.set_num_threads(1)
+
+
+def prepare_compute_thread(device: torch.device, core_count: int) -> None:
+    """Configure torch in a thread that runs a model.
+
+    Args:
+        device: The model's device. On a GPU each thread has a stream of its own, so that the copies
+            of one call overlap with the computation of another.
+        core_count: Number of cores that a call may use on a CPU.
+    """
+    if device.type == "cuda":
+        stream: Any = torch.cuda.Stream
+        torch.cuda.set_stream(stream(device))
+        use_one_core()
+    else:
+        torch.set_num_threads(core_count)
 
 
 def choose_device(operator: Operator, task: Task) -> torch.device:

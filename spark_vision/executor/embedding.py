@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from spark_vision.executor.arrays import (
 from spark_vision.executor.batching import OUTPUT_ROW_COUNT, map_ahead, regroup, thread_pool
 from spark_vision.executor.devices import prepare_device
 from spark_vision.executor.failures import RowNames, check_rows
-from spark_vision.executor.inference import compute_rows
+from spark_vision.executor.inference import compute_batches, compute_rows
 from spark_vision.executor.model_access import load_once, open_checkpoint, reach_model
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import Checkpoint
@@ -30,7 +30,6 @@ from spark_vision.models.protocols import (
     ImageEmbedder,
     ImagePreprocessor,
     TextEmbedder,
-    TextTokenizer,
 )
 from spark_vision.operators import (
     EmbeddingOperator,
@@ -64,9 +63,14 @@ class ImageVectors(ABC):
             load_preprocessor, checkpoint, operator.image_processor_kwargs
         )
         device = prepare_device(operator, task)
-        self._model: ImageEmbedder = reach_model(checkpoint, operator, device, task).model
+        self._reached = reach_model(checkpoint, operator, device, task)
+        self._model: ImageEmbedder = self._reached.model
         if operator.image_processor_kwargs:
             _try_settings(self._model, self._preprocessor, operator)
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width to which an image is resized before it is cropped."""
+        return self._preprocessor.resized_size(height, width)
 
     def prepare(self, image: torch.Tensor, prompt: str | None) -> torch.Tensor:
         """Preprocess one decoded image for the model; called by several threads."""
@@ -74,12 +78,16 @@ class ImageVectors(ABC):
 
     def compute(self, portions: Iterable[list[torch.Tensor | RowFailure]]) -> Iterator[list[Any]]:
         """Compute prepared rows; yields outcomes in the order of the rows."""
-        for batch in regroup(portions, self._batch_size):
-            yield compute_rows(batch, self._compute_batch, kind=lambda pixels: pixels.shape)
+        return compute_batches(
+            self._reached,
+            regroup(portions, self._batch_size),
+            self._compute_batch,
+            kind=lambda pixels: pixels.shape,
+        )
 
     @abstractmethod
     def finish(self, vectors: torch.Tensor) -> list[Any]:
-        """Return the outcome of each image of a batch.
+        """Return the outcome of each image of a batch; called by several threads.
 
         Args:
             vectors: As from `ImageEmbedder.embed_images`.
@@ -146,7 +154,8 @@ def _text_outcomes(
     """Load the model; yield lists of outcomes in the order of the texts."""
     tokenizer = load_once(load_tokenizer, checkpoint)
     device = prepare_device(operator, task)
-    model: TextEmbedder = reach_model(checkpoint, operator, device, task).model
+    reached = reach_model(checkpoint, operator, device, task)
+    model: TextEmbedder = reached.model
 
     def embed_chunk(tokens: dict[str, torch.Tensor]) -> list[Outcome]:
         def compute(rows: list[int]) -> list[Outcome]:
@@ -156,24 +165,30 @@ def _text_outcomes(
         row_count = len(next(iter(tokens.values())))
         return compute_rows(range(row_count), compute, kind=lambda _: None)
 
-    with thread_pool(1, "spark-vision-texts") as pool:
+    def embed(texts: Iterable[list[str]]) -> Iterator[list[Outcome]]:
+        tokens = map_ahead(
+            tokenizing, tokenizer, texts, lambda count: count < TOKENIZED_AHEAD_COUNT
+        )
+        return map_ahead(calls, embed_chunk, tokens, lambda count: count <= reached.call_count)
+
+    with (
+        thread_pool(1, "spark-vision-texts") as tokenizing,
+        thread_pool(reached.call_count, "spark-vision-calls", reached.prepare_thread) as calls,
+    ):
         for array in arrays:
-            yield from _embed_distinct(array, operator, pool, tokenizer, embed_chunk)
+            yield from _embed_distinct(array, operator, embed)
 
 
 def _embed_distinct(
     array: pa.Array,
     operator: EmbeddingOperator,
-    pool: ThreadPoolExecutor,
-    tokenizer: TextTokenizer,
-    embed_chunk: Callable[[dict[str, torch.Tensor]], list[Outcome]],
+    embed: Callable[[Iterable[list[str]]], Iterator[list[Outcome]]],
 ) -> Iterator[list[Outcome]]:
     encoded = pc.dictionary_encode(check_texts(array, "embed_text"))
     texts = [text for text in read_texts(encoded.dictionary) if text is not None]
     starts = range(0, len(texts), operator.batch_size)
     chunks = (texts[start : start + operator.batch_size] for start in starts)
-    tokenized = map_ahead(pool, tokenizer, chunks, lambda waiting: waiting < TOKENIZED_AHEAD_COUNT)
-    distinct = [outcome for tokens in tokenized for outcome in embed_chunk(tokens)]
+    distinct = list(chain.from_iterable(embed(chunks)))
     null = RowFailure(Status.NULL_INPUT, "the text is null")
     indices = encoded.indices.to_pylist()
     for start in range(0, len(indices), OUTPUT_ROW_COUNT):

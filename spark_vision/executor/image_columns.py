@@ -25,6 +25,10 @@ class ImageWork(Protocol):
         """Number of rows that one thread prepares at a time."""
         ...
 
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size to which an image is resized; asked only with `fast_decode`."""
+        ...
+
     def prepare(self, image: torch.Tensor, prompt: str | None) -> Any:
         """Prepare one decoded image and its optional prompt for the model."""
         ...
@@ -76,6 +80,7 @@ def compute_images(
         cpu_count=task.cpus,
         ahead_count=max(operator.batch_size for operator in operators),
         portion_row_count=min(work.portion_row_count for work in works),
+        resized_sizes=[work.resized_size for work in works] if operators[0].fast_decode else (),
         attempt_number=task.attempt_number,
     )
     prepared = itertools.tee(rows.prepare(map(_with_prompts, names.watch(batches))), len(works))

@@ -8,7 +8,7 @@ wait for each other, so that together they need no more memory than the largest 
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,14 +22,21 @@ from spark_vision.executor.fetch_deduplication import DeduplicatedFetches
 from spark_vision.executor.inference import is_out_of_memory
 from spark_vision.executor.resource_limits import Budget, DecodeWatchdog, OrderedBudget
 from spark_vision.images.cost import max_decode_bytes
-from spark_vision.images.decoding import decode_inspected, inspect_image
+from spark_vision.images.decoding import (
+    InspectedImage,
+    ResizedSize,
+    decode_inspected,
+    inspect_image,
+)
 from spark_vision.images.fetch import Fetcher
-from spark_vision.images.sources import ImageColumn, open_column
+from spark_vision.images.sources import EncodedImage, ImageColumn, RawImage, open_column
 from spark_vision.operators import ImageOperator
 
 IN_FLIGHT_BYTES = 256 * 2**20
 # A slow fetch does not delay the fetches of this many rows after it.
 FETCHED_AHEAD_COUNT = 1024
+# In addition, of images that are decoded without a wait.
+SMALL_BYTES = 64 * 2**20
 # In addition: images cached for later rows with the same URL.
 KEPT_BYTES = 64 * 2**20
 
@@ -62,6 +69,7 @@ class ImageRows:
         cpu_count: Number of images decoded at a time.
         ahead_count: Number of rows to keep ready for the models.
         portion_row_count: Number of rows that one thread prepares at a time.
+        resized_sizes: Of the models, where a large JPEG may be scaled down for them.
         attempt_number: Spark's attempt number of the task, from 0; None outside Spark. After a
             failed attempt, which an image may have crashed, each image is decoded in a separate
             process.
@@ -75,18 +83,23 @@ class ImageRows:
         cpu_count: int,
         ahead_count: int,
         portion_row_count: int,
+        resized_sizes: Sequence[ResizedSize] = (),
         attempt_number: int | None = None,
     ) -> None:
+        operator = replace(operator, limits=operator.limits.for_cores(max(1, cpu_count)))
         self._operator = operator
         self._prepares = tuple(prepares)
         self._ahead_count = ahead_count
         self._portion_row_count = portion_row_count
+        self._resized_sizes = tuple(resized_sizes)
         self._cpu_count = max(1, cpu_count)
         self._decoding = threading.Semaphore(self._cpu_count)
         self._isolate = bool(attempt_number)
         in_spark = attempt_number is not None
         self._watch = DecodeWatchdog(operator.limits.decode_seconds if in_spark else None)
         self._pixels = Budget(max_decode_bytes(operator.limits))
+        # Smaller images need not wait for others: together they take less than SMALL_BYTES.
+        self._free_bytes = SMALL_BYTES // self._cpu_count
         self._fetched = OrderedBudget(IN_FLIGHT_BYTES)
         self._kept = Budget(KEPT_BYTES)
         self._fetcher = Fetcher(operator)
@@ -114,14 +127,15 @@ class ImageRows:
         thread_count = self._operator.limits.fetch_concurrency if fetches else self._cpu_count
         row_count = 1 if fetches else self._portion_row_count
         ahead_count = max(self._ahead_count, FETCHED_AHEAD_COUNT if fetches else 0)
-        in_flight_count = -(-ahead_count // row_count) + thread_count
+        # Each thread has a portion and finds another one when it is done.
+        in_flight_count = -(-ahead_count // row_count) + 2 * thread_count
 
         def may_add(waiting_count: int) -> bool:
             waiting_bytes = waiting_count * self._largest_portion_bytes
             return waiting_count < in_flight_count and waiting_bytes < IN_FLIGHT_BYTES
 
         portions = _portions(itertools.chain([head], columns), row_count)
-        with self._watch, thread_pool(thread_count, "spark-vision-images") as pool:
+        with self._watch.running(), thread_pool(thread_count, "spark-vision-images") as pool:
             try:
                 yield from map_ahead(pool, self._prepare_portion, portions, may_add)
             finally:
@@ -165,16 +179,22 @@ class ImageRows:
         on_bytes: Callable[[int], None] | None = None,
     ) -> Prepared:
         image = column.read(row, on_bytes)
+        if not column.needs_fetch:  # There are as many threads as cores.
+            return self._decode(image, prompt)
         with self._decoding:
-            inspected = inspect_image(image, self._operator.limits)
-            with self._pixels.hold(inspected.peak_bytes):
-                with self._watch.decoding():
-                    pixels = decode_inspected(
-                        inspected, self._operator.limits, isolate=self._isolate
-                    )
-                return tuple(
-                    _or_failure(partial(prepare, pixels, prompt)) for prepare in self._prepares
-                )
+            return self._decode(image, prompt)
+
+    def _decode(self, image: EncodedImage | RawImage, prompt: str | None) -> Prepared:
+        inspected = inspect_image(image, self._operator.limits, self._resized_sizes)
+        if inspected.peak_bytes <= self._free_bytes:
+            return self._decode_inspected(inspected, prompt)
+        with self._pixels.hold(inspected.peak_bytes):
+            return self._decode_inspected(inspected, prompt)
+
+    def _decode_inspected(self, inspected: InspectedImage, prompt: str | None) -> Prepared:
+        with self._watch:
+            pixels = decode_inspected(inspected, self._operator.limits, isolate=self._isolate)
+        return tuple(_or_failure(partial(prepare, pixels, prompt)) for prepare in self._prepares)
 
 
 def _or_failure(work: Callable[[], Result]) -> Result | RowFailure:

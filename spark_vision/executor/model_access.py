@@ -15,11 +15,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 
+from spark_vision.executor.devices import prepare_compute_thread, use_one_core
+from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.placement import Placement
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoint_files import weight_files
@@ -30,6 +32,7 @@ from spark_vision.operators import Operator
 
 if TYPE_CHECKING:
     from spark_vision.model_server.client import ModelProxy
+    from spark_vision.model_server.start import ServerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,10 @@ Loaded = TypeVar("Loaded")
 # not fill the worker's memory.
 KEPT_MODEL_COUNT = 2
 KEPT_CONNECTION_COUNT = 8
+# Of one task. While a server computes one, the others are sent, wait, or are answered.
+SERVED_CALL_COUNT = 4
+# On one GPU: while one call computes, the next one is copied to the device and started.
+DEVICE_CALL_COUNT = 2
 
 
 @dataclass(frozen=True)
@@ -109,10 +116,19 @@ class LoadedModel:
 
 
 class ReachedModel(NamedTuple):
-    """A model with the protocols that its checkpoint supports, and what returns its placement."""
+    """A model, and how a task calls it.
+
+    Attributes:
+        model: Has the protocols that its checkpoint supports.
+        placement: Returns its placement.
+        call_count: Number of calls to keep in flight, each by a thread of its own.
+        prepare_thread: Configures torch in such a thread.
+    """
 
     model: Any
     placement: Callable[[], Placement]
+    call_count: int
+    prepare_thread: Callable[[], None] = use_one_core
 
 
 def stamp_of(checkpoint: Checkpoint) -> str:
@@ -182,7 +198,7 @@ def reach_model(
         if operator.model_sharing == "executor":
             served = _serve(key, task)
             if served is not None:
-                return ReachedModel(served, served.placement)
+                return ReachedModel(served, served.placement, SERVED_CALL_COUNT)
         executor = str(task.executor) if task.executor else None
         loaded = keep_recent(
             _loaded,
@@ -190,7 +206,10 @@ def reach_model(
             key,
             lambda: LoadedModel(checkpoint, key.dtype, device, executor, key.flash_attention),
         )
-        return ReachedModel(loaded.model, lambda: loaded.placement)
+        # One call computes on all cores of a CPU; on a GPU, a second one copies meanwhile.
+        call_count = 1 if device.type == "cpu" else DEVICE_CALL_COUNT
+        prepare_thread = partial(prepare_compute_thread, device, task.cpus)
+        return ReachedModel(loaded.model, lambda: loaded.placement, call_count, prepare_thread)
 
 
 def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
@@ -200,23 +219,8 @@ def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
         return _decline("no executor's JVM is among this process's ancestors")
     # Importing this fails on other systems.
     from spark_vision.model_server.client import ModelProxy, SharingUnavailableError
-    from spark_vision.model_server.start import ServerConfig
 
-    config = ServerConfig(
-        executor=task.executor,
-        folder=str(key.checkpoint.folder.absolute()),
-        stamp=key.stamp,
-        dtype=key.dtype,
-        device=str(key.device),
-        flash_attention=key.flash_attention,
-        # A GPU computes one batch at a time. On CPU each task's batch uses that task's cores, as
-        # it would without a server.
-        call_count=1 if key.device.type != "cpu" else max(1, task.executor_cores // task.cpus),
-        thread_count=task.cpus,
-        load_seconds=task.load_seconds,
-        batch_seconds=task.batch_seconds,
-        idle_seconds=task.idle_seconds,
-    )
+    config = server_config(key, task, task.executor)
     try:
         return keep_recent(
             _served,
@@ -226,6 +230,32 @@ def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
         )
     except SharingUnavailableError as error:
         return _decline(str(error))
+
+
+def server_config(key: ModelKey, task: Task, executor: ExecutorProcess) -> "ServerConfig":
+    """Return the settings of the server that holds a model for an executor's tasks."""
+    from spark_vision.model_server.start import ServerConfig
+
+    return ServerConfig(
+        executor=executor,
+        folder=str(key.checkpoint.folder.absolute()),
+        stamp=key.stamp,
+        dtype=key.dtype,
+        device=str(key.device),
+        flash_attention=key.flash_attention,
+        # On a CPU each task's batch uses that task's cores, as it would without a server.
+        call_count=(
+            max(1, task.executor_cores // task.cpus)
+            if key.device.type == "cpu"
+            else DEVICE_CALL_COUNT
+        ),
+        thread_count=task.cpus,
+        # On a CPU a batch of any size takes the same time per row.
+        joined_row_count=0 if key.device.type == "cpu" else task.joined_row_count,
+        load_seconds=task.load_seconds,
+        batch_seconds=task.batch_seconds,
+        idle_seconds=task.idle_seconds,
+    )
 
 
 def keep_recent(

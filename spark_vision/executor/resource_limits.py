@@ -125,23 +125,22 @@ class DecodeWatchdog:
         self._started: dict[int, float] = {}
         self._is_over = threading.Event()
 
-    def __enter__(self) -> "DecodeWatchdog":
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Watch the images of a task."""
         if self._seconds is not None:
             threading.Thread(target=self._watch, name="spark-vision-watch", daemon=True).start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._is_over.set()
-
-    @contextmanager
-    def decoding(self) -> Iterator[None]:
-        """Watch the calling thread while it decodes one image."""
-        thread = threading.get_ident()
-        self._started[thread] = time.monotonic()
         try:
             yield
         finally:
-            del self._started[thread]
+            self._is_over.set()
+
+    def __enter__(self) -> None:
+        """Watch the calling thread while it decodes one image."""
+        self._started[threading.get_ident()] = time.monotonic()
+
+    def __exit__(self, *exception: object) -> None:
+        del self._started[threading.get_ident()]
 
     def _watch(self) -> None:
         seconds = self._seconds or 0.0

@@ -174,6 +174,7 @@ def tag_vectors(
     """
     names = RowNames([operator], keys)
     tagger = Tagger(operator, task)
+    torch.set_num_threads(task.cpus)
     outcomes = _rank_arrays(names.watch(arrays), tagger, operator)
     for rows in check_rows(outcomes, operator, names, count):
         yield tagger.build(rows, with_status)

@@ -18,8 +18,10 @@ from spark_vision.executor.executor_process import ExecutorProcess, find_executo
 LOAD_SECONDS = "spark.vision.model.loadSeconds"
 BATCH_SECONDS = "spark.vision.model.batchSeconds"
 IDLE_SECONDS = "spark.vision.model.idleSeconds"
+JOINED_ROW_COUNT = "spark.vision.model.joinedRowCount"
 # Eleven days: poll() accepts at most 2³¹ milliseconds.
 MAX_SECONDS = 1_000_000
+MAX_JOINED_ROW_COUNT = 65_536
 
 HUB_VARIABLES = ("HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE")
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -71,6 +73,8 @@ class Task:
         executor_cores: The total number of cores of the executor.
         load_seconds: Time limit of a model server to load its model.
         batch_seconds: Time limit of a model server to compute a batch, and of its silence.
+        joined_row_count: Maximum number of rows that a model server computes at a time on a GPU, if
+            it joins small batches; 0 joins none.
         idle_seconds: A model server without calls for this long ends; 0 means never.
         hub: The Hugging Face variables of the job.
         attempt_number: Spark's attempt number of the task, from 0; None outside Spark.
@@ -84,6 +88,7 @@ class Task:
     load_seconds: float = 600.0
     batch_seconds: float = 600.0
     idle_seconds: float = 600.0
+    joined_row_count: int = 256
     hub: HubEnvironment = HubEnvironment()
     attempt_number: int | None = None
 
@@ -115,6 +120,7 @@ def current_task(hub: HubEnvironment | None = None) -> Task:
         load_seconds=_seconds(properties, LOAD_SECONDS),
         batch_seconds=_seconds(properties, BATCH_SECONDS),
         idle_seconds=_seconds(properties, IDLE_SECONDS, zero=True),
+        joined_row_count=_joined_row_count(properties),
         hub=hub,
         attempt_number=context.attemptNumber(),
     )
@@ -139,6 +145,15 @@ def _executor_cores(properties: Mapping[str, str]) -> int:
 
 def _core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _joined_row_count(properties: Mapping[str, str]) -> int:
+    text = properties.get(JOINED_ROW_COUNT, str(Task.joined_row_count))
+    if not text.isdecimal() or int(text) > MAX_JOINED_ROW_COUNT:
+        raise InvalidOptionError(
+            f"{JOINED_ROW_COUNT} got {text!r}; allowed: an integer from 0 to {MAX_JOINED_ROW_COUNT}"
+        )
+    return int(text)
 
 
 def _seconds(properties: Mapping[str, str], name: str, *, zero: bool = False) -> float:

@@ -9,7 +9,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-_REQUEST = struct.Struct("!8sBdQQ")
+_REQUEST = struct.Struct("!8sBBdQQ")
 _ANSWER = struct.Struct("!cIIB")
 
 READY = b"R"
@@ -28,6 +28,7 @@ class Request(NamedTuple):
     Attributes:
         format: A value of `headers.Format`.
         orientation: EXIF orientation from the header, 1 to 8; 0 where it is not known.
+        scale: The height and width of a JPEG are divided by it: 1, 2, 4 or 8.
         seconds: Timeout for decoding.
         memory_bytes: Maximum memory to allocate.
         byte_count: Size of the file, which follows.
@@ -35,6 +36,7 @@ class Request(NamedTuple):
 
     format: str
     orientation: int
+    scale: int
     seconds: float
     memory_bytes: int
     byte_count: int

@@ -84,7 +84,7 @@ def _answer(connection: socket.socket, request: Request, data: memoryview) -> No
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         with translate_errors(data, format):
-            rows = decode_rows(data, format, ask_about)
+            rows = decode_rows(data, format, ask_about, request.scale)
     except RowFailure as failure:
         status, reason = failure.status.value.encode(), failure.reason.encode()
         send_answer(connection, Answer(FAILURE, len(status), len(reason)), status + reason)

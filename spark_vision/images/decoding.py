@@ -4,16 +4,19 @@ Conventions where decoders differ: EXIF orientation is applied; alpha is composi
 values are scaled; an animation is represented by its first frame; CMYK is converted to RGB without
 a profile, and colour profiles are not applied.
 
-torchvision decodes JPEG and plain WebP, Pillow the rest. JPEG, PNG and WebP are decoded in this
-process: browsers use the same libraries. The decoders of GIF, BMP, TIFF and AVIF are less hardened;
-they run in a child process, which may hang or crash. If a decoder still crashes the worker, the
-next attempt of the Spark task isolates every image.
+torchvision decodes JPEG and plain WebP, Pillow the rest. A large JPEG may be scaled down: Pillow
+then lets libjpeg compute fewer pixels of the same data, which takes less time than all of them.
+
+JPEG, PNG and WebP are decoded in this process: browsers use the same libraries. The decoders of
+GIF, BMP, TIFF and AVIF are less hardened; they run in a child process, which may hang or crash. If
+a decoder still crashes the worker, the next attempt of the Spark task isolates every image.
 
 PNG is not decoded by torchvision, although that is slightly faster: its `decode_png` 0.29 crashes
 with a segmentation fault on corrupt files.
 """
 
 import re
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,6 +33,12 @@ from spark_vision.images.sources import EncodedImage, RawImage
 from spark_vision.images.truncation import is_truncated
 from spark_vision.operators import ImageLimits
 
+ResizedSize = Callable[[int, int], tuple[int, int]]
+"""From the height and width of an image to those that a model resizes it to."""
+
+_SCALES = (8, 4, 2)
+_ENOUGH = 3
+"""A scaled image has at least this many times the height and width that a model resizes it to."""
 _RGB = torchvision.io.ImageReadMode.RGB.value
 _ISOLATED = (Format.GIF, Format.BMP, Format.TIFF, Format.AVIF)
 _CODE_PLACE = re.compile(r"^.*\.cpp:\d+,\s*")
@@ -42,11 +51,13 @@ class InspectedImage(NamedTuple):
         image: The image.
         header: The header of an encoded image.
         peak_bytes: Peak memory for decoding, including the result.
+        scale: The decoder divides height and width by it: 1, 2, 4 or 8.
     """
 
     image: EncodedImage | RawImage
     header: Header | None
     peak_bytes: int
+    scale: int = 1
 
 
 def decode(
@@ -54,6 +65,7 @@ def decode(
     limits: ImageLimits,
     *,
     isolate: bool = False,
+    resized_sizes: Sequence[ResizedSize] = (),
 ) -> torch.Tensor:
     """Decode one image.
 
@@ -65,6 +77,7 @@ def decode(
         limits: `max_pixels` limits pixels, memory and work (see `cost`), all of them before memory
             for the pixels is allocated.
         isolate: Decode every format in a child process, not only the rarer ones.
+        resized_sizes: As for `inspect_image`.
 
     Returns:
         uint8 `[3, height, width]` RGB.
@@ -73,15 +86,19 @@ def decode(
         RowFailure: `not_an_image`, `unsupported_format`, `incomplete`, `decode_error`,
             `too_large`, `bad_dimensions`, `timeout` or `out_of_memory`.
     """
-    return decode_inspected(inspect_image(image, limits), limits, isolate=isolate)
+    return decode_inspected(inspect_image(image, limits, resized_sizes), limits, isolate=isolate)
 
 
-def inspect_image(image: EncodedImage | RawImage, limits: ImageLimits) -> InspectedImage:
+def inspect_image(
+    image: EncodedImage | RawImage, limits: ImageLimits, resized_sizes: Sequence[ResizedSize] = ()
+) -> InspectedImage:
     """Read an image's header, and reject the image if decoding would cost too much.
 
     Args:
         image: What `ImageColumn.read` returns.
         limits: As for `decode`.
+        resized_sizes: Of the models for which a large JPEG may be scaled down; without any, it is
+            decoded in full.
 
     Returns:
         The argument of `decode_inspected`.
@@ -97,14 +114,20 @@ def inspect_image(image: EncodedImage | RawImage, limits: ImageLimits) -> Inspec
     header = read_header(image.numpy().data)
     check_size(header.size, limits)
     cost.check_cost(header.format, header.peak_bytes, header.work, limits)
-    return InspectedImage(image, header, header.peak_bytes)
+    scale = _choose_scale(header, resized_sizes)
+    peak_bytes = header.peak_bytes
+    if scale > 1:
+        peak_bytes -= cost.estimate_bytes(header.size, cost.RESULT)
+        scaled_size = header.size[0] // scale, header.size[1] // scale
+        peak_bytes += cost.estimate_bytes(scaled_size, cost.COLOR + cost.RESULT)
+    return InspectedImage(image, header, peak_bytes, scale)
 
 
 def decode_inspected(
     inspected: InspectedImage, limits: ImageLimits, *, isolate: bool = False
 ) -> torch.Tensor:
     """Decode an image like `decode`, with its header already read."""
-    image, header, _ = inspected
+    image, header, _, scale = inspected
     if isinstance(image, RawImage):
         return decode_raw(image)
     assert header is not None
@@ -114,11 +137,11 @@ def decode_inspected(
         check_size(size, limits)
 
     decoded = None
+    orientation = header.orientation if header.is_plain else 0
     if isolate or header.format in _ISOLATED:
-        orientation = header.orientation if header.is_plain else 0
-        decoded = decode_isolated(data, header.format, check, limits, orientation)
-    if decoded is None and not header.is_plain:
-        decoded = decode_by_pillow(data, header.format, check)
+        decoded = decode_isolated(data, header.format, check, limits, orientation, scale)
+    if decoded is None and (scale > 1 or not header.is_plain):
+        decoded = decode_by_pillow(data, header.format, check, orientation, scale)
     if decoded is not None:
         return torch.from_numpy(decoded).permute(2, 0, 1)
     pixels = _decode_by_torchvision(image, header.format)
@@ -143,6 +166,24 @@ def check_size(size: tuple[int, int], limits: ImageLimits) -> None:
             Status.TOO_LARGE,
             f"the image has {width} × {height} pixels, more than the {limits.max_pixels:,} allowed",
         )
+
+
+def _choose_scale(header: Header, resized_sizes: Sequence[ResizedSize]) -> int:
+    """Return the largest divisor of a JPEG's size that leaves enough pixels for every model.
+
+    A size that it does not divide would be rounded, which shifts and stretches the image by a part
+    of a pixel.
+    """
+    if header.format is not Format.JPEG or not resized_sizes:
+        return 1
+    width, height = header.size if header.orientation < 5 else reversed(header.size)
+    sizes = [size(height, width) for size in resized_sizes]
+    needed_height, needed_width = (_ENOUGH * max(sides) for sides in zip(*sizes, strict=True))
+    for scale in _SCALES:
+        is_whole = height % scale == width % scale == 0
+        if is_whole and height // scale >= needed_height and width // scale >= needed_width:
+            return scale
+    return 1
 
 
 def _decode_by_torchvision(image: EncodedImage, format: Format) -> torch.Tensor:

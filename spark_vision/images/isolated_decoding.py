@@ -58,6 +58,7 @@ def decode_isolated(
     check_size: CheckSize,
     limits: ImageLimits,
     orientation: int = 0,
+    scale: int = 1,
 ) -> Pixels | None:
     """Decode like `decode_by_pillow`, but in a process that can be killed.
 
@@ -68,6 +69,7 @@ def decode_isolated(
         limits: `decode_seconds` limits the time, and `max_pixels` the memory: 4 bytes per pixel
             plus a constant.
         orientation: EXIF orientation from the header; 0 leaves it to the decoder.
+        scale: As for `decode_by_pillow`.
 
     Returns:
         As `decode_by_pillow`; None where no process can be started, which is logged once to stderr.
@@ -77,11 +79,11 @@ def decode_isolated(
             if it crashes.
     """
     try:
-        return _decode_once(data, format, check_size, limits, orientation)
+        return _decode_once(data, format, check_size, limits, orientation, scale)
     except _KilledError:
         # If memory runs out, the kernel kills a decoder first, regardless of its image.
         with suppress(_KilledError):
-            return _decode_once(data, format, check_size, limits, orientation)
+            return _decode_once(data, format, check_size, limits, orientation, scale)
     raise _dead(format, -signal.SIGKILL)
 
 
@@ -90,13 +92,18 @@ class _KilledError(Exception):
 
 
 def _decode_once(
-    data: memoryview, format: Format, check_size: CheckSize, limits: ImageLimits, orientation: int
+    data: memoryview,
+    format: Format,
+    check_size: CheckSize,
+    limits: ImageLimits,
+    orientation: int,
+    scale: int,
 ) -> Pixels | None:
     process = _take()
     if process is None:
         return None
     try:
-        pixels = process.decode(data, format, check_size, limits, orientation)
+        pixels = process.decode(data, format, check_size, limits, orientation, scale)
     except RowFailure:
         _give_back(process)
         raise
@@ -171,6 +178,7 @@ class DecoderProcess:
         check_size: CheckSize,
         limits: ImageLimits,
         orientation: int,
+        scale: int,
     ) -> Pixels:
         """Decode one image; see `decode_isolated`.
 
@@ -182,7 +190,7 @@ class DecoderProcess:
         # Pillow and its decoders hold the file up to three times.
         memory_bytes = 4 * limits.max_pixels + 3 * len(data) + EXTRA_MEMORY_BYTES
         seconds = limits.decode_seconds
-        request = Request(format.value, orientation, seconds, memory_bytes, len(data))
+        request = Request(format.value, orientation, scale, seconds, memory_bytes, len(data))
         self._wait_until(deadline)
         send_request(self._connection, request, data)
         width, height, _ = self._receive(SIZE, deadline)
@@ -195,6 +203,7 @@ class DecoderProcess:
         deadline = time.monotonic() + limits.decode_seconds
         self._connection.sendall(CONTINUE)
         *size, turned = self._receive(PIXELS, deadline)
+        width, height = width // scale, height // scale
         # Pillow applies a TIFF's orientation itself.
         if size not in ([width, height], [height, width]) or not 1 <= turned <= 8:
             raise ValueError(f"{size[0]} × {size[1]} pixels instead of {width} × {height}")

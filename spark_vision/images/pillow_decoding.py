@@ -81,13 +81,21 @@ class StoredRows(NamedTuple):
     bands: Iterator[Pixels]
 
 
-def decode_by_pillow(data: memoryview, format: Format, check_size: CheckSize) -> Pixels:
+def decode_by_pillow(
+    data: memoryview,
+    format: Format,
+    check_size: CheckSize,
+    orientation: int = 0,
+    scale: int = 1,
+) -> Pixels:
     """Decode the first frame, upright, with alpha composited on white.
 
     Args:
         data: The whole file.
         format: The format from its header.
         check_size: Called with width and height before pixels are decoded; raises to reject them.
+        orientation: EXIF orientation from the header; 0 leaves it to the decoder.
+        scale: The height and width of a JPEG are divided by it: 1, 2, 4 or 8, without a remainder.
 
     Returns:
         uint8 `[height, width, 3]` RGB.
@@ -97,8 +105,9 @@ def decode_by_pillow(data: memoryview, format: Format, check_size: CheckSize) ->
             `too_large` or `out_of_memory`.
     """
     with translate_errors(data, format):
-        rows = decode_rows(data, format, check_size)
-        upright, stored = allocate_upright(rows.width, rows.height, rows.orientation)
+        rows = decode_rows(data, format, check_size, scale)
+        turned = orientation or rows.orientation
+        upright, stored = allocate_upright(rows.width, rows.height, turned)
         top = 0
         for band in rows.bands:
             stored[top : top + len(band)] = band
@@ -146,8 +155,10 @@ def translate_errors(data: memoryview, format: Format) -> Iterator[None]:
         raise RowFailure(*failure) from error
 
 
-def decode_rows(data: memoryview, format: Format, check_size: CheckSize) -> StoredRows:
-    """Decode the first frame as stored.
+def decode_rows(
+    data: memoryview, format: Format, check_size: CheckSize, scale: int = 1
+) -> StoredRows:
+    """Decode the first frame as stored, or a JPEG with its size divided by a scale.
 
     Raises:
         RowFailure: As `check_size`, or `unsupported_format`.
@@ -162,6 +173,8 @@ def decode_rows(data: memoryview, format: Format, check_size: CheckSize) -> Stor
     if format is Format.PNG and image.tile and image.tile[0].args in _BOTH_BYTES:
         layers = _load_both_bytes(image, source)
         return StoredRows(*image.size, _orientation(image), _sixteen_bit_bands(image, layers))
+    if scale > 1:
+        image.draft(None, (image.width // scale, image.height // scale))
     image.load()
     bands = map(_to_rgb, _bands(image))
     return StoredRows(*image.size, _orientation(image), map(np.asarray, bands))

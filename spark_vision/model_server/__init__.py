@@ -11,8 +11,10 @@ Protocol. Each packet is a JSON object; tensors are in shared memory (`channel.p
                                          <-   {"alive": 1}                   at least each second
                                          <-   {"hello": 1}                   loaded; or
                                          <-   {"error": {"kind", "message"}}   why the load failed
-      {"method", "arguments"}, tensors   ->     queued: first come, first served
+      {"method", "arguments", "alone"},
+        tensors                          ->     queued: first come, first served
                                          <-   {"alive": 1}                   at least each second
+                                         <-   {"begun": 1}                   only if `alone` is true
                                          <-   {}, tensors                    the result; or
                                          <-   {"error": {"kind", "message"}}   the model's error
       {"method": "placement"}            ->
@@ -25,9 +27,21 @@ do so, one server gets the name and the others exit. A client starts a limited n
 Failed load. The server sends the error to all waiting clients. It then replaces itself by a small
 process that sends the error to new clients for 30 seconds, because Spark retries a task at once.
 
-Calls. A client has one call in flight; it is disconnected if it sends another before the answer.
+Calls. A connection has one call in flight; it is closed if its client sends another before the
+answer. A worker keeps several calls in flight over several connections, so that one batch is sent
+while another is computed. Waiting calls of the same kind are joined into one batch on a GPU; if
+that fails, they are computed one by one, so that an error reaches only its call (`call_queue.py`).
 A client may disconnect during a call: a queued call is dropped, and so is the answer to a call that
 is being computed. The server disconnects a client only for an invalid message, with an error.
+
+Copies of an image, from Arrow to a GPU: the preprocessed pixels are stacked into a batch, copied to
+shared memory, then to page-locked memory of the server together with those of joined calls, and
+from there to the device while another batch is computed.
+
+Fatal calls. If the server ends, each call that was in flight is sent again as `alone`: the next
+server computes it while no other call is in progress, and reports its begin. So a server that ends
+again is counted against the call that it was computing, and no other. After some ends the worker
+halves the batch to find the row at fault.
 
 Hang. Keep-alives come from the thread that receives calls. A client that receives nothing within
 its deadline kills the process that the kernel reports. If a call takes too long in a server that

@@ -1,6 +1,7 @@
 """A worker's proxy for the model in the executor's model server.
 
 If the server ends, the proxy connects to a new one, starting it if necessary, and repeats the call.
+Several threads may call at a time: each call has a connection of its own.
 """
 
 import logging
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 
 from spark_vision import errors
-from spark_vision.errors import ModelServerError, SparkVisionError
+from spark_vision.errors import FatalBatchError, ModelServerError, SparkVisionError
 from spark_vision.executor.placement import Placement
 from spark_vision.model_server.channel import Channel, Message
 from spark_vision.model_server.methods import RemoteModel, Tensors, make_error
@@ -36,6 +38,10 @@ logger = logging.getLogger(__name__)
 
 # A batch that crashes the server each time is the cause of the crash.
 MAX_SENDS = 3
+# Batches are halved to find the row at fault. Without an answer in between, the rows are not.
+MAX_FATAL_COUNT = 12
+# Of one call, also where servers end before they compute it.
+MAX_RECONNECTIONS = 100
 # A server that was killed while loading (such as by the kernel, out of memory) is started again.
 MAX_STARTS = 3
 ENDED_EARLY = f"ended {MAX_STARTS} times while loading"
@@ -81,7 +87,10 @@ class ModelProxy(RemoteModel):
         if reason is not None:
             raise SharingUnavailableError(reason)
         self._config = config
-        self._channel: Channel | None = connect(config)
+        self._connecting = threading.Lock()
+        # A call takes a connection, and returns it with the answer: interrupted calls do not.
+        self._idle = [connect(config)]
+        self._fatal_count = 0
 
     def placement(self) -> Placement:
         """Request the placement of the model."""
@@ -96,26 +105,56 @@ class ModelProxy(RemoteModel):
         return {name: tensor.clone() for name, tensor in result.items()}
 
     def _exchange(self, header: Mapping[str, Any], tensors: Tensors) -> Message:
-        for _ in range(MAX_SENDS):
-            channel = self._channel or self._reconnect()
-            self._channel = None  # until the answer has arrived: this call may be interrupted
+        """Send a call and receive its answer, from further servers if necessary.
+
+        The first time, a server may end because of a call that it computes at the same time. From
+        the second time on it computes this call alone, and reports when it begins.
+
+        Raises:
+            FatalBatchError: Each server ended while it computed this call.
+            ModelServerError: No server answers.
+        """
+        end_count = 0
+        # After other such calls, of which this one may be a part, once is enough.
+        allowed_count = MAX_SENDS if self._fatal_count == 0 else 1
+        for send_count in range(MAX_RECONNECTIONS):
+            is_alone = send_count > 0 or self._fatal_count > 0
+            channel = self._take_channel()
+            is_begun = not is_alone
             try:
-                channel.send(header, tensors)
+                channel.send({**header, "alone": is_alone}, tensors)
                 answer = _receive(channel, self._config.batch_seconds)
+                if answer is not None and "begun" in answer[0]:
+                    is_begun = True
+                    answer = _receive(channel, self._config.batch_seconds)
             except OSError as error:
                 logger.info("lost the connection to the model server: %s", error)
                 answer = None
             if answer is not None:
-                self._channel = channel
+                self._idle.append(channel)
+                self._fatal_count = 0
                 if "error" in answer[0]:
                     raise make_error(answer[0]["error"])
                 return answer
             channel.close()
-        raise _server_error(self._config, f"ended {MAX_SENDS} times in the same batch")
+            # They lead to the same process.
+            self._idle.clear()
+            end_count += is_begun
+            if end_count == allowed_count:
+                break
+        self._fatal_count += 1
+        kind = FatalBatchError if self._fatal_count <= MAX_FATAL_COUNT else ModelServerError
+        raise _server_error(self._config, f"ended {end_count} times in the same batch", kind)
 
-    def _reconnect(self) -> Channel:
+    def _take_channel(self) -> Channel:
         try:
-            return connect(self._config)
+            return self._idle.pop()
+        except IndexError:
+            pass
+        try:
+            # One thread starts a server, the others connect to it.
+            with self._connecting:
+                return connect(self._config)
         except (SparkVisionError, SharingUnavailableError) as error:
             # Whatever the kind of the error: the rows of this call did not cause it.
             raise ModelServerError(f"the model server did not come back: {error}") from error
@@ -239,8 +278,10 @@ def _announce(config: ServerConfig, pid: int) -> None:
         )
 
 
-def _server_error(config: ServerConfig, what: str) -> ModelServerError:
-    return ModelServerError(
+def _server_error(
+    config: ServerConfig, what: str, kind: type[ModelServerError] = ModelServerError
+) -> ModelServerError:
+    return kind(
         f"the model server for {config.folder} on {config.device} {what}; "
         f"its log: {log_of(config.name)}"
     )

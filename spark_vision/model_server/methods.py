@@ -5,8 +5,10 @@ of the model protocols needs a method of `RemoteModel` and a case of `call_model
 """
 
 import logging
+import math
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,14 @@ from typing import Any
 import torch
 
 from spark_vision.errors import UnsupportedCheckpointError
-from spark_vision.executor.devices import keep_freed_memory
+from spark_vision.executor.devices import keep_freed_memory, prepare_compute_thread
+from spark_vision.executor.inference import is_out_of_memory
 from spark_vision.executor.model_access import LoadedModel, stamp_of
+from spark_vision.model_server.call_queue import Call
 from spark_vision.model_server.channel import Failure, Message, describe_failure
 from spark_vision.model_server.start import ServerConfig
 from spark_vision.models.checkpoint_files import Checkpoint, open_folder
+from spark_vision.models.precision import use_tf32
 from spark_vision.models.protocols import (
     CaptionBatch,
     GeneratedTokens,
@@ -124,14 +129,24 @@ def make_error(described: Failure) -> Exception:
 
 
 class ModelCalls:
-    """Answers calls with a loaded model.
+    """Answers calls with a loaded model; used by several threads.
 
     Args:
         loaded: The model.
+        device: Its device.
+        thread_count: Number of cores that one call may use on a CPU.
+        row_limit: Maximum number of rows of joined calls.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(
+        self, loaded: LoadedModel, device: torch.device, thread_count: int, row_limit: int
+    ) -> None:
         self._loaded = loaded
+        self._device = device
+        self._thread_count = thread_count
+        self._row_limit = row_limit
+        self._fitting: dict[Hashable, int] = {}
+        self._of_thread = threading.local()
         self.is_device_broken = False
 
     @classmethod
@@ -144,33 +159,92 @@ class ModelCalls:
         """
         keep_freed_memory()
         torch.set_num_threads(config.thread_count)
+        if config.dtype == "tf32":
+            use_tf32()
         checkpoint = open_folder(Path(config.folder))
         device, executor = torch.device(config.device), str(config.executor)
         _require_stamp(checkpoint, config)
         loaded = LoadedModel(checkpoint, config.dtype, device, executor, config.flash_attention)
         _require_stamp(checkpoint, config)
-        return cls(loaded)
+        return cls(loaded, device, config.thread_count, config.joined_row_count)
 
-    def prepare_thread(self, core_count: int) -> None:
-        """Set the number of cores of the calling thread."""
-        torch.set_num_threads(core_count)
+    def prepare_thread(self) -> None:
+        """Configure the calling thread, which then answers calls."""
+        prepare_compute_thread(self._device, self._thread_count)
 
-    def answer(self, header: Mapping[str, Any], tensors: Tensors) -> Message:
-        """Compute the answer to a call, which may be an error."""
+    def row_limit(self, kind: Hashable) -> int:
+        """Return the maximum number of rows of joined calls of a kind."""
+        return self._fitting.get(kind, self._row_limit)
+
+    def answer(self, calls: Sequence[Call]) -> list[Message]:
+        """Compute the answers to calls of one kind, each of which may be an error."""
+        if len(calls) > 1:
+            answers = self._answer_joined(calls)
+            if answers is not None:
+                return answers
+        return [self._answer_one(call) for call in calls]
+
+    def _answer_joined(self, calls: Sequence[Call]) -> list[Message] | None:
+        """Compute joined calls; None if that fails, so that an error reaches only its call."""
+        row_counts = [call.row_count for call in calls]
         try:
-            if header["method"] == "placement":
+            result = self._call(calls)
+            parts = {name: torch.split(tensor, row_counts) for name, tensor in result.items()}
+            return [
+                ({}, {name: part[index] for name, part in parts.items()})
+                for index in range(len(calls))
+            ]
+        except Exception as error:
+            self.is_device_broken |= isinstance(error, torch.AcceleratorError)
+            if is_out_of_memory(error):
+                self._fitting[calls[0].kind] = sum(row_counts) // 2
+            logger.info("%d joined calls are repeated one by one: %s", len(calls), error)
+        self._free_memory()
+        return None
+
+    def _answer_one(self, call: Call) -> Message:
+        try:
+            if call.header["method"] == "placement":
                 return {"placement": asdict(self._loaded.placement)}, {}
-            method, arguments = header["method"], header["arguments"]
-            return {}, call_model(self._loaded.model, method, arguments, tensors)
+            return {}, self._call([call])
         except Exception as error:
             described = {"error": describe_error(error)}
-            self.is_device_broken = isinstance(error, torch.AcceleratorError)
+            self.is_device_broken |= isinstance(error, torch.AcceleratorError)
             if not isinstance(error, torch.OutOfMemoryError | ValueError | IndexError):
-                logger.exception("a call of %s failed", header.get("method"))
-        # Outside the handler, whose traceback would keep the tensors of the failed batch alive.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+                logger.exception("a call of %s failed", call.header.get("method"))
+        self._free_memory()
         return described, {}
+
+    def _call(self, calls: Sequence[Call]) -> dict[str, torch.Tensor]:
+        header, tensors = calls[0].header, calls[0].tensors
+        if calls[0].kind is not None and (len(calls) > 1 or self._device.type == "cuda"):
+            tensors = {name: self._gather(name, calls) for name in tensors}
+        return call_model(self._loaded.model, header["method"], header["arguments"], tensors)
+
+    def _gather(self, name: str, calls: Sequence[Call]) -> torch.Tensor:
+        """Concatenate a tensor of several calls, for a GPU in memory that it can copy from.
+
+        The memory belongs to the thread, which uses it again once the calls are answered.
+        """
+        parts = [call.tensors[name] for call in calls]
+        first = parts[0]
+        shape = (sum(map(len, parts)), *first.shape[1:])
+        buffers = self._of_thread.__dict__
+        buffer = buffers.get(name)
+        if buffer is None or buffer.numel() < math.prod(shape) or buffer.dtype != first.dtype:
+            is_pinned = self._device.type == "cuda"
+            buffer = torch.empty(math.prod(shape), dtype=first.dtype, pin_memory=is_pinned)
+            buffers[name] = buffer
+        # Rows are the outermost dimension in memory; the others keep their memory format.
+        strides = (math.prod(first.shape[1:]), *first.stride()[1:])
+        gathered = buffer.as_strided(shape, strides)
+        torch.cat(parts, out=gathered)
+        return gathered.to(self._device, non_blocking=True)
+
+    def _free_memory(self) -> None:
+        # Called outside exception handlers, whose traceback keeps the failed batch's tensors alive.
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _require_stamp(checkpoint: Checkpoint, config: ServerConfig) -> None:

@@ -6,7 +6,6 @@ imported before the load, so that the server can answer at once.
 
 import logging
 import os
-import queue
 import selectors
 import socket
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spark_vision.errors import ModelServerError, SparkVisionError
+from spark_vision.model_server.call_queue import Call, CallQueue
 from spark_vision.model_server.channel import Channel, Failure, Message, describe_failure
 from spark_vision.model_server.start import ServerConfig
 
@@ -83,6 +83,12 @@ class ClientConnection:
         if self.is_waiting:
             self._send({"alive": 1})
 
+    def begin(self, reports: bool) -> None:
+        """Note that the computation of its call begins; report it to the client if asked to."""
+        self.computed_since = time.monotonic()
+        if reports:
+            self._send({"begun": 1})
+
     def answer(self, header: Mapping[str, Any], tensors: Mapping[str, Any] | None = None) -> None:
         """Send the message that the client waits for."""
         self.computed_since = None
@@ -130,7 +136,7 @@ class ModelServer:
         self._last_answer = 0.0
         # Clients that are connected, or whose last call is still being computed.
         self._clients: list[ClientConnection] = []
-        self._calls: queue.SimpleQueue[tuple[ClientConnection, Message]] = queue.SimpleQueue()
+        self._calls: CallQueue
 
     def run(self) -> Ending:
         """Serve until there is a reason to end, and return it."""
@@ -196,6 +202,7 @@ class ModelServer:
             self._fail(loaded or RuntimeError("loading ended early"))
             return
         self._last_answer = time.monotonic()
+        self._calls = CallQueue(loaded.row_limit)
         self._is_serving = True
         for _ in range(self._config.call_count):
             _start_thread(self._compute, loaded)
@@ -232,16 +239,16 @@ class ModelServer:
         self._watch(client, lambda: self._receive(client))
 
     def _receive(self, client: ClientConnection) -> None:
-        call = client.receive()
-        if call is None:
+        message = client.receive()
+        if message is None:
             self._selector.unregister(client)
         else:
-            self._calls.put((client, call))
+            self._calls.put(Call(client, *message))
 
     def _compute(self, model: "ModelCalls") -> None:
         """Answer calls in order of arrival, until the device is broken."""
         try:
-            model.prepare_thread(self._config.thread_count)
+            model.prepare_thread()
             while not model.is_device_broken:
                 self._answer_next(model)
         except Exception:
@@ -250,14 +257,14 @@ class ModelServer:
         self._end("a compute thread has ended", 1)
 
     def _answer_next(self, model: "ModelCalls") -> None:
-        client, (header, tensors) = self._calls.get()
-        answer: Message = ({}, {})
-        # Skip the queued calls of a cancelled job: they would delay the next query.
-        if not client.has_left:
-            client.computed_since = time.monotonic()
-            answer = model.answer(header, tensors)
-            self._last_answer = time.monotonic()
-        client.answer(*answer)
+        calls = self._calls.take()
+        for call in calls:
+            call.client.begin(reports=call.is_alone)
+        answers = model.answer(calls)
+        self._last_answer = time.monotonic()
+        for call, answer in zip(calls, answers, strict=True):
+            call.client.answer(*answer)
+        self._calls.finish()
 
 
 def _start_thread(target: Callable[..., None], *arguments: Any) -> None:

@@ -44,6 +44,7 @@ class ServerConfig:
         flash_attention: As for `families.load_model`.
         call_count: Number of calls computed at a time, each in its own thread.
         thread_count: Number of cores that one call may use.
+        joined_row_count: Maximum number of rows of calls that are joined; 0 joins none.
         load_seconds: Time limit of the load.
         batch_seconds: Time limit of a call; a longer one ends the server.
         idle_seconds: The server ends after this time without calls; 0 means never.
@@ -57,6 +58,7 @@ class ServerConfig:
     flash_attention: bool
     call_count: int
     thread_count: int
+    joined_row_count: int
     load_seconds: float
     batch_seconds: float
     idle_seconds: float

@@ -1,4 +1,4 @@
-"""CLIP, Chinese-CLIP and SigLIP: vectors of images and texts in one space."""
+"""CLIP, Chinese-CLIP, SigLIP and SigLIP 2: vectors of images and texts in one space."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,8 +21,7 @@ class ImageTextModel:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        size = model.config.vision_config.image_size
-        self._native_size = (size, size) if isinstance(size, int) else tuple(size)
+        self._vision = model.config.vision_config
 
     @torch.inference_mode()
     def embed_images(
@@ -35,9 +34,13 @@ class ImageTextModel:
         if pooling != "projection":
             raise ValueError(f"{type(self._model).__name__} has no pooling {pooling!r}")
         scaled = scale_pixels(pixels, scaling, self._model.device, self._model.dtype)
-        native = tuple(pixels.shape[-2:]) == self._native_size
-        output = self._model.get_image_features(scaled, interpolate_pos_encoding=not native)
-        return _to_vectors(output)
+        return _to_vectors(self._model.get_image_features(**self._image_inputs(scaled)))
+
+    def _image_inputs(self, pixels: torch.Tensor) -> dict[str, Any]:
+        size = self._vision.image_size
+        native = (size, size) if isinstance(size, int) else tuple(size)
+        is_native = tuple(pixels.shape[-2:]) == native
+        return {"pixel_values": pixels, "interpolate_pos_encoding": not is_native}
 
     @torch.inference_mode()
     def embed_texts(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -55,8 +58,25 @@ class ImageTextModel:
         )
 
 
+class VariableResolutionModel(ImageTextModel):
+    """A loaded Siglip2Model (NaFlex), whose images may have any number of patches.
+
+    The images of a batch have one size here. So none is padded with patches, and no mask is needed.
+    """
+
+    def _image_inputs(self, pixels: torch.Tensor) -> dict[str, Any]:
+        count, channels, height, width = pixels.shape
+        size = self._vision.patch_size
+        rows, columns = height // size, width // size
+        squares = pixels.reshape(count, channels, rows, size, columns, size)
+        patches = squares.permute(0, 2, 4, 3, 5, 1).reshape(count, rows * columns, -1)
+        # One shape for all images: position embeddings are interpolated once, and broadcast. The
+        # model reads it on the CPU.
+        return {"pixel_values": patches, "spatial_shapes": torch.tensor([[rows, columns]])}
+
+
 def load(checkpoint: Checkpoint, dtype: str, device: torch.device) -> ImageTextModel:
-    """Load a CLIP, Chinese-CLIP or SigLIP checkpoint.
+    """Load a CLIP, Chinese-CLIP, SigLIP or SigLIP 2 checkpoint.
 
     Raises:
         UnsupportedCheckpointError: Weights are missing or have a wrong shape.
@@ -67,10 +87,12 @@ def load(checkpoint: Checkpoint, dtype: str, device: torch.device) -> ImageTextM
         "clip": transformers.CLIPModel,
         "chinese_clip": transformers.ChineseCLIPModel,
         "siglip": transformers.SiglipModel,
+        "siglip2": transformers.Siglip2Model,
     }
-    precision = choose_dtype(dtype, device)
-    model_class = classes[checkpoint.model_type]
-    return ImageTextModel(load_pretrained(model_class, checkpoint, precision, device))
+    precision, model_class = choose_dtype(dtype, device), classes[checkpoint.model_type]
+    model = load_pretrained(model_class, checkpoint, precision, device)
+    is_variable = checkpoint.model_type == "siglip2"
+    return VariableResolutionModel(model) if is_variable else ImageTextModel(model)
 
 
 def _to_scalar(parameter: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,10 @@ _MAXIMA: Mapping[str, int] = {
         _WIDTH,
     ),
     **dict.fromkeys(
-        ("vocab_size", "max_position_embeddings", "num_position_embeddings", "type_vocab_size"),
+        (
+            *("vocab_size", "max_position_embeddings", "num_position_embeddings"),
+            *("type_vocab_size", "num_patches", "max_num_patches"),
+        ),
         _COUNT,
     ),
     **dict.fromkeys(("shortest_edge", "longest_edge"), _PIXELS),

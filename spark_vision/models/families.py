@@ -42,15 +42,20 @@ FAMILIES: Mapping[str, str] = {
     "vit": _VIT,
     "dinov2": _VIT,
     "dinov2_with_registers": _VIT,
+    "dinov3_vit": _VIT,
     "clip": _CLIP,
     "chinese_clip": _CLIP,
     "siglip": _CLIP,
+    "siglip2": _CLIP,
     "qwen2_vl": _QWEN_VL,
     "qwen2_5_vl": _QWEN_VL,
     "qwen3_vl": _QWEN_VL,
 }
+# With fixed resolution, a SigLIP 2 checkpoint has the first one's model_type.
+SIGLIP = ("siglip", "siglip2")
 # The defaults of transformers, which published config.json files omit.
 _HIDDEN_SIZE = 768
+_HIDDEN_SIZE_OF_DINOV3 = 384
 _PROJECTION_SIZE = 512
 
 
@@ -94,7 +99,7 @@ def check_operator(checkpoint: Checkpoint, operator: Operator) -> ModelDescripti
             f"{checkpoint.folder} expects images with {vision['num_channels']} channels; only RGB "
             "models are supported"
         )
-    if checkpoint.model_type == "siglip" and vision.get("vision_use_head") is False:
+    if checkpoint.model_type in SIGLIP and vision.get("vision_use_head") is False:
         raise UnsupportedCheckpointError(
             f"{checkpoint.folder} has no attention pooling head (vision_use_head is false), so it "
             "has no image vectors in the space of its text vectors"
@@ -167,12 +172,6 @@ def load_caption_preprocessor(
 def _family(checkpoint: Checkpoint) -> str:
     if checkpoint.model_type in FAMILIES:
         return FAMILIES[checkpoint.model_type]
-    if checkpoint.model_type == "siglip2":
-        raise UnsupportedCheckpointError(
-            f"{checkpoint.folder} is a SigLIP 2 checkpoint with variable resolution (NaFlex), "
-            "which is not supported yet; use a SigLIP 2 checkpoint with fixed resolution, such as "
-            "google/siglip2-base-patch16-224"
-        )
     raise UnsupportedCheckpointError(
         f"{checkpoint.folder} has model_type {checkpoint.model_type!r}; supported: "
         f"{', '.join(FAMILIES)}"
@@ -182,7 +181,7 @@ def _family(checkpoint: Checkpoint) -> str:
 # A tokenizer takes up to a second to load, and an operator is checked by each task.
 @lru_cache(maxsize=16)
 def _check_class_texts(checkpoint: Checkpoint, owner: str, texts: tuple[str, ...]) -> None:
-    needed = {"logit_scale", "logit_bias"} if checkpoint.model_type == "siglip" else {"logit_scale"}
+    needed = {"logit_scale", "logit_bias"} if checkpoint.model_type in SIGLIP else {"logit_scale"}
     missing = needed - weight_names(checkpoint)
     if missing:
         raise UnsupportedCheckpointError(
@@ -220,11 +219,12 @@ def _dimension(checkpoint: Checkpoint, operator: Operator) -> int | None:
         return None
     config = checkpoint.config
     if FAMILIES[checkpoint.model_type] == _VIT:
-        hidden_size = config.get("hidden_size") or _HIDDEN_SIZE
+        default = _HIDDEN_SIZE_OF_DINOV3 if checkpoint.model_type == "dinov3_vit" else _HIDDEN_SIZE
+        hidden_size = config.get("hidden_size") or default
         if operator.effective_pooling == "pooler":
             return int(config.get("pooler_output_size") or hidden_size)
         return int(hidden_size)
-    if checkpoint.model_type != "siglip":
+    if checkpoint.model_type not in SIGLIP:
         return int(config.get("projection_dim") or _PROJECTION_SIZE)
     if "text" in operator.reads:
         text = config.get("text_config") or {}

@@ -13,10 +13,10 @@ def stack_pixels(images: Sequence[torch.Tensor]) -> torch.Tensor:
     This is ten times as fast as `torch.stack`, which would make them planar.
 
     Args:
-        images: uint8 `[3, height, width]` tensors of one shape.
+        images: `[3, height, width]` tensors of one shape and dtype.
 
     Returns:
-        uint8 `[images, 3, height, width]`, interleaved (channels last).
+        `[images, 3, height, width]` of the same dtype, interleaved (channels last).
     """
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
@@ -24,14 +24,14 @@ def stack_pixels(images: Sequence[torch.Tensor]) -> torch.Tensor:
 def scale_pixels(
     pixels: torch.Tensor, scaling: PixelScaling, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Rescale and normalise uint8 pixels to the model's input.
+    """Rescale and normalise pixels from 0 to 255 to the model's input.
 
     The arithmetic is float32 for any dtype, so that a half precision model gets correctly rounded
-    values. Bytes are copied to the device, not floats.
+    values. Pixels are copied to the device before, as bytes if they are.
 
     Args:
-        pixels: uint8 `[images, 3, height, width]` RGB, planar or interleaved (channels last); or
-            planar with more dimensions before the channels.
+        pixels: uint8 or float32 `[images, 3, height, width]` RGB, planar or interleaved (channels
+            last); or planar with more dimensions before the channels.
         scaling: The rescale and normalise steps.
         device: The model's device.
         dtype: The model's dtype.

@@ -1,7 +1,7 @@
 """The interfaces of models and of their preprocessing.
 
 A model is used only through these protocols, whether it lives in the Python worker or in the model
-server: uint8 pixels or token ids go in, float32 vectors or token ids come out.
+server: pixels or token ids go in, float32 vectors or token ids come out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class PixelScaling:
-    """How uint8 pixels are converted to the model's input.
+    """How pixels from 0 to 255 are converted to the model's input.
 
     The result is `(pixel * rescale_factor - mean) / std`, per channel, as in Hugging Face's image
     processors. A disabled step has rescale_factor 1, or mean 0 and std 1.
@@ -34,7 +34,8 @@ class ImageEmbedder(Protocol):
         """Compute one vector, or one row of token vectors, per image.
 
         Args:
-            pixels: uint8 `[images, 3, height, width]` RGB on the CPU, any memory format.
+            pixels: `[images, 3, height, width]` RGB on the CPU, any memory format: uint8, or
+                float32 of the same range.
             scaling: Applied once per batch on the model's device.
             pooling: `cls`, `mean`, `pooler` or `tokens`; `projection` for CLIP-like models.
 
@@ -167,6 +168,13 @@ class ImagePreprocessor(Protocol):
         """The rescale and normalise steps, which run on the model's device."""
         ...
 
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width to which an image is resized before it is cropped.
+
+        An image that is not resized, or to a size that is not known here, keeps its own.
+        """
+        ...
+
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """Resize and crop one image.
 
@@ -174,7 +182,9 @@ class ImagePreprocessor(Protocol):
             image: uint8 `[3, height, width]` RGB, planar or interleaved in memory.
 
         Returns:
-            uint8 `[3, model_height, model_width]`.
+            `[3, model_height, model_width]`: uint8, or float32 of the same range where the
+            checkpoint's processor resizes floats. With a model of variable resolution, the size
+            depends on the image.
         """
         ...
 

@@ -34,10 +34,15 @@ def resized_size_rule(size: Mapping[str, int | None]) -> ResizedSize | None:
 def check_resized_size(height: int, width: int, resized: tuple[int, int]) -> None:
     """Reject an image with an aspect ratio too extreme to be resized.
 
+    torch resizes the rows first, and then the columns of the result. For a 1 × 1,000,000 image, the
+    former is large even if the resized image is small.
+
     Raises:
         RowFailure: With status `bad_dimensions`.
     """
-    if min(resized) < 1 or resized[0] * resized[1] > MAX_RESIZED_PIXELS:
+    allowed = max(MAX_RESIZED_PIXELS, height * width)
+    is_large = resized[0] * resized[1] > MAX_RESIZED_PIXELS or height * resized[1] > allowed
+    if min(resized) < 1 or is_large:
         raise RowFailure(
             Status.BAD_DIMENSIONS,
             f"its {width}×{height} pixels would be resized to {resized[1]}×{resized[0]}",

@@ -7,6 +7,7 @@ import torch
 
 from spark_vision.errors import UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import Checkpoint
+from spark_vision.models.families import SIGLIP
 
 # Long texts are cut at this many characters per token of the context: more than the longest tokens
 # of published vocabularies have. This changes the result only for texts with thousands of
@@ -59,14 +60,14 @@ class Tokenizer:
 
 
 def load(checkpoint: Checkpoint) -> Tokenizer:
-    """Load the tokenizer of a CLIP, Chinese-CLIP or SigLIP checkpoint.
+    """Load the tokenizer of a CLIP, Chinese-CLIP, SigLIP or SigLIP 2 checkpoint.
 
     Raises:
         UnsupportedCheckpointError: It cannot be loaded; the message has the reason.
     """
     from transformers import AutoTokenizer
 
-    siglip = checkpoint.model_type == "siglip"
+    siglip = checkpoint.model_type in SIGLIP
     if siglip and (checkpoint.folder / "spiece.model").is_file() and not find_spec("sentencepiece"):
         # Without it transformers may use another tokenizer, with different tokens.
         raise UnsupportedCheckpointError(
@@ -82,12 +83,13 @@ def load(checkpoint: Checkpoint) -> Tokenizer:
             f"cannot load the tokenizer of {checkpoint.folder}: {error}"
         ) from error
     text_config = checkpoint.config.get("text_config") or {}
-    default_length = {"clip": 77, "chinese_clip": 512, "siglip": 64}[checkpoint.model_type]
+    default_length = 64 if siglip else {"clip": 77, "chinese_clip": 512}[checkpoint.model_type]
     position_count = text_config.get("max_position_embeddings") or default_length
     return Tokenizer(
         tokenizer,
         max_length=min(position_count, tokenizer.model_max_length),
         pad_to_max_length=siglip,
-        # SigLIP 2 was trained on lower case, and its published tokenizer (Gemma's) keeps case.
-        lower_case=siglip and type(tokenizer).__name__ != "SiglipTokenizer",
+        # SigLIP 2 was trained on lower case, and its published tokenizer may be loaded as Gemma's,
+        # which keeps case.
+        lower_case=siglip and not type(tokenizer).__name__.startswith("Siglip"),
     )

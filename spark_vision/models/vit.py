@@ -1,4 +1,4 @@
-"""ViT, DINOv2 and DINOv2 with registers: vectors of images."""
+"""ViT, DINOv2 (with registers or without) and DINOv3: vectors of images."""
 
 from typing import Any
 
@@ -16,7 +16,8 @@ class VisionTransformer:
     """A loaded vision transformer.
 
     Args:
-        model: A ViTModel, Dinov2Model or Dinov2WithRegistersModel, ready for inference.
+        model: A ViTModel, Dinov2Model, Dinov2WithRegistersModel or DINOv3ViTModel, ready for
+            inference.
     """
 
     def __init__(self, model: Any) -> None:
@@ -26,7 +27,8 @@ class VisionTransformer:
         self._special_token_count = 1 + getattr(config, "num_register_tokens", 0)
         size = config.image_size
         self._native_size = (size, size) if isinstance(size, int) else tuple(size)
-        # DINOv2 always interpolates its position embeddings; ViT only on request.
+        # DINOv2 always interpolates its position embeddings; ViT only on request. DINOv3 has none:
+        # it rotates by the position (RoPE).
         self._must_ask_to_interpolate = config.model_type == "vit"
 
     @torch.inference_mode()
@@ -37,7 +39,7 @@ class VisionTransformer:
 
         `mean` averages the patch tokens. `tokens` returns all of them after the last layer norm:
         CLS, registers, then patches row by row. For sizes other than the one trained on, position
-        embeddings are interpolated.
+        embeddings are interpolated. Pixels beyond the last whole patch are not used.
         """
         scaled = scale_pixels(pixels, scaling, self._model.device, self._model.dtype)
         options: dict[str, Any] = {}
@@ -62,27 +64,21 @@ class VisionTransformer:
 
 
 def load(checkpoint: Checkpoint, dtype: str, device: torch.device) -> VisionTransformer:
-    """Load a ViT, DINOv2 or DINOv2-with-registers checkpoint.
+    """Load a ViT, DINOv2, DINOv2-with-registers or DINOv3 checkpoint.
 
     Raises:
         UnsupportedCheckpointError: Weights are missing or have a wrong shape.
     """
     import transformers
 
-    precision = choose_dtype(dtype, device)
-    match checkpoint.model_type:
-        case "vit":
-            model = load_pretrained(
-                transformers.ViTModel,
-                checkpoint,
-                precision,
-                device,
-                add_pooling_layer=has_trained_pooler(checkpoint),
-            )
-        case "dinov2":
-            model = load_pretrained(transformers.Dinov2Model, checkpoint, precision, device)
-        case _:
-            model = load_pretrained(
-                transformers.Dinov2WithRegistersModel, checkpoint, precision, device
-            )
-    return VisionTransformer(model)
+    classes = {
+        "vit": transformers.ViTModel,
+        "dinov2": transformers.Dinov2Model,
+        "dinov2_with_registers": transformers.Dinov2WithRegistersModel,
+        "dinov3_vit": transformers.DINOv3ViTModel,
+    }
+    options: dict[str, Any] = {}
+    if checkpoint.model_type == "vit":
+        options["add_pooling_layer"] = has_trained_pooler(checkpoint)
+    precision, model_class = choose_dtype(dtype, device), classes[checkpoint.model_type]
+    return VisionTransformer(load_pretrained(model_class, checkpoint, precision, device, **options))

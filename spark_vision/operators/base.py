@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import Any, ClassVar, TypeGuard, TypeVar
 
@@ -12,7 +12,13 @@ from spark_vision.operators.locations import normalize_root, normalize_schemes
 from spark_vision.operators.options import normalize_options, option
 
 IMAGE_SOURCE_TYPES = ("image_url", "image_base64", "image_binary")
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "tf32", "float16", "bfloat16", "auto")
+PRECISION = (
+    "Precision of the model's computation. tf32: float32, with products rounded to TF32 on a GPU "
+    "with a model server. auto: bfloat16 on devices that compute it in hardware, else float32."
+)
+# Each fetch has a thread.
+MAX_FETCH_COUNT = 512
 _VECTORS = ("array<float>", "array<array<float>>")
 
 Other = TypeVar("Other", bound="Operator")
@@ -46,16 +52,29 @@ class ImageLimits:
         exclusive_minimum=0,
     )
     fetch_concurrency: int = option(
-        16, "Maximum number of images that one task fetches at the same time.", minimum=1
+        16,
+        "Maximum number of images that a task fetches at the same time, per core of the task "
+        "(spark.task.cpus).",
+        minimum=1,
     )
     host_concurrency: int = option(
         16,
-        "Maximum number of images that one task fetches from one host at the same time.",
+        "Maximum number of images that a task fetches from one host at the same time, per core of "
+        "the task.",
         minimum=1,
     )
 
     def __post_init__(self) -> None:
         normalize_options(self)
+
+    def for_cores(self, count: int) -> "ImageLimits":
+        """Return the limits of a task with so many cores, at most `MAX_FETCH_COUNT` fetches."""
+        fetch_count = min(self.fetch_concurrency * count, MAX_FETCH_COUNT)
+        return replace(
+            self,
+            fetch_concurrency=max(self.fetch_concurrency, fetch_count),
+            host_concurrency=self.host_concurrency * count,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +100,7 @@ class Operator(ABC):
     work: ClassVar[str]
     is_slow: ClassVar[bool] = False
 
-    dtype: str = option("float32", "Precision of the model's computation.", allowed=DTYPES)
+    dtype: str = option("float32", PRECISION, allowed=DTYPES)
     batch_size: int = option(32, "Number of rows per model batch.", minimum=1)
     model_path: str | None = option(
         "/opt/las/models", "Folder of checkpoints, searched before the Hugging Face hub."
@@ -249,12 +268,18 @@ class ImageOperator(Operator, ABC):
             self.allow_hosts,
             self.allow_networks,
             self.allow_schemes,
+            self.fast_decode,
         )
 
     @property
     def reads_urls(self) -> bool:
         """Whether strings in the image column are paths or URLs of the images."""
         return self.image_src_type == "image_url"
+
+    @property
+    def fast_decode(self) -> bool:
+        """Whether a large JPEG may be scaled down while it is decoded."""
+        return False
 
 
 def reads_images(operator: Operator) -> "TypeGuard[ImageOperator]":

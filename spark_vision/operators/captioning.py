@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from spark_vision.errors import InvalidOptionError
-from spark_vision.operators.base import DTYPES, ImageOperator
+from spark_vision.operators.base import DTYPES, PRECISION, ImageOperator
 from spark_vision.operators.options import option
 
 # Above it the models' own processors reject an image (`smart_resize`).
@@ -45,7 +45,7 @@ class QwenVLImageUnderstanding(ImageOperator):
     work = "spark_vision.executor.captioning:Captions"
     is_slow = True
 
-    dtype: str = option("bfloat16", "Precision of the model's computation.", allowed=DTYPES)
+    dtype: str = option("bfloat16", PRECISION, allowed=DTYPES)
     batch_size: int = option(
         4,
         "An eighth of the rows that the model gets at once; it generates up to 64 together.",

@@ -40,9 +40,9 @@ class EmbeddingOperator(Operator, ABC):
 
     @property
     def identity_options(self) -> Mapping[str, str]:
-        """Pooling, normalisation and image processor settings."""
+        """Pooling and normalisation."""
         return {
-            "image_processor_kwargs": json.dumps(self.processor_overrides, sort_keys=True),
+            **super().identity_options,
             "pooling": self.effective_pooling,
             "normalize": str(self.normalize).lower(),
         }
@@ -54,6 +54,11 @@ class ImageVectorOperator(ImageOperator, ABC):
 
     image_processor_kwargs: Mapping[str, Any] | None = option(
         None, "Settings that override those of the checkpoint's image processor."
+    )
+    fast_decode: bool = option(
+        False,
+        "Scale a large JPEG down while decoding it, to at least three times the height and "
+        "width that the model resizes it to. This is faster, and changes vectors slightly.",
     )
 
     @property
@@ -67,6 +72,15 @@ class ImageVectorOperator(ImageOperator, ABC):
         given = self.image_processor_kwargs
         return given.thaw() if isinstance(given, FrozenMapping) else {}
 
+    @property
+    def identity_options(self) -> Mapping[str, str]:
+        """What determines the pixels that the model gets from an image."""
+        return {
+            **super().identity_options,
+            "image_processor_kwargs": json.dumps(self.processor_overrides, sort_keys=True),
+            "fast_decode": str(self.fast_decode).lower(),
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEmbeddingOperator(ImageVectorOperator, EmbeddingOperator, ABC):
@@ -78,7 +92,7 @@ class ImageEmbeddingOperator(ImageVectorOperator, EmbeddingOperator, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageViTEmbedding(ImageEmbeddingOperator):
-    """Image vectors from a vision transformer: ViT, DINOv2 or DINOv2 with registers.
+    """Image vectors from a vision transformer: ViT, DINOv2 (with registers or without) or DINOv3.
 
     Example:
         >>> photos = spark.read.format("binaryFile").load("/data/photos")
@@ -120,7 +134,8 @@ class ClipOperator(Operator, ABC):
 
     model_name: str = option(
         "openai/clip-vit-base-patch32",
-        "CLIP, Chinese-CLIP or SigLIP checkpoint: a folder, a name on the hub, or OpenAI's name.",
+        "CLIP, Chinese-CLIP, SigLIP or SigLIP 2 checkpoint: a folder, a name on the hub, or "
+        "OpenAI's name.",
     )
 
     def __post_init__(self) -> None:

@@ -59,9 +59,9 @@ class TagOperator(ClipOperator, ABC):
 
     @property
     def identity_options(self) -> Mapping[str, str]:
-        """Tags, template, number of tags and image processor settings."""
+        """Tags, template and number of tags."""
         return {
-            "image_processor_kwargs": json.dumps(self.processor_overrides, sort_keys=True),
+            **super().identity_options,
             "tags": json.dumps(self.tags, ensure_ascii=False),
             "template": self.template,
             "top_k": str(self.top_k),

@@ -94,6 +94,7 @@ class ColumnModel:
             options["image_processor_kwargs"] = json.loads(
                 self._recorded("image_processor_kwargs") or "{}"
             )
+            options["fast_decode"] = self._recorded("fast_decode") == _TRUE
         return kind(**options)
 
     def _check_model(self, operator: Operator, spark: SparkSession | None) -> None:

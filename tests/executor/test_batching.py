@@ -109,12 +109,18 @@ def rows(count, seed=0):
     return [Row(number, random.choice([20, 100, 500])) for number in range(count)]
 
 
-def run(given, batch_size, portion=3):
+def run(given, batch_size, portion=3, calls_in_flight=0):
     batches = []
 
-    def compute(batch):
-        batches.append(batch)
-        return [row.number for row in batch]
+    def compute(given):
+        # Others are computed while a batch is.
+        held = []
+        for batch in given:
+            batches.append(batch)
+            held.append([row.number for row in batch])
+            if len(held) > calls_in_flight:
+                yield held.pop(0)
+        yield from held
 
     portions = [given[start : start + portion] for start in range(0, len(given), portion)]
     outcomes = compute_in_length_buckets(
@@ -123,8 +129,9 @@ def run(given, batch_size, portion=3):
     return [outcome for few in outcomes for outcome in few], batches
 
 
-def test_outcomes_come_in_the_order_of_the_rows():
-    outcomes, batches = run(rows(101), 4)
+@pytest.mark.parametrize("calls_in_flight", [0, 3])
+def test_outcomes_come_in_the_order_of_the_rows(calls_in_flight):
+    outcomes, batches = run(rows(101), 4, calls_in_flight=calls_in_flight)
     assert outcomes == list(range(101))
     assert sum(map(len, batches)) == 101
 
@@ -154,7 +161,7 @@ def test_failed_rows_keep_their_places_and_are_not_gathered_without_bound():
             read.append(number)
             yield [FAILED]
 
-    assert next(compute_in_length_buckets(flood(), list, len, 4))[0] is FAILED
+    assert next(compute_in_length_buckets(flood(), iter, len, 4))[0] is FAILED
     assert len(read) < 1000
 
 
@@ -169,9 +176,10 @@ def test_rows_are_read_only_as_far_as_rows_and_bytes_allow(monkeypatch):
             yield [Row(number, 1, nbytes)]
 
     def first(nbytes):
-        return next(
-            compute_in_length_buckets(portions(nbytes), lambda b: [r.number for r in b], len_of, 2)
-        )
+        return next(compute_in_length_buckets(portions(nbytes), numbers_of, len_of, 2))
+
+    def numbers_of(batches):
+        return ([row.number for row in batch] for batch in batches)
 
     def len_of(row):
         return row.length

@@ -90,15 +90,17 @@ def test_a_decoder_that_hangs_ends_its_process():
         codes.append(code)
         ended.set()
 
-    with DecodeWatchdog(0.2 / PATIENCE, end) as watch, watch.decoding():
+    watch = DecodeWatchdog(0.2 / PATIENCE, end)
+    with watch.running(), watch:
         assert ended.wait(60)
     assert codes == [EXIT_CODE]
 
 
 @pytest.mark.parametrize("seconds", [None, 3600.0])
 def test_nothing_ends_while_images_come_and_go(seconds):
-    with DecodeWatchdog(seconds, pytest.fail) as watch:
+    watch = DecodeWatchdog(seconds, pytest.fail)
+    with watch.running():
         for _ in range(1000):
-            with watch.decoding():
+            with watch:
                 pass
     assert not watch._started

@@ -98,7 +98,7 @@ class FakeDecoding:
         self._peaks = iter(peaks)
         self._lock = threading.Lock()
 
-    def inspect_image(self, image, limits):
+    def inspect_image(self, image, limits, resized_sizes):
         with self._lock:
             return InspectedImage(image, inspect_image(image, limits).header, next(self._peaks))
 
@@ -140,7 +140,8 @@ def test_images_of_a_task_share_one_budget(monkeypatch):
     prepared, recorder = prepare_with(monkeypatch, peaks, limits)
     failed = sum(isinstance(each, RowFailure) for each in prepared)
     assert (len(prepared), failed) == (len(peaks), sum(peak % 2 for peak in peaks))
-    assert recorder.most <= most
+    # The smallest ones do not wait.
+    assert recorder.most <= most + 4 * 11
     assert not recorder.sizes
 
 

@@ -46,6 +46,7 @@ WRITERS = {
         TAGS,
         "this is a photo of {}.",
     ),
+    "siglip2_naflex": (small_checkpoints.write_siglip2, TAGS, "this is a photo of {}."),
 }
 
 

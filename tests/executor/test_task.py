@@ -119,7 +119,7 @@ def test_a_model_server_is_started_without_the_token(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     executor = ExecutorProcess.of(os.getpid())
-    config = ServerConfig(executor, "/model", "", "float32", "cpu", False, 1, 1, 10, 10, 10)
+    config = ServerConfig(executor, "/model", "", "float32", "cpu", False, 1, 1, 0, 10, 10, 10)
     start_server(config).wait(timeout=30)
     said = seen.read_text()
     assert "A_SETTING_OF_THE_EXECUTOR=kept" in said

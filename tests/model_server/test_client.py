@@ -25,6 +25,7 @@ CONFIG = ServerConfig(
     flash_attention=False,
     call_count=1,
     thread_count=1,
+    joined_row_count=0,
     load_seconds=0.5,
     batch_seconds=60,
     idle_seconds=0,

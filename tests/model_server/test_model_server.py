@@ -27,10 +27,15 @@ from conftest import WORKER_SITE
 from oracles import draw_pictures
 from served_models import receive_answer
 from spark_vision import ClipTextEmbedding, ImageViTEmbedding, QwenVLImageUnderstanding
-from spark_vision.errors import ModelServerError, UnsupportedCheckpointError
+from spark_vision.errors import (
+    FatalBatchError,
+    ModelServerError,
+    Status,
+    UnsupportedCheckpointError,
+)
 from spark_vision.executor import model_access
 from spark_vision.executor.executor_process import ExecutorProcess
-from spark_vision.executor.inference import compute_rows
+from spark_vision.executor.inference import compute_batches, compute_rows
 from spark_vision.executor.model_access import reach_model
 from spark_vision.executor.task import Task
 from spark_vision.model_server import client, start
@@ -297,6 +302,7 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
             flash_attention=False,
             call_count=1,
             thread_count=1,
+            joined_row_count=0,
             load_seconds=120,
             batch_seconds=60,
             idle_seconds=0,
@@ -323,7 +329,7 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
 def test_what_cuda_shows_and_the_package_make_another_server(monkeypatch):
     def name(device):
         executor = ExecutorProcess.of(os.getpid())
-        return ServerConfig(executor, "/model", "", "float32", device, False, 1, 1, 1, 1, 1).name
+        return ServerConfig(executor, "/model", "", "float32", device, False, 1, 1, 0, 1, 1, 1).name
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     first = name("cuda:0"), name("cpu")
@@ -404,6 +410,82 @@ def test_a_batch_that_kills_its_server_each_time_fails(host, pixels, scaling, mo
         reached.model.embed_images(pixels, scaling, "cls")
     stop.set()
     killer.join()
+
+
+def test_a_killed_server_costs_none_of_four_calls_in_flight(host, pixels, scaling, expected):
+    reached = host.reach()
+    first = reached.placement().server_pid
+    (host.folder / "forward_seconds").write_text("60")
+
+    def embed(rows):
+        vectors = reached.model.embed_images(torch.stack(rows), scaling, "cls")
+        return [vector.tolist() for vector in vectors]
+
+    def kill_in_its_first_forward():
+        assert wait_until(lambda: (host.forwards / str(first)).exists())
+        (host.folder / "forward_seconds").unlink()
+        os.kill(first, signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_in_its_first_forward)
+        batches = [list(pixels)] * 8
+        outcomes = [*compute_batches(reached, batches, embed, kind=lambda row: row.shape)]
+        killed.result()
+    for found in outcomes:
+        torch.testing.assert_close(torch.tensor(found), expected)
+    second = reached.placement().server_pid
+    assert host.servers() == [second] != [first]
+    # What was not answered is sent again, once.
+    assert (host.forwards / str(first)).read_text().split() == ["5"]
+    assert (host.forwards / str(second)).read_text().split() == ["5"] * 8
+
+
+def test_a_row_that_kills_its_server_fails_alone(host, pixels, scaling, expected, monkeypatch):
+    monkeypatch.setattr(client, "MAX_SENDS", 2)
+    reached, other = host.reach(), host.reach()
+    (host.folder / "fatal_mean").write_text("1.5")
+    white = torch.full_like(pixels[0], 255)
+    leave = threading.Event()
+
+    def embed(rows):
+        vectors = reached.model.embed_images(torch.stack(rows), scaling, "cls")
+        return [vector.tolist() for vector in vectors]
+
+    def go_on():
+        while not leave.is_set():
+            vectors = other.model.embed_images(pixels, scaling, "cls")
+            torch.testing.assert_close(vectors, expected)
+
+    with ThreadPoolExecutor(1) as pool:
+        # Calls of another task are in flight meanwhile, and none of them fails.
+        goes_on = pool.submit(go_on)
+        batches = [[white, pixels[0]], list(pixels)]
+        outcomes = [*compute_batches(reached, batches, embed, kind=lambda row: row.shape)]
+        leave.set()
+        goes_on.result()
+    [[failure, neighbour], others] = outcomes
+    assert failure.status == Status.MODEL_ERROR
+    assert failure.reason == "the model's process ended on this row alone"
+    torch.testing.assert_close(torch.tensor(neighbour), expected[0])
+    torch.testing.assert_close(torch.tensor(others), expected)
+
+
+def test_where_every_batch_kills_its_server_the_task_fails_and_not_its_rows(
+    host, pixels, scaling, monkeypatch
+):
+    monkeypatch.setattr(client, "MAX_SENDS", 1)
+    monkeypatch.setattr(client, "MAX_FATAL_COUNT", 2)
+    reached = host.reach()
+    (host.folder / "fatal_mean").write_text("-100")
+
+    def embed(rows):
+        return list(reached.model.embed_images(torch.stack(rows), scaling, "cls"))
+
+    with pytest.raises(ModelServerError, match="1 times in the same batch") as raised:
+        compute_rows(list(pixels), embed, kind=lambda row: row.shape)
+    assert not isinstance(raised.value, FatalBatchError)
+    sizes = [file.read_text().split() for file in host.forwards.iterdir()]
+    assert sorted(sizes) == [["1"], ["2"], ["5"]]
 
 
 def test_a_load_that_fails_is_told_to_all_and_not_tried_again_at_once(host):

@@ -5,10 +5,11 @@ import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from served_models import CALL, receive, receive_answer, send, serve
 from spark_vision.errors import UnsupportedCheckpointError
@@ -89,6 +90,174 @@ def test_what_a_client_that_left_had_waiting_is_not_computed(tmp_path):
         assert [receive(first), receive(third)] == [1.0, 3.0]
         assert server.reason.result(30) == ("no call for 1 s", 0)
     assert model.given == [0.0, 2.0]
+
+
+class JoinedModel:
+    """Waits in its first call until it is released; adds one to pixels, or fails as it is asked."""
+
+    def __init__(self, poison=None, row_limit=1000):
+        self.release = threading.Event()
+        self.begun = threading.Event()
+        self.sizes = []
+        self._poison = poison
+        self._row_limit = row_limit
+
+    def embed_images(self, pixels, scaling, pooling):
+        self.sizes.append(len(pixels))
+        self.begun.set()
+        self.release.wait(60)
+        if len(pixels) > self._row_limit:
+            raise torch.OutOfMemoryError("no memory")
+        if self._poison is not None and (pixels == self._poison).any():
+            raise ValueError("poison")
+        return pixels.float() + 1
+
+
+class OverlapModel:
+    """Stays in each call until it may leave, and knows how many did so at a time."""
+
+    def __init__(self):
+        self.leave = threading.Semaphore(0)
+        self.most_inside = 0
+        self.arrived = threading.Semaphore(0)
+        self._inside = 0
+        self._lock = threading.Lock()
+
+    def embed_images(self, pixels, scaling, pooling):
+        with self._lock:
+            self._inside += 1
+            self.most_inside = max(self.most_inside, self._inside)
+        self.arrived.release()
+        assert self.leave.acquire(timeout=60)
+        with self._lock:
+            self._inside -= 1
+        return pixels.float() + 1
+
+
+def send_pixels(channel, pixels, *, alone=False, pooling="cls"):
+    scaling = {"rescale_factor": 1.0, "mean": [0.0] * 3, "std": [1.0] * 3}
+    arguments = {"scaling": scaling, "pooling": pooling}
+    header = {"method": "embed_images", "arguments": arguments, "alone": alone}
+    channel.send(header, {"pixels": pixels})
+
+
+def draw(seed, count, interleaved=False):
+    shape = (count, 4, 5, 3) if interleaved else (count, 3, 4, 5)
+    pixels = torch.randint(0, 99, shape, dtype=torch.uint8, generator=torch.manual_seed(seed))
+    return pixels.permute(0, 3, 1, 2) if interleaved else pixels
+
+
+def send_in_turn(server, calls):
+    """Send each call from a client of its own, after the server has received the one before."""
+    channels = []
+    for pixels, options in calls:
+        channels.append(server.connect())
+        send_pixels(channels[-1], pixels, **options)
+        # The second greeting comes from a later turn of the receiving thread than this call.
+        server.connect()
+        server.connect()
+    return channels
+
+
+def assert_answers(channels, calls):
+    for channel, (pixels, _) in zip(channels, calls, strict=True):
+        _, result = receive_answer(channel, 30)
+        torch.testing.assert_close(result["vectors"], pixels.float() + 1, rtol=0, atol=0)
+
+
+@contextmanager
+def queued(tmp_path, model, calls):
+    """A server that joins calls: its model is in a first call while these wait in this order."""
+    with serve(tmp_path, model, joined_row_count=10) as server:
+        first = server.connect()
+        send_pixels(first, draw(0, 1))
+        assert model.begun.wait(60)
+        channels = send_in_turn(server, calls)
+        model.release.set()
+        receive_answer(first, 30)
+        yield channels, server
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_waiting_calls_of_one_kind_are_joined_up_to_the_limit(tmp_path, interleaved):
+    calls = [(draw(seed, count, interleaved), {}) for seed, count in enumerate([3, 1, 5, 4, 2])]
+    model = JoinedModel()
+    with queued(tmp_path, model, calls) as (channels, _):
+        assert_answers(channels, calls)
+    assert model.sizes == [1, 9, 6]
+
+
+def test_calls_of_another_kind_keep_their_turn(tmp_path):
+    wide = torch.zeros(2, 3, 4, 6, dtype=torch.uint8)
+    calls = [
+        (draw(1, 2), {}),
+        (draw(2, 2), {"pooling": "mean"}),
+        (wide, {}),
+        (draw(3, 3), {}),
+        (wide, {}),
+    ]
+    model = JoinedModel()
+    with queued(tmp_path, model, calls) as (channels, _):
+        assert_answers(channels, calls)
+    assert model.sizes == [1, 5, 2, 4]
+
+
+def test_an_error_reaches_only_the_call_at_fault(tmp_path):
+    poison = torch.full((1, 3, 4, 5), 200, dtype=torch.uint8)
+    calls = [(draw(1, 2), {}), (poison, {}), (draw(2, 3), {})]
+    model = JoinedModel(poison=200)
+    with queued(tmp_path, model, calls) as (channels, _):
+        error, _ = receive_answer(channels.pop(1), 30)
+        assert error["error"] == {"kind": "ValueError", "message": "poison"}
+        assert_answers(channels, [calls[0], calls[2]])
+    assert model.sizes == [1, 6, 2, 1, 3]
+
+
+def test_how_many_joined_rows_fitted_into_memory_is_remembered(tmp_path):
+    calls = [(draw(seed, 2), {}) for seed in range(4)]
+    model = JoinedModel(row_limit=5)
+    with queued(tmp_path, model, calls) as (channels, server):
+        assert_answers(channels, calls)
+        assert model.sizes == [1, 8, 2, 2, 2, 2]
+        model.begun.clear()
+        model.release.clear()
+        # The first of these is computed at once, the others are joined to half of the 8 rows.
+        channels = send_in_turn(server, calls[:1])
+        assert model.begun.wait(60)
+        channels += send_in_turn(server, calls[1:])
+        model.release.set()
+        assert_answers(channels, calls)
+    assert model.sizes[6:] == [2, 4, 2]
+
+
+def test_a_call_of_a_client_that_left_is_not_joined(tmp_path):
+    calls = [(draw(1, 2), {}), (draw(2, 3), {}), (draw(3, 4), {})]
+    model = JoinedModel()
+    with serve(tmp_path, model, joined_row_count=10) as server:
+        first = server.connect()
+        send_pixels(first, draw(0, 1))
+        assert model.begun.wait(60)
+        channels = send_in_turn(server, calls)
+        channels.pop(1).close()
+        for _ in range(3):
+            server.connect()
+        model.release.set()
+        assert_answers(channels, [calls[0], calls[2]])
+    assert model.sizes == [1, 6]
+
+
+def test_a_call_that_may_be_fatal_is_computed_alone_and_its_client_is_told(tmp_path):
+    calls = [(draw(1, 1), {}), (draw(2, 1), {"alone": True}), (draw(3, 1), {})]
+    model = OverlapModel()
+    with serve(tmp_path, model, call_count=3, joined_row_count=10) as server:
+        channels = send_in_turn(server, calls)
+        for channel, call in zip(channels, calls, strict=True):
+            assert model.arrived.acquire(timeout=60)
+            if channel is channels[1]:
+                assert receive_answer(channel, 30)[0] == {"begun": 1}
+            model.leave.release()
+            assert_answers([channel], [call])
+    assert model.most_inside == 1
 
 
 def test_a_call_that_hangs_ends_the_server_while_others_are_answered(tmp_path):

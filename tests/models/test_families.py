@@ -46,19 +46,13 @@ def test_an_unknown_family_is_refused_with_the_supported_ones(tmp_path, model_ty
         load_model(checkpoint, "float32", CPU)
 
 
-def test_siglip2_of_variable_resolution_is_refused_by_name(tmp_path):
-    checkpoint = config_only(tmp_path, model_type="siglip2")
-    with pytest.raises(UnsupportedCheckpointError, match=r"NaFlex.*fixed resolution"):
-        check_operator(checkpoint, ClipImageEmbedding())
-
-
 @pytest.mark.parametrize("model_type", FAMILIES)
 @pytest.mark.parametrize("operator", OPERATORS.values())
 def test_an_operator_of_another_family_is_refused_with_the_right_one(
     tmp_path, model_type, operator
 ):
     checkpoint = config_only(tmp_path, model_type=model_type)
-    if model_type in ("vit", "dinov2", "dinov2_with_registers"):
+    if model_type in ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit"):
         fitting = [ImageViTEmbedding]
     elif model_type in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
         fitting = [QwenVLImageUnderstanding]
@@ -81,11 +75,14 @@ def test_an_operator_of_another_family_is_refused_with_the_right_one(
         ("ViTConfig", ImageViTEmbedding(), lambda config: config.hidden_size),
         ("Dinov2Config", ImageViTEmbedding(), lambda config: config.hidden_size),
         ("Dinov2WithRegistersConfig", ImageViTEmbedding(), lambda config: config.hidden_size),
+        ("DINOv3ViTConfig", ImageViTEmbedding(), lambda config: config.hidden_size),
         ("CLIPConfig", ClipImageEmbedding(), lambda config: config.projection_dim),
         ("CLIPConfig", ClipTextEmbedding(), lambda config: config.projection_dim),
         ("ChineseCLIPConfig", ClipTextEmbedding(), lambda config: config.projection_dim),
         ("SiglipConfig", ClipImageEmbedding(), lambda config: config.vision_config.hidden_size),
         ("SiglipConfig", ClipTextEmbedding(), lambda config: config.text_config.projection_size),
+        ("Siglip2Config", ClipImageEmbedding(), lambda config: config.vision_config.hidden_size),
+        ("Siglip2Config", ClipTextEmbedding(), lambda config: config.text_config.projection_size),
     ],
 )
 def test_missing_config_values_are_the_defaults_of_transformers(
@@ -102,9 +99,11 @@ def test_missing_config_values_are_the_defaults_of_transformers(
         (checkpoints.write_vit, ImageViTEmbedding(pooling="pooler")),
         (checkpoints.write_vit, ImageViTEmbedding(pooling="tokens")),
         (checkpoints.write_dinov2, ImageViTEmbedding()),
+        (checkpoints.write_dinov3, ImageViTEmbedding(pooling="mean")),
         (checkpoints.write_clip, ClipImageEmbedding()),
         (checkpoints.write_chinese_clip, ClipImageEmbedding()),
         (checkpoints.write_siglip, ClipImageEmbedding()),
+        (checkpoints.write_siglip2, ClipImageEmbedding()),
     ],
 )
 def test_the_dimension_is_that_of_the_vectors(tmp_path, write, operator):
@@ -116,7 +115,9 @@ def test_the_dimension_is_that_of_the_vectors(tmp_path, write, operator):
     assert vectors.shape[-1] == check_operator(checkpoint, operator).dimension
 
 
-@pytest.mark.parametrize("write", [checkpoints.write_clip, checkpoints.write_siglip])
+@pytest.mark.parametrize(
+    "write", [checkpoints.write_clip, checkpoints.write_siglip, checkpoints.write_siglip2]
+)
 def test_the_dimension_is_that_of_the_text_vectors(tmp_path, write):
     checkpoint = open_folder(write(tmp_path / "checkpoint"))
     vectors = load_model(checkpoint, "float32", CPU).embed_texts(load_tokenizer(checkpoint)(["a"]))
@@ -142,15 +143,17 @@ def test_a_trained_pooler_is_seen_in_the_header(tmp_path, safetensors):
     check_operator(open_folder(folder), ImageViTEmbedding(pooling="pooler"))
 
 
-def test_the_pooler_of_dinov2_is_refused_in_favour_of_cls(tmp_path):
-    checkpoint = open_folder(checkpoints.write_dinov2(tmp_path / "dinov2"))
+@pytest.mark.parametrize("write", [checkpoints.write_dinov2, checkpoints.write_dinov3])
+def test_the_pooler_of_dino_is_refused_in_favour_of_cls(tmp_path, write):
+    checkpoint = open_folder(write(tmp_path / "dino"))
     with pytest.raises(UnsupportedCheckpointError, match="CLS token; use pooling='cls'"):
         check_operator(checkpoint, ImageViTEmbedding(pooling="pooler"))
 
 
-def test_a_siglip_without_its_pooling_head_is_refused(tmp_path):
+@pytest.mark.parametrize("model_type", ["siglip", "siglip2"])
+def test_a_siglip_without_its_pooling_head_is_refused(tmp_path, model_type):
     vision = {"vision_use_head": False}
-    checkpoint = config_only(tmp_path, model_type="siglip", vision_config=vision)
+    checkpoint = config_only(tmp_path, model_type=model_type, vision_config=vision)
     with pytest.raises(UnsupportedCheckpointError, match="vision_use_head"):
         check_operator(checkpoint, ClipImageEmbedding())
 
@@ -177,7 +180,14 @@ def test_an_unknown_processor_setting_is_refused_before_any_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "write", [checkpoints.write_vit, checkpoints.write_dinov2, checkpoints.write_siglip]
+    "write",
+    [
+        checkpoints.write_vit,
+        checkpoints.write_dinov2,
+        checkpoints.write_dinov3,
+        checkpoints.write_siglip,
+        checkpoints.write_siglip2,
+    ],
 )
 def test_missing_weights_are_refused_by_name(tmp_path, write):
     folder = write(tmp_path / "checkpoint")

@@ -19,10 +19,13 @@ WRITERS = {
     "vit_classifier": lambda folder: checkpoints.write_vit(folder, classifier=True),
     "dinov2": checkpoints.write_dinov2,
     "dinov2_with_registers": checkpoints.write_dinov2_with_registers,
+    "dinov3_vit": checkpoints.write_dinov3,
+    "dinov3_vit_gated": lambda folder: checkpoints.write_dinov3(folder, use_gated_mlp=True),
     "clip": checkpoints.write_clip,
     "chinese_clip": checkpoints.write_chinese_clip,
     "siglip": checkpoints.write_siglip,
     "siglip2_fixed_resolution": lambda folder: checkpoints.write_siglip(folder, second=True),
+    "siglip2": checkpoints.write_siglip2,
 }
 POOLINGS = [
     ("vit", "cls"),
@@ -37,10 +40,15 @@ POOLINGS = [
     ("dinov2_with_registers", "cls"),
     ("dinov2_with_registers", "mean"),
     ("dinov2_with_registers", "tokens"),
+    ("dinov3_vit", "cls"),
+    ("dinov3_vit", "mean"),
+    ("dinov3_vit", "tokens"),
+    ("dinov3_vit_gated", "cls"),
     ("clip", "projection"),
     ("chinese_clip", "projection"),
     ("siglip", "projection"),
     ("siglip2_fixed_resolution", "projection"),
+    ("siglip2", "projection"),
 ]
 POOLING_OF = dict(reversed(POOLINGS))
 
@@ -76,9 +84,12 @@ def ours(
 
 def theirs(folder: Path, images: torch.Tensor, pooling: str, **overrides: Any) -> torch.Tensor:
     processor = AutoImageProcessor.from_pretrained(folder, backend="torchvision", **overrides)
-    pixels = processor(images=list(images), return_tensors="pt")["pixel_values"]
+    inputs = processor(images=list(images), return_tensors="pt")
+    pixels = inputs["pixel_values"]
     model = AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
+        if model.config.model_type == "siglip2":
+            return model.get_image_features(**inputs).pooler_output
         if pooling == "projection":
             size = model.config.vision_config.image_size
             resized = {"interpolate_pos_encoding": True} if pixels.shape[-1] != size else {}
@@ -126,7 +137,7 @@ def test_the_vector_check_sees_a_changed_image(folders, family, mutate):
 def test_the_vector_check_sees_a_wrong_filter(folders, family):
     images = draw_pictures(16)
     pooling = POOLING_OF[family]
-    bilinear = family.startswith("vit") or family == "siglip2_fixed_resolution"
+    bilinear = family.startswith(("vit", "dinov3", "siglip2"))
     vectors = ours(folders[family], images, pooling, resample=3 if bilinear else 2)
     assert not same(vectors, theirs(folders[family], images, pooling))
 
@@ -148,19 +159,24 @@ def test_images_of_another_size_than_trained_on_are_computed(folders, family):
     overrides = {"do_center_crop": False, "size": {"height": 56, "width": 56}}
     if not family.startswith("dino"):
         overrides["size"] = {"height": 48, "width": 48}
+    if family == "siglip2":
+        overrides = {"max_num_patches": 40}
     vectors = ours(folders[family], images, pooling, **overrides)
     assert same(vectors, theirs(folders[family], images, pooling, **overrides))
 
 
-def test_images_that_are_not_square_are_computed(folders):
-    overrides = {"do_center_crop": False, "size": {"height": 28, "width": 42}}
+@pytest.mark.parametrize("family", ["dinov2", "dinov3_vit"])
+@pytest.mark.parametrize("size", [(28, 42), (56, 32), (31, 45)])
+def test_images_that_are_not_square_or_no_whole_patches_are_computed(folders, family, size):
+    overrides = {"do_center_crop": False, "size": dict(zip(("height", "width"), size, strict=True))}
     images = draw_pictures(8)
-    vectors = ours(folders["dinov2"], images, "mean", **overrides)
-    assert same(vectors, theirs(folders["dinov2"], images, "mean", **overrides))
+    vectors = ours(folders[family], images, "mean", **overrides)
+    assert same(vectors, theirs(folders[family], images, "mean", **overrides))
 
 
-def test_the_mean_leaves_cls_and_registers_out(folders):
-    folder = folders["dinov2_with_registers"]
+@pytest.mark.parametrize("family", ["dinov2_with_registers", "dinov3_vit"])
+def test_the_mean_leaves_cls_and_registers_out(folders, family):
+    folder = folders[family]
     images = draw_pictures(8)
     tokens = ours(folder, images, "tokens")
     assert tokens.shape == (8, 1 + 4 + 16, 48)

@@ -57,7 +57,7 @@ def theirs(folder: Path, image: torch.Tensor, **overrides: Any) -> torch.Tensor:
 
 def ours(preprocessor: ImagePreprocessor, image: torch.Tensor) -> torch.Tensor:
     pixels = preprocessor(image)
-    assert pixels.dtype == torch.uint8
+    assert pixels.dtype in (torch.uint8, torch.float32)
     return scale_pixels(pixels[None], preprocessor.scaling, CPU, torch.float32)[0]
 
 
@@ -94,6 +94,26 @@ def test_published_settings_give_the_pixels_of_their_own_processor(published_fol
 
 def test_published_settings_take_the_fast_path(published_folder):
     assert type(load(published_folder)).__name__ == "_ResizeAndCrop"
+
+
+@pytest.mark.parametrize("resample", RESAMPLES.values(), ids=RESAMPLES)
+def test_dinov3_resizes_floats_as_its_own_processor_does(tmp_path, resample):
+    model_type, settings = PUBLISHED["facebook/dinov3-vitb16-pretrain-lvd1689m"]
+    folder = write_processor(tmp_path / "dinov3", {**settings, "resample": resample}, model_type)
+    for height, width in ((375, 500), (100, 60), (1, 1), (224, 224)):
+        (image,) = draw_pictures(1, height, width)
+        expected = theirs(folder, image)
+        assert worst_difference(load(folder), interleaved(image), expected) <= 1e-6
+        if (height, width, resample) == (375, 500, RESAMPLES["bicubic"]):
+            of_bytes = load(folder)
+            of_bytes._as_floats = False
+            assert worst_difference(of_bytes, image, expected) > ONE_STEP
+    neither = {"do_rescale": False, "do_normalize": False}
+    assert load(folder, **neither)(image).dtype == torch.uint8
+    assert (
+        worst_difference(load(folder, **neither), image, theirs(folder, image, **neither))
+        <= ONE_STEP
+    )
 
 
 @pytest.mark.parametrize(
@@ -245,6 +265,17 @@ def test_an_image_that_would_be_resized_beyond_memory_fails_its_row(tmp_path):
     with pytest.raises(RowFailure, match="1×60000") as caught:
         preprocessor(torch.zeros(3, 60_000, 1, dtype=torch.uint8))
     assert caught.value.status == Status.BAD_DIMENSIONS
+
+
+def test_an_image_whose_rows_alone_would_be_resized_beyond_memory_fails_its_row(tmp_path):
+    folder = write_processor(tmp_path / "vit", {"size": 224})
+    # Torch resizes the rows first: to 1,000,000 rows of 224 pixels.
+    with pytest.raises(RowFailure, match="1×1000000") as caught:
+        load(folder)(torch.zeros(3, 1_000_000, 1, dtype=torch.uint8))
+    assert caught.value.status == Status.BAD_DIMENSIONS
+    for height, width in ((1, 1_000_000), (60_000, 1), (100_000, 400)):
+        image = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(3, height, width)
+        assert load(folder)(image).shape == (3, 224, 224)
 
 
 def test_an_image_that_would_be_resized_to_nothing_fails_its_row(tmp_path):

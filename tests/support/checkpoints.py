@@ -102,6 +102,15 @@ def write_dinov2_with_registers(
     return _write_model(folder, model, seed, safetensors)
 
 
+def write_dinov3(folder: Path, *, image_size: int = 32, seed: int = 0, **config: Any) -> Path:
+    """Write a DINOv3 with four register tokens."""
+    settings = {**_transformer_sizes(), "image_size": image_size, "patch_size": 8, **config}
+    model_config = transformers.DINOv3ViTConfig(**{"num_register_tokens": 4, **settings})
+    default = _fixed_size("DINOv3ViTImageProcessor", image_size, BILINEAR, IMAGENET)
+    _write_processor(folder, default)
+    return _write_model(folder, transformers.DINOv3ViTModel(model_config), seed, safetensors=True)
+
+
 def write_clip(
     folder: Path,
     *,
@@ -195,6 +204,26 @@ def write_siglip(
     default = _fixed_size("SiglipImageProcessor", image_size, resample, HALF)
     _write_processor(folder, processor or default)
     return _write_model(folder, transformers.SiglipModel(config), seed, safetensors)
+
+
+def write_siglip2(folder: Path, *, max_num_patches: int = 16, seed: int = 0) -> Path:
+    """Write a SigLIP 2 with variable resolution (NaFlex), trained on 16 patches."""
+    tokenizer = _gemma_tokenizer(transformers.Siglip2Tokenizer)
+    tokenizer.save_pretrained(folder)
+    config = transformers.Siglip2Config(
+        vision_config={**_transformer_sizes(), "num_patches": 16, "patch_size": 8},
+        text_config={
+            **_transformer_sizes(),
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": CONTEXT_LENGTH,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+    )
+    settings = {"patch_size": 8, "max_num_patches": max_num_patches, "resample": BILINEAR, **HALF}
+    _write_processor(folder, {"image_processor_type": "Siglip2ImageProcessor", **settings})
+    return _write_model(folder, transformers.Siglip2Model(config), seed, safetensors=True)
 
 
 def make_sensitive(model: torch.nn.Module, seed: int) -> None:
@@ -324,12 +353,12 @@ def _siglip_tokenizer(folder: Path) -> Any:
     )
 
 
-def _gemma_tokenizer() -> Any:
+def _gemma_tokenizer(kind: Any = transformers.GemmaTokenizer) -> Any:
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     letters = sorted({*"".join(TEXTS), *"".join(TEXTS).lower(), "▁"} - {" "})
     vocabulary = {token: index for index, token in enumerate([*special, *byte_tokens, *letters])}
-    tokenizer = transformers.GemmaTokenizer(
+    tokenizer = kind(
         vocab=vocabulary, merges=[], model_input_names=["input_ids"], padding_side="right"
     )
     # The published ones end a text with <eos> and start it with nothing.

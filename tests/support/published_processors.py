@@ -54,6 +54,24 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "facebook/dinov2-base": ("dinov2", _DINOV2),
     "facebook/dinov2-large": ("dinov2", _DINOV2),
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": (
+        "dinov3_vit",
+        {
+            "data_format": "channels_first",
+            "default_to_square": True,
+            "do_center_crop": None,
+            "do_convert_rgb": None,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": [0.485, 0.456, 0.406],
+            "image_processor_type": "DINOv3ViTImageProcessorFast",
+            "image_std": [0.229, 0.224, 0.225],
+            "resample": 2,
+            "rescale_factor": 0.00392156862745098,
+            "size": {"height": 224, "width": 224},
+        },
+    ),
     "openai/clip-vit-base-patch32": ("clip", {**_OPENAI_CLIP, "crop_size": 224, "size": 224}),
     "openai/clip-vit-large-patch14-336": ("clip", {**_OPENAI_CLIP, "crop_size": 336, "size": 336}),
     "google/siglip-base-patch16-224": (
@@ -97,4 +115,18 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
             **_CLIP,
         },
     ),
+}
+
+# Of google/siglip2-base-patch16-naflex, which returns patches in the place of an image.
+PUBLISHED_NAFLEX: dict[str, Any] = {
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_processor_type": "Siglip2ImageProcessor",
+    "max_num_patches": 256,
+    "patch_size": 16,
+    "processor_class": "Siglip2Processor",
+    "resample": 2,
+    "rescale_factor": 0.00392156862745098,
+    **_HALF,
 }

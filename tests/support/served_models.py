@@ -48,6 +48,7 @@ def serve(tmp_path, model, listen=lambda listener: listener, load=None, **settin
             "flash_attention": False,
             "call_count": 1,
             "thread_count": 1,
+            "joined_row_count": 0,
             "load_seconds": 60,
             "batch_seconds": 60,
             "idle_seconds": 1,
@@ -55,7 +56,8 @@ def serve(tmp_path, model, listen=lambda listener: listener, load=None, **settin
         }
     )
     address = str(tmp_path / "socket")
-    calls = ModelCalls(SimpleNamespace(model=model))
+    device, joined = torch.device("cpu"), config.joined_row_count
+    calls = ModelCalls(SimpleNamespace(model=model), device, 1, joined)
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
         ThreadPoolExecutor(1) as pool,

@@ -231,6 +231,18 @@ def test_another_model_fills_a_column_again_when_asked_to(
     ).computed_rows == 0  # fmt: skip
 
 
+def test_a_column_of_images_decoded_in_full_is_not_continued_with_scaled_ones(
+    spark, read_photos, dino, table
+):
+    fast = replace(dino, fast_decode=True)
+    write_vision_columns(read_photos(), table, ["path"], {"full": dino})
+    with pytest.raises(TableError, match="fast_decode false, but this write has fast_decode true"):
+        write_vision_columns(read_photos(), table, ["path"], {"full": fast})
+    write_vision_columns(read_photos(), table, ["path"], {"scaled": fast})
+    with pytest.raises(TableError, match="fast_decode true, but this write has fast_decode false"):
+        write_vision_columns(read_photos(), table, ["path"], {"scaled": dino})
+
+
 def test_changes_are_noticed_by_bytes_or_by_columns_that_say_so(
     spark, dino, table, tmp_path, count_decodes
 ):

@@ -74,6 +74,7 @@ def test_a_table_has_the_schema_the_properties_and_a_row_per_image(
         "model_type": "dinov2",
         "revision": "",
         "image_processor_kwargs": "{}",
+        "fast_decode": "false",
         "pooling": "cls",
         "normalize": "true",
         "dtype": "float32",

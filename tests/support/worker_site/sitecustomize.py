@@ -6,6 +6,7 @@ this file at its start. The environment says what to do, once the module in ques
 COUNTED_FORWARDS  A folder: each forward pass of a DINOv2 adds its number of images to a file
                   there, and takes as long as the file `forward_seconds` beside it says. With more
                   images than the file `forward_limit` says, it raises that file's error of torch.
+                  An image whose mean exceeds what the file `fatal_mean` says kills its process.
 COUNTED_DECODES   A folder: each JPEG that torchvision decodes adds a line to a file there.
 REACHED_POINTS    A folder: each forward pass of a DINOv2 is a point, `batch 1`, `batch 2`, …; a
                   wanted one is also met by those after it.
@@ -18,6 +19,7 @@ import importlib.abc
 import importlib.util
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -54,11 +56,14 @@ def count_forwards(module):
     forward = module.Dinov2Embeddings.forward
     pause = Path(os.environ["COUNTED_FORWARDS"]).parent / "forward_seconds"
     limit = pause.parent / "forward_limit"
+    fatal = pause.parent / "fatal_mean"
 
     def counted(self, pixel_values, *args, **kwargs):
         add("COUNTED_FORWARDS", len(pixel_values))
         if pause.exists():
             time.sleep(float(pause.read_text()))
+        if fatal.exists() and (pixel_values.mean((1, 2, 3)) > float(fatal.read_text())).any():
+            os.kill(os.getpid(), signal.SIGKILL)
         if limit.exists():
             most, error = limit.read_text().split()
             if len(pixel_values) > int(most):

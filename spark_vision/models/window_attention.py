@@ -56,14 +56,15 @@ def attend_in_windows(
     output = query.new_empty(1, patches, heads, head_size)
     start = 0
     for length, count in _runs(cu_seq_lens_q):
-        end, shape = start + length * count, (count, length)
+        end = start + length * count
         # [windows, heads, patches, head_size], without a copy.
         queries, keys, values = (
-            tensor[0, :, start:end].unflatten(1, shape).transpose(0, 1)
+            tensor[0, :, start:end].view(heads, count, length, head_size).transpose(0, 1)
             for tensor in (query, key, value)
         )
         attended = scaled_dot_product_attention(queries, keys, values, scale=scaling)
-        output[0, start:end].unflatten(0, shape).copy_(attended.transpose(1, 2))
+        windows = output[0, start:end].view(count, length, heads, head_size)
+        windows.copy_(attended.transpose(1, 2))
         start = end
     return output, None
 

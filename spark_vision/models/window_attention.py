@@ -35,7 +35,7 @@ def attend_in_windows(
     *,
     scaling: float,
     cu_seq_lens_q: torch.Tensor,
-    **_: Any,
+    **flash_options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend from each patch to those of its window, as an attention function of transformers.
 
@@ -47,7 +47,7 @@ def attend_in_windows(
         attention_mask: None.
         scaling: The factor of the products.
         cu_seq_lens_q: int32 `[windows + 1]`: where each window starts, and where the last one ends.
-        **_: Further arguments for flash-attn.
+        **flash_options: Ignored.
 
     Returns:
         `[1, patches, heads, head_size]`, and no weights.

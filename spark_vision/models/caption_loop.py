@@ -23,8 +23,6 @@ MAX_ROW_COUNT = 64
 MAX_CACHE_BYTES = {"cpu": 2**30, "cuda": 4 * 2**30}
 # Of the prompts in one forward pass, with their padding; a longer prompt enters alone.
 MAX_PROMPT_TOKENS = 8192
-# Rows enter when this part of the places is free, because prompts take less time together.
-ENTERING_PART = 8
 
 
 class EndedRow(NamedTuple):
@@ -162,10 +160,6 @@ class CaptionLoop:
 
     def _take_entering(self) -> list[_Row]:
         """Take the waiting rows that enter now, oldest first."""
-        free = self._row_limit - len(self._rows)
-        enough = min(len(self._waiting), max(1, self._row_limit // ENTERING_PART))
-        if self._rows and free < enough:
-            return []
         entering: list[_Row] = []
         longest = max((len(row.prompt) for row in self._rows), default=0)
         longest_entering = 0

@@ -10,8 +10,10 @@ from spark_vision.models import window_attention
 from spark_vision.models.checkpoint_files import open_folder
 from spark_vision.models.families import load_model
 
-# 10×10 patches: windows of 4×4, 4×2 and 2×2; then other images, of which two are alike.
-SIZES = [(140, 140), (70, 250), (140, 140), (40, 40)]
+# Two of 10×10 patches, which are windows of 4×4, 4×2 and 2×2; then other sizes.
+SIZES = [(140, 140), (140, 140), (70, 250), (40, 40)]
+# Four windows of 4×4 patches.
+GRIDS_OF_WHOLE_WINDOWS = torch.tensor([[1, 8, 8]])
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen2_vl", "qwen3_vl"])
@@ -41,7 +43,7 @@ def test_a_tower_computes_what_it_computes_window_by_window(towers):
     assert torch.equal(run(ours, pixels[:first], grids[:1]), run(theirs, pixels[:first], grids[:1]))
 
 
-def test_windows_of_one_length_take_one_call(towers, monkeypatch):
+def test_neighbours_of_equal_length_take_one_call(towers, monkeypatch):
     ours, theirs, pixels, grids = towers
     attend, calls = torch.nn.functional.scaled_dot_product_attention, []
 
@@ -56,25 +58,30 @@ def test_windows_of_one_length_take_one_call(towers, monkeypatch):
     calls.clear()
     run(ours, pixels, grids)
     assert sum(calls) == window_count
-    lengths = 3 * len(ours.blocks)
-    if hasattr(ours, "fullatt_block_indexes"):
-        # Windows have other lengths than images.
-        assert window_count > 2 * lengths
-    assert len(calls) <= lengths
+    assert len(calls) < window_count
+    # Alone, an image of whole windows takes one call per layer.
+    calls.clear()
+    whole = GRIDS_OF_WHOLE_WINDOWS
+    run(ours, pixels[: whole.prod()], whole)
+    assert calls == [4 if layer in windowed(ours) else 1 for layer in range(len(ours.blocks))]
 
 
-@pytest.mark.parametrize("mutation", ["one window", "shifted"])
+def windowed(tower):
+    """Return the layers that attend within windows, not within whole images."""
+    layers = range(len(tower.blocks))
+    return set(layers) - set(getattr(tower, "fullatt_block_indexes", layers))
+
+
+@pytest.mark.parametrize("mutation", ["one window", "other lengths"])
 def test_other_windows_give_other_vectors(towers, monkeypatch, mutation):
     ours, theirs, pixels, grids = towers
-    find = window_attention._windows_by_length
+    find = window_attention._runs
 
     def mutated(boundaries):
-        windows = find(boundaries)
-        count = int(boundaries[-1])
         if mutation == "one window":
-            return [torch.arange(count)[None]]
-        return [(each + 1) % count for each in windows]
+            return [(int(boundaries[-1]), 1)]
+        return find(boundaries)[::-1]
 
-    monkeypatch.setattr(window_attention, "_windows_by_length", mutated)
+    monkeypatch.setattr(window_attention, "_runs", mutated)
     difference = (run(ours, pixels, grids) - run(theirs, pixels, grids)).abs().max()
     assert difference > 1e-3

@@ -25,6 +25,7 @@ FLOORS = {
     "spark_vision.session": 4,
     "spark_vision.functions": 5,
     "spark_vision.sql": 5,
+    "spark_vision.unity_catalog": 5,
     "spark_vision.tables": 5,
     "spark_vision.search": 6,
     "spark_vision.cli": 7,

@@ -1,31 +1,6 @@
-"""Tag images into a Delta table: python jobs/tag_images.py --tag cat --tag dog --input … --table ….
+"""spark_vision/jobs/tag_images.py, as a file for spark-submit."""
 
-Run it with python, or with spark-submit and Delta's --packages. A second run computes only new
-and changed images; with --stream it follows the input. Exit code: 0; 1 for an error, in one line on
-stderr; 2 for a usage error.
-"""
-
-import argparse
-import sys
-
-from spark_vision.cli.command_line import JobParser
-from spark_vision.cli.job import run_job
-from spark_vision.cli.table_job import add_table_arguments, parse_table_job, write_table
-from spark_vision.operators import ClipImageTags
-
-
-def parse_arguments(texts: list[str]) -> tuple[argparse.Namespace, ClipImageTags]:
-    """Parse the command line."""
-    parser = JobParser(description=__doc__)
-    add_table_arguments(parser, column="tags", what="tags")
-    return parse_table_job(parser, ClipImageTags, texts)
-
-
-def main(texts: list[str]) -> int:
-    """Run the job; return its exit code."""
-    arguments, operator = parse_arguments(texts)
-    return run_job(lambda spark: write_table(spark, arguments, operator), arguments.log_level)
-
+from spark_vision.jobs.tag_images import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise SystemExit(main())

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from spark_vision.tables.progress import Progress
     from spark_vision.tables.stream import stream_vision_columns, write_vision_batch
     from spark_vision.tables.write import WriteResult, write_vision_columns
+    from spark_vision.unity_catalog import unity_catalog_ddl
 
 __all__ = [
     "CheckpointNotFoundError",
@@ -108,6 +109,7 @@ __all__ = [
     "sync_index",
     "tag_image",
     "tag_vectors",
+    "unity_catalog_ddl",
     "write_vision_batch",
     "write_vision_columns",
 ]
@@ -138,6 +140,7 @@ _LAZY_NAMES = {
     "sync_index": "spark_vision.search.sync",
     "tag_image": "spark_vision.functions",
     "tag_vectors": "spark_vision.functions",
+    "unity_catalog_ddl": "spark_vision.unity_catalog",
     "write_vision_batch": "spark_vision.tables.stream",
     "write_vision_columns": "spark_vision.tables.write",
 }

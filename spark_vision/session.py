@@ -22,6 +22,7 @@ from spark_vision.spark.gpu_sizing import gpu_settings
 
 EXTENSIONS = "spark.sql.extensions"
 JARS = "spark.jars"
+PY_FILES = "spark.submit.pyFiles"
 CATALOG = "spark.sql.catalog.spark_catalog"
 DELTA_EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
 DELTA_CATALOG = "org.apache.spark.sql.delta.catalog.DeltaCatalog"
@@ -63,7 +64,8 @@ def configure(
         The same builder.
 
     Raises:
-        SessionError: GPUs are requested where Spark schedules none, or some would stay idle.
+        SessionError: GPUs are requested where Spark schedules none, or some would stay idle; or
+            `--py-files` got a wheel, which Spark keeps from executors.
 
     Example:
         >>> from pyspark.sql import SparkSession
@@ -76,6 +78,7 @@ def configure(
         for name, value in gpu_settings(present, gpus_per_executor, tasks_per_gpu).items():
             builder.config(name, value)
     if not _is_remote_server(present) and SparkContext._active_spark_context is None:
+        _check_py_files(present)
         wanted |= {"spark.log.level": log_level, **_STATIC_SETTINGS}
         wanted |= _delta_settings(present)
         if is_local_master(_master(present)):
@@ -161,6 +164,17 @@ def _jvm_has_delta() -> bool:
 def _jvm() -> Any:
     SparkContext._ensure_initialized()
     return SparkContext._jvm
+
+
+def _check_py_files(present: Mapping[str, str]) -> None:
+    """Refuse a wheel, which Spark sends to executors without adding it to their import path."""
+    wheels = [each for each in present.get(PY_FILES, "").split(",") if each.endswith(".whl")]
+    # YARN's client adds every file that is not a .py.
+    if wheels and not _master(present).startswith("yarn"):
+        raise SessionError(
+            f"--py-files got {wheels[0]}; allowed: .zip, .egg, .jar and .py, since executors "
+            "import no other file; a wheel is a zip: copy it to a name that ends with .zip"
+        )
 
 
 def _check_schedules_gpus(present: Mapping[str, str]) -> None:

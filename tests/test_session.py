@@ -79,6 +79,15 @@ def test_gpus_are_asked_for_on_a_cluster_and_refused_in_local_mode():
         assert "schedules no GPUs" in failed.value.stderr
 
 
+def test_a_wheel_in_py_files_is_refused_where_executors_would_not_import_it():
+    sent = ".config('spark.submit.pyFiles', '/dist/a.py,/dist/spark_vision-0.1.0.whl')"
+    configured(f"SparkSession.builder.master('yarn'){sent}")
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        configured(f"SparkSession.builder.master('spark://host:7077'){sent}")
+    assert "--py-files got /dist/spark_vision-0.1.0.whl" in failed.value.stderr
+    assert "copy it to a name that ends with .zip" in failed.value.stderr
+
+
 def test_the_defaults_file_stands_and_its_lists_grow(tmp_path):
     (tmp_path / "spark-defaults.conf").write_text(
         "# ours\nspark.sql.extensions   com.example.Mine\nspark.log.level=ERROR\n"

@@ -1,6 +1,7 @@
 """Operators as SQL functions, in a classic session and over Spark Connect."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from pyspark.errors import AnalysisException
 
 from oracles import draw_pictures
 from spark_vision import ClipTextEmbedding, ImageViTEmbedding, register_functions
@@ -54,6 +56,41 @@ def test_placements_are_functions_only_where_asked_for(spark, checkpoints):
     register_functions(spark, {"words_placed": clip}, with_placement=True)
     (row,) = spark.sql("SELECT words_placed_placement('a red circle') AS p").collect()
     assert row.p.device == "cpu"
+
+
+REFUSALS = re.findall(
+    r"^\| `(.+)` \| `([A-Z_.]+)` \| `(.+)` \| (refused|allowed) \|$",
+    (Path(__file__).parents[1] / "docs" / "functions.md").read_text(),
+    re.MULTILINE,
+)
+
+
+@pytest.fixture
+def tables(spark, folder):
+    """The tables that the documentation names."""
+    files = spark.read.format("binaryFile").load(str(folder)).select("path", "content")
+    files.write.format("delta").saveAsTable("photos")
+    vectors = files.selectExpr("path", "content", "CAST(NULL AS ARRAY<FLOAT>) AS v")
+    vectors.write.format("delta").saveAsTable("vectors")
+    yield
+    for name in ("photos", "vectors"):
+        spark.sql(f"DROP TABLE {name}")
+    spark.sql("DROP VIEW IF EXISTS embedded")
+
+
+def test_what_is_refused_and_its_way_round_are_as_documented(spark, tables, checkpoints):
+    dino = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
+    assert len(REFUSALS) == 7
+    for deterministic in (False, True):
+        register_functions(spark, {"embed_image": dino}, deterministic=deterministic)
+        for refused, condition, instead, by_deterministic in REFUSALS:
+            if deterministic and by_deterministic == "allowed":
+                spark.sql(refused).collect()
+                continue
+            with pytest.raises(AnalysisException) as raised:
+                spark.sql(refused).collect()
+            assert raised.value.getCondition() == condition
+            spark.sql(instead.replace("CREATE TEMP", "CREATE OR REPLACE TEMP")).collect()
 
 
 def test_bad_registrations_are_refused_on_the_driver(spark, checkpoints):

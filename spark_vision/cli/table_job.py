@@ -77,7 +77,7 @@ def add_table_arguments(parser: argparse.ArgumentParser, column: str, what: str)
 
 
 def parse_table_job(
-    parser: argparse.ArgumentParser, operator: type[OperatorType], texts: list[str]
+    parser: argparse.ArgumentParser, operator: type[OperatorType], texts: list[str] | None
 ) -> tuple[argparse.Namespace, OperatorType]:
     """Parse the command line of a job that fills a table, or exit with a usage error.
 

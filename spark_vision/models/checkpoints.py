@@ -52,7 +52,9 @@ def resolve_checkpoint(operator: Operator) -> Checkpoint:
     found = find_checkpoint(operator)
     if found is not None:
         return found
-    searched = ", ".join(f"the folder {folder} (missing)" for folder in _folders(operator))
+    searched = ", ".join(
+        f"the folder {folder.absolute()} (missing)" for folder in _folders(operator)
+    )
     folder = download(operator, searched)
     missing = missing_files(folder, operator)
     if missing:

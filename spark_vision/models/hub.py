@@ -24,7 +24,7 @@ from spark_vision.models.checkpoint_files import (
 )
 from spark_vision.operators import Operator
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
 def cached_folder(operator: Operator) -> Path | None:
@@ -62,7 +62,9 @@ def download(operator: Operator, searched: str) -> Path:
     try:
         if not _HUB_NAME.fullmatch(name):
             raise _HubFailure(
-                "the name is a path, not a hub name; correct model_path or model_name"
+                "the name is a path, not a hub name; correct model_path or model_name, or send the "
+                "folder to the executors by --archives checkpoint.zip#checkpoint and name it "
+                "./checkpoint"
             )
         with _one_process_at_a_time(name):
             cached = cached_folder(operator)

@@ -41,12 +41,12 @@ class IndexGallery:
         self._lock = threading.Lock()
         found = index.describe()
         if found is None:
-            raise VectorIndexError("there is no such index; fill one by jobs/index_vectors.py")
+            raise VectorIndexError("there is no such index; fill one by the job index_vectors")
         properties = found.properties
         if "table" not in properties or "column" not in properties:
             raise VectorIndexError(
                 f"{found.name} does not say which table it was filled from; fill one by "
-                "jobs/index_vectors.py"
+                "the job index_vectors"
             )
         for what, given in (("table", table), ("column", column)):
             recorded = _place(properties[what])

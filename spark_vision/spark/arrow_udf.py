@@ -45,14 +45,15 @@ def make_arrow_udf(body: ArrowBody, return_type: DataType, name: str) -> Any:
         return F.arrow_udf(compute_arrow, return_type)
 
     def compute_pandas(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
-        return map(_to_pandas, body(map(_to_arrow_batch, batches)))  # type: ignore[arg-type]
+        return map(_to_pandas, body(map(to_arrow_batch, batches)))  # type: ignore[arg-type]
 
     compute_pandas.__name__ = name
     make_udf: Any = pandas_udf  # its type hints cover only functions of one series
     return make_udf(compute_pandas, return_type)
 
 
-def _to_arrow_batch(batch: Any) -> Batch:
+def to_arrow_batch(batch: Any) -> Batch:
+    """Convert a batch of a pandas UDF: a series or a data frame, or a tuple of them."""
     return tuple(map(_to_arrow, batch)) if isinstance(batch, tuple) else _to_arrow(batch)
 
 

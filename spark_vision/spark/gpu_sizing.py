@@ -33,7 +33,8 @@ def gpu_settings(
         The settings to add; they override existing ones.
 
     Raises:
-        SessionError: A number is not positive, or there are too few cores for the GPUs.
+        SessionError: A number is not positive, there are too few cores for the GPUs, or this
+            package is in an archive and no discovery script is set.
     """
     for name, value in {
         "gpus_per_executor": gpus_per_executor,
@@ -61,7 +62,11 @@ def gpu_settings(
         TASK_CPUS: str(task_cpus),
     }
     if DISCOVERY_SCRIPT not in present:
-        settings[DISCOVERY_SCRIPT] = str(
-            Path(__file__).parents[1] / "executor" / "discover_gpus.py"
-        )
+        script = Path(__file__).parents[1] / "executor" / "discover_gpus.py"
+        if not script.is_file():
+            raise SessionError(
+                f"gpus_per_executor: {script} is in an archive, where Spark cannot run it; copy it "
+                f"to each host and set {DISCOVERY_SCRIPT} to its path there"
+            )
+        settings[DISCOVERY_SCRIPT] = str(script)
     return settings

@@ -172,15 +172,26 @@ def operator_udf(
         InputTypeError: The operator is not an instance of an operator class.
     """
     check_is_operator(operator)
-    environment = HubEnvironment.capture()
-    body: ArrowBody
-    if reads_images(operator):
-        counters = () if statuses is None else (statuses,)
-        body = ImagesBody((operator,), None, with_status, environment, counters, tuple(keys))
-    else:
-        body = RowsBody(operator, with_status, environment, statuses, tuple(keys))
+    body = operator_body(
+        operator, HubEnvironment.capture(), with_status=with_status, statuses=statuses, keys=keys
+    )
     made = make_arrow_udf(body, _return_type(operator, with_status), _function_name([operator]))
     return made if deterministic else made.asNondeterministic()
+
+
+def operator_body(
+    operator: Operator,
+    environment: HubEnvironment,
+    *,
+    with_status: bool = False,
+    statuses: "Accumulator[dict[str, int]] | None" = None,
+    keys: Sequence[str] = (),
+) -> ArrowBody:
+    """Return what executors run for one operator; the arguments are those of `operator_udf`."""
+    if reads_images(operator):
+        counters = () if statuses is None else (statuses,)
+        return ImagesBody((operator,), None, with_status, environment, counters, tuple(keys))
+    return RowsBody(operator, with_status, environment, statuses, tuple(keys))
 
 
 def images_udf(

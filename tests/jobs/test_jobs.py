@@ -5,7 +5,9 @@ import runpy
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 
@@ -15,6 +17,7 @@ from spark_vision import (
     ImageViTEmbedding,
     QwenVLImageUnderstanding,
     caption_image,
+    jobs,
     tag_image,
     write_vision_columns,
 )
@@ -350,9 +353,16 @@ def test_sql_that_is_wrong_ends_in_one_clear_line_by_spark_submit(checkpoints, t
     assert "|  1|" in done.stdout
 
 
-def test_python_starts_spark_without_a_word(checkpoints, tmp_path):
+def test_each_file_for_spark_submit_runs_the_packages_job_of_its_name():
+    files = {file.stem: file for file in (ROOT / "jobs").glob("*.py")}
+    assert files.keys() == {job.name for job in iter_modules(jobs.__path__)}
+    for name, file in files.items():
+        assert runpy.run_path(str(file))["main"] is import_module(f"{jobs.__name__}.{name}").main
+
+
+def test_a_module_starts_spark_without_a_word(checkpoints, tmp_path):
     done = run(
-        *(sys.executable, RUN_SQL, "--query", "SELECT 1 AS one"),
+        *(sys.executable, "-m", "spark_vision.jobs.run_sql", "--query", "SELECT 1 AS one"),
         *("--function", f"image=ImageViTEmbedding:model_name={checkpoints / 'dinov2'}"),
         cwd=tmp_path,
     )

@@ -117,6 +117,7 @@ def test_a_token_opens_a_private_checkpoint_and_is_never_shown(vit_folder, tmp_p
         ("someone/vit", "v9", {"HF_TOKEN": SECRET}, "no such model or revision (404)"),
         ("someone/vit", "", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
         ("not a name", "", {}, "the name is a path, not a hub name"),
+        ("./checkpoint", "", {}, "the name is a path, not a hub name"),
     ],
 )
 def test_each_reason_is_reported(vit_folder, tmp_path, name, revision, variables, expected):

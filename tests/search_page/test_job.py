@@ -71,7 +71,7 @@ def test_an_index_that_does_not_exist_is_one_line(call, tmp_path):
     place = tmp_path / "new.db"
     code, lines = call("--milvus", place, "--collection", "scenes", "--port", 0)
     assert code == 1
-    assert lines[-1] == "error: there is no such index; fill one by jobs/index_vectors.py"
+    assert lines[-1] == "error: there is no such index; fill one by the job index_vectors"
 
 
 @pytest.mark.parametrize(

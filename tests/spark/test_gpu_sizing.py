@@ -5,7 +5,8 @@ from pyspark.sql import SparkSession
 
 from spark_vision.errors import SessionError
 from spark_vision.session import configure
-from spark_vision.spark.gpu_sizing import gpu_settings
+from spark_vision.spark import gpu_sizing
+from spark_vision.spark.gpu_sizing import CORES, DISCOVERY_SCRIPT, gpu_settings
 
 
 def slots_of(settings, cores):
@@ -51,3 +52,12 @@ def test_what_gives_no_sound_sizes_is_refused(present, gpus, tasks, message):
 def test_a_session_that_runs_already_takes_no_gpus(spark):
     with pytest.raises(SessionError, match="already running"):
         configure(SparkSession.builder, gpus_per_executor=1)
+
+
+def test_a_package_in_an_archive_needs_a_script_on_the_hosts(monkeypatch, tmp_path):
+    file = tmp_path / "package.zip" / "spark_vision" / "spark" / "gpu_sizing.py"
+    monkeypatch.setattr(gpu_sizing, "__file__", str(file))
+    with pytest.raises(SessionError, match=r"discover_gpus\.py is in an archive"):
+        gpu_settings({CORES: "4"}, 1, 1)
+    own = {CORES: "4", DISCOVERY_SCRIPT: "/opt/discover"}
+    assert DISCOVERY_SCRIPT not in gpu_settings(own, 1, 1)

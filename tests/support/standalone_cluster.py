@@ -21,6 +21,18 @@ from conftest import WORKER_SITE
 SPARK_HOME = Path(pyspark.__file__).parent
 ROOT = Path(__file__).parents[2]
 CORES_PER_WORKER = 2
+DRIVER_SETTINGS = {
+    **quick_spark.SETTINGS,
+    "spark.executor.cores": str(CORES_PER_WORKER),
+    "spark.executor.memory": "512m",
+    "spark.driver.memory": "512m",
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+    # Work begins when all executors are there.
+    "spark.scheduler.minRegisteredResourcesRatio": "1.0",
+    "spark.scheduler.maxRegisteredResourcesWaitingTime": "120s",
+    "spark.python.daemon.module": "warm_daemon",
+}
 
 
 class Cluster:
@@ -73,6 +85,8 @@ class Cluster:
         log = self._folder / f"{java_class}{name}.log"
         environment = {
             **os.environ,
+            # What executors import comes from their own settings.
+            "PYTHONPATH": "",
             "SPARK_HOME": str(SPARK_HOME),
             "SPARK_WORKER_OPTS": self._options,
             "SPARK_DAEMON_MEMORY": "256m",
@@ -121,18 +135,9 @@ class Driver:
             "OMP_NUM_THREADS": "1",
         }
         self._settings = {
-            **quick_spark.SETTINGS,
+            **DRIVER_SETTINGS,
             "spark.master": cluster.url,
-            "spark.executor.cores": str(CORES_PER_WORKER),
-            "spark.executor.memory": "512m",
-            "spark.driver.memory": "512m",
-            "spark.driver.host": "127.0.0.1",
-            "spark.driver.bindAddress": "127.0.0.1",
-            # Work begins when all executors are there.
-            "spark.scheduler.minRegisteredResourcesRatio": "1.0",
-            "spark.scheduler.maxRegisteredResourcesWaitingTime": "120s",
             "spark.pyspark.python": sys.executable,
-            "spark.python.daemon.module": "warm_daemon",
             **{f"spark.executorEnv.{name}": value for name, value in environment.items()},
             **(settings or {}),
         }

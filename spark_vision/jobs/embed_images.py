@@ -1,0 +1,47 @@
+"""Embed images into a Delta table.
+
+python -m spark_vision.jobs.embed_images --input FOLDER --table PATH --model-name CHECKPOINT
+
+It also runs by spark-submit, with Delta's --packages. A second run computes only new and changed
+images; with --stream it follows the input. Exit code: 0; 1 for an error, in one line on stderr; 2
+for a usage error.
+"""
+
+import argparse
+
+from spark_vision.cli.command_line import JobParser
+from spark_vision.cli.job import run_job
+from spark_vision.cli.table_job import add_table_arguments, parse_table_job, write_table
+from spark_vision.operators import OPERATORS, ImageEmbeddingOperator, ImageViTEmbedding
+
+IMAGE_OPERATORS = {
+    name: kind for name, kind in OPERATORS.items() if issubclass(kind, ImageEmbeddingOperator)
+}
+
+
+def parse_arguments(texts: list[str] | None) -> tuple[argparse.Namespace, ImageEmbeddingOperator]:
+    """Parse the command line; its operator determines which options it may have."""
+    chosen = JobParser(add_help=False)
+    chosen.add_argument(
+        "--operator",
+        choices=IMAGE_OPERATORS,
+        default=ImageViTEmbedding.__name__,
+        help="what to compute; --operator NAME --help shows its options (default: %(default)s)",
+    )
+    operator = IMAGE_OPERATORS[chosen.parse_known_args(texts)[0].operator]
+    parser = JobParser(
+        parents=[chosen],
+        description=__doc__,
+    )
+    add_table_arguments(parser, column="embedding", what="vectors")
+    return parse_table_job(parser, operator, texts)
+
+
+def main(texts: list[str] | None = None) -> int:
+    """Run the job; return its exit code."""
+    arguments, operator = parse_arguments(texts)
+    return run_job(lambda spark: write_table(spark, arguments, operator), arguments.log_level)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

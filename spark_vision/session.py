@@ -46,7 +46,7 @@ def configure(
     *,
     log_level: str = "WARN",
     gpus_per_executor: int | None = None,
-    tasks_per_gpu: int = 1,
+    tasks_per_gpu: int | None = None,
 ) -> SparkSession.Builder:
     """Add the settings that this package needs to a session builder.
 
@@ -58,7 +58,8 @@ def configure(
         builder: From `SparkSession.builder`, with the user's own settings.
         log_level: The JVM's log level, where the user has set none.
         gpus_per_executor: The number of GPUs that each executor requests.
-        tasks_per_gpu: The number of tasks that share one GPU.
+        tasks_per_gpu: The number of tasks that share one GPU; none: one for each eight cores of the
+            GPU, from one to four.
 
     Returns:
         The same builder.

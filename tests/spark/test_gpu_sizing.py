@@ -28,6 +28,17 @@ def test_every_gpu_has_its_tasks(gpus, tasks, cores):
         assert slots_of(gpu_settings(present, gpus, tasks), cores) == gpus * tasks
 
 
+@pytest.mark.parametrize(
+    ("cores", "gpus", "task_cpus", "tasks"),
+    [(4, 1, None, 1), (8, 2, None, 1), (16, 1, None, 2), (64, 2, None, 4), (96, 1, None, 4),
+     (16, 1, "16", 1), (16, 1, "4", 2)],
+)  # fmt: skip
+def test_without_a_number_of_tasks_each_has_eight_cores_or_more(cores, gpus, task_cpus, tasks):
+    present = {CORES: str(cores)} | ({"spark.task.cpus": task_cpus} if task_cpus else {})
+    settings = gpu_settings(present, gpus)
+    assert slots_of(settings, cores) == gpus * tasks
+
+
 def test_one_task_per_gpu_takes_all_cores():
     settings = gpu_settings({"spark.executor.cores": "16"}, 1, 1)
     assert settings["spark.task.cpus"] == "16"

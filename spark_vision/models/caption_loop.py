@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from spark_vision.models.protocols import CaptionBatch, GeneratedTokens, GenerationSettings
@@ -18,7 +17,7 @@ from spark_vision.models.row_tensors import RowTensors
 from spark_vision.models.token_choice import RowChoice, TokenChoice, stop_tokens
 
 MAX_ROW_COUNT = 64
-# Of the cache, at the length that its longest row may reach. 4 GB are 45 rows of a megapixel and
+# Of the cache, at the length that its longest row may reach. 4 GB are 48 rows of a megapixel and
 # 256 tokens each in a model of 7 billion parameters.
 MAX_CACHE_BYTES = {"cpu": 2**30, "cuda": 4 * 2**30}
 # Of the prompts in one forward pass, with their padding; a longer prompt enters alone.
@@ -185,17 +184,12 @@ class CaptionLoop:
     def _enter(self, entering: list[_Row]) -> None:
         """Compute the prompts of rows and their first tokens."""
         device = self._model.device
-        longest = max(len(row.prompt) for row in entering)
-        # Padded with the last token, which is no image token.
-        token_ids = torch.stack(
-            [
-                pad(row.prompt, (longest - len(row.prompt), 0), value=int(row.prompt[-1]))
-                for row in entering
-            ]
-        )
-        mask = torch.stack(
-            [pad(torch.ones_like(row.prompt), (longest - len(row.prompt), 0)) for row in entering]
-        )
+        prompts = [row.prompt for row in entering]
+        masks = [torch.ones_like(prompt) for prompt in prompts]
+        token_ids = pad_sequence(prompts, batch_first=True, padding_side="left")
+        mask = pad_sequence(masks, batch_first=True, padding_side="left")
+        # The padding is the last token of a row, which is no image token.
+        token_ids = torch.where(mask == 1, token_ids, token_ids[:, -1:])
         grids = torch.stack([row.grid for row in entering])
         is_image = token_ids == self._model.config.image_token_id
         positions, _ = self._model.model.get_rope_index(
@@ -275,10 +269,10 @@ class CaptionLoop:
         return ended
 
     def _recover(self, entering: list[_Row], error: Exception) -> list[EndedRow]:
-        count = len(self._rows) + len(entering)
-        lost = entering
+        everyone = {row.number: row for row in self._rows + entering}
+        lost, count = entering, len(everyone)
         if self._tensors is None:
-            lost, self._rows = self._rows + entering, []
+            lost, self._rows = list(everyone.values()), []
         if isinstance(error, torch.OutOfMemoryError | MemoryError) and count > 1:
             self._row_limit = count // 2
         elif len(entering) > 1:

@@ -6,7 +6,7 @@ those that depend on a row's earlier tokens or on its length must not see the pa
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -20,7 +20,7 @@ from transformers import (
 from spark_vision.models.protocols import GenerationSettings
 
 
-class RowChoice:
+class RowChoice(NamedTuple):
     """What chooses the tokens of one row.
 
     Attributes:
@@ -28,9 +28,8 @@ class RowChoice:
         generator: The source of its random numbers, if tokens are sampled.
     """
 
-    def __init__(self, rules: Any, generator: torch.Generator | None) -> None:
-        self.rules = rules
-        self.generator = generator
+    rules: Any
+    generator: torch.Generator | None
 
 
 class TokenChoice:

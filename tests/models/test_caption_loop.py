@@ -18,6 +18,7 @@ from spark_vision.models.caption_loop import CaptionLoop
 from spark_vision.models.checkpoint_files import open_folder
 from spark_vision.models.families import load_caption_preprocessor, load_model
 from spark_vision.models.protocols import GenerationSettings
+from spark_vision.models.row_tensors import RowTensors
 from spark_vision.operators import QwenVLImageUnderstanding
 
 SIZES = [(75, 100), (300, 200), (40, 40), (500, 120), (29, 200), (28, 28), (90, 90), (60, 150)]
@@ -62,7 +63,9 @@ def run(loop):
     ended = []
     while len(loop):
         ended += loop.step()
-    return {row.number: row for row in ended}
+    by_number = {row.number: row for row in ended}
+    assert len(by_number) == len(ended)
+    return by_number
 
 
 def true_tokens(folder):
@@ -209,6 +212,32 @@ def test_rows_start_again_when_memory_runs_out(folder, failing, limit):
     first = {number - len(numbers): row for number, row in run(loop).items()}
     assert tokens_of(first) == true_tokens(folder)
     assert failed_counts.count(8) == 2
+
+
+@pytest.mark.parametrize("method", ["join", "keep"])
+def test_rows_start_again_when_memory_runs_out_between_passes(folder, method, monkeypatch):
+    # Rows enter in several passes.
+    monkeypatch.setattr(caption_loop, "MAX_PROMPT_TOKENS", 200)
+    preprocessor, model = load(folder)
+    true = true_tokens(folder)
+    # The first row ends as it enters, with others.
+    end = true[0][0]
+    model._model.generation_config.eos_token_id.append(end)
+    true = {row: ids[: [*ids, end].index(end) + 1] for row, ids in true.items()}
+    change, has_failed = getattr(RowTensors, method), False
+
+    def fragile(self, *arguments):
+        nonlocal has_failed
+        change(self, *arguments)
+        if not has_failed:
+            has_failed = True
+            raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(RowTensors, method, fragile)
+    loop = start(preprocessor, model)
+    loop.add(prepare(preprocessor))
+    assert tokens_of(run(loop)) == true
+    assert has_failed
 
 
 def test_an_error_of_a_prompt_ends_its_row_alone(folder):

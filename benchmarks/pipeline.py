@@ -115,11 +115,12 @@ class Feed:
     def run(self, device: Device, barrier: Any, results: Any) -> None:
         """Measure the host's rate, then the rate of the whole feed for each device."""
         model_access.load_model = lambda *_: device  # for `worker`
-        if self.operator.model_sharing == "worker":
-            reach = embedding.reach_model
-            embedding.reach_model = lambda *given: reach(*given)._replace(
-                call_count=model_access.DEVICE_CALL_COUNT, prepare_thread=use_one_core
-            )
+        is_shared = self.operator.model_sharing == "executor"
+        call_count = model_access.GPU_CALL_COUNT if is_shared else model_access.DEVICE_CALL_COUNT
+        reach = embedding.reach_model
+        embedding.reach_model = lambda *given: reach(*given)._replace(
+            call_count=call_count, prepare_thread=use_one_core
+        )
         work = self.operator.load_work()(self.operator, self.task)
         rows = ImageRows(
             self.operator,

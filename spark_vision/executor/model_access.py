@@ -43,8 +43,10 @@ Loaded = TypeVar("Loaded")
 # not fill the worker's memory.
 KEPT_MODEL_COUNT = 2
 KEPT_CONNECTION_COUNT = 8
-# Of one task. While a server computes one, the others are sent, wait, or are answered.
-SERVED_CALL_COUNT = 4
+# Of one task: while a server computes one call, the others are sent, wait, or are answered. A CPU
+# takes so long that one call in advance is enough, and other queries would wait for more.
+CPU_CALL_COUNT = 2
+GPU_CALL_COUNT = 4
 # On one GPU: while one call computes, the next one is copied to the device and started.
 DEVICE_CALL_COUNT = 2
 
@@ -198,7 +200,8 @@ def reach_model(
         if operator.model_sharing == "executor":
             served = _serve(key, task)
             if served is not None:
-                return ReachedModel(served, served.placement, SERVED_CALL_COUNT)
+                call_count = CPU_CALL_COUNT if device.type == "cpu" else GPU_CALL_COUNT
+                return ReachedModel(served, served.placement, call_count)
         executor = str(task.executor) if task.executor else None
         loaded = keep_recent(
             _loaded,

@@ -429,7 +429,8 @@ def test_a_killed_server_costs_none_of_four_calls_in_flight(host, pixels, scalin
     with ThreadPoolExecutor(1) as pool:
         killed = pool.submit(kill_in_its_first_forward)
         batches = [list(pixels)] * 8
-        outcomes = [*compute_batches(reached, batches, embed, kind=lambda row: row.shape)]
+        in_flight = reached._replace(call_count=4)
+        outcomes = [*compute_batches(in_flight, batches, embed, kind=lambda row: row.shape)]
         killed.result()
     for found in outcomes:
         torch.testing.assert_close(torch.tensor(found), expected)

@@ -49,7 +49,7 @@ UNSUPPORTED_FIELDS: Mapping[str, Any] = {
 }
 # The image has the operator's size, which may be outside of the checkpoint's bounds. Other values
 # for each image would make vLLM load a processor for each of them.
-ANY_SIZE = {"min_pixels": 1, "max_pixels": 2**31 - 1}
+ANY_SIZE = {"size": {"shortest_edge": 1, "longest_edge": 2**31 - 1}}
 
 Value = TypeVar("Value")
 
@@ -168,7 +168,7 @@ class VllmCaptioner:
         parts = torch.split(batch.patches, counts)
         for row, (patches, grid) in enumerate(zip(parts, batch.grids.tolist(), strict=True)):
             token_ids = batch.token_ids[row, batch.attention_mask[row] == 1].tolist()
-            pixels = _join_patches(patches, *grid[1:], self._merge_size)
+            pixels = _join_patches(patches, grid[1], grid[2], self._merge_size)
             yield token_ids, Image.fromarray(pixels.numpy()), int(batch.seeds[row])
 
     def _sampling(self, settings: GenerationSettings, seed: int) -> Any:

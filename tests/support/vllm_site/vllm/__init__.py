@@ -76,9 +76,7 @@ class AsyncLLMEngine:
         image = prompt["multi_modal_data"]["image"]
         if image.getpixel((0, 0)) == REJECTED:
             raise ValueError("The decoder prompt is too long")
-        inputs = self._processor.image_processor(
-            images=[image], return_tensors="pt", **prompt["mm_processor_kwargs"]
-        )
+        inputs = self.preprocess(image, prompt["mm_processor_kwargs"])
         merged_count = int(inputs["image_grid_thw"].prod()) // 4
         token_ids = []
         for each in prompt["prompt_token_ids"]:
@@ -97,6 +95,9 @@ class AsyncLLMEngine:
         assert sampling_params.output_kind is RequestOutputKind.FINAL_ONLY
         completion = SimpleNamespace(token_ids=new_ids, finish_reason=reason)
         yield SimpleNamespace(prompt_token_ids=token_ids, outputs=[completion], finished=True)
+
+    def preprocess(self, image, kwargs):
+        return self._processor.image_processor(images=[image], return_tensors="pt", **kwargs)
 
     def _receive(self):
         with contextlib.suppress(EOFError, OSError):

@@ -275,7 +275,7 @@ def server_config(key: ModelKey, task: Task, executor: ExecutorProcess) -> "Serv
         call_count=call_count,
         thread_count=task.cpus,
         # On a CPU a batch of any size takes the same time per row.
-        joined_row_count=0 if key.device.type == "cpu" else task.joined_row_count,
+        joined_row_count=0 if is_vllm or key.device.type == "cpu" else task.joined_row_count,
         load_seconds=task.load_seconds,
         batch_seconds=task.batch_seconds,
         idle_seconds=task.idle_seconds,

@@ -271,7 +271,10 @@ class ModelCalls:
         header, tensors = calls[0].header, calls[0].tensors
         if calls[0].kind is not None and (len(calls) > 1 or self._device.type == "cuda"):
             tensors = {name: self._gather(name, calls) for name in tensors}
-        return call_model(self._loaded.model, header["method"], header["arguments"], tensors)
+        model, client = self._loaded.model, calls[0].client
+        if hasattr(model, "until"):
+            model = model.until(lambda: client.has_left)
+        return call_model(model, header["method"], header["arguments"], tensors)
 
     def _gather(self, name: str, calls: Sequence[Call]) -> torch.Tensor:
         """Concatenate a tensor of several calls, for a GPU in memory that it can copy from.

@@ -6,12 +6,13 @@ engine's core is a process of its own; an event loop in a thread of this one exc
 """
 
 import asyncio
+import copy
 import itertools
 import os
 import sys
 import threading
-from collections.abc import Coroutine, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from PIL import Image
 
 from spark_vision.errors import ModelServerError, UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import Checkpoint
+from spark_vision.models.pixel_batches import join_patches
 from spark_vision.models.precision import choose_dtype
 from spark_vision.models.protocols import (
     CaptionBatch,
@@ -50,6 +52,8 @@ UNSUPPORTED_FIELDS: Mapping[str, Any] = {
 # The image has the operator's size, which may be outside of the checkpoint's bounds. Other values
 # for each image would make vLLM load a processor for each of them.
 ANY_SIZE = {"size": {"shortest_edge": 1, "longest_edge": 2**31 - 1}}
+# How often a call asks whether its result is still of use.
+ASK_SECONDS = 0.5
 
 Value = TypeVar("Value")
 
@@ -112,10 +116,17 @@ class VllmCaptioner:
         self._penalty = float(generation.repetition_penalty or 1.0)
         self._image_token_id = int(config.image_token_id)
         self._merge_size = int(config.vision_config.spatial_merge_size)
+        self._has_left: Callable[[], bool] = lambda: False
         self._request_ids = map(str, itertools.count())
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
         self._engine: Any = self._submit(_start(engine_arguments)).result()
+
+    def until(self, has_left: Callable[[], bool]) -> "VllmCaptioner":
+        """Return this captioner for one client, whose rows are aborted once it has left."""
+        captioner = copy.copy(self)
+        captioner._has_left = has_left
+        return captioner
 
     def generate(
         self, batch: CaptionBatch, scaling: PixelScaling, settings: GenerationSettings
@@ -132,13 +143,21 @@ class VllmCaptioner:
 
         Raises:
             ModelServerError: The engine has ended.
-            RuntimeError: vLLM rejected a row, or failed on it; the other rows are aborted.
+            RuntimeError: vLLM rejected a row, or failed on it, or the client has left; the other
+                rows are aborted.
         """
         rows = [
             self._submit(self._write(token_ids, image, self._sampling(settings, seed)))
             for token_ids, image, seed in self._rows(batch)
         ]
         try:
+            waiting = set(rows)
+            while waiting:
+                done, waiting = wait(waiting, ASK_SECONDS, FIRST_EXCEPTION)
+                for row in done:
+                    row.result()
+                if self._has_left():
+                    raise ConnectionError("the client has left")
             outputs = [row.result() for row in rows]
         except Exception as error:
             if self._engine.errored:
@@ -168,7 +187,7 @@ class VllmCaptioner:
         parts = torch.split(batch.patches, counts)
         for row, (patches, grid) in enumerate(zip(parts, batch.grids.tolist(), strict=True)):
             token_ids = batch.token_ids[row, batch.attention_mask[row] == 1].tolist()
-            pixels = _join_patches(patches, grid[1], grid[2], self._merge_size)
+            pixels = join_patches(patches, grid[1], grid[2], self._merge_size)
             yield token_ids, Image.fromarray(pixels.numpy()), int(batch.seeds[row])
 
     def _sampling(self, settings: GenerationSettings, seed: int) -> Any:
@@ -250,20 +269,3 @@ def _generation_config(checkpoint: Checkpoint, config: Any) -> Any:
             "engine='vllm' does not support; remove that, or use engine='transformers'"
         )
     return generation
-
-
-def _join_patches(patches: torch.Tensor, rows: int, columns: int, merge: int) -> torch.Tensor:
-    """Put an image together from its patches.
-
-    Args:
-        patches: uint8 `[rows · columns, 3, patch_size, patch_size]` in the order of `CaptionBatch`.
-        rows: Number of rows of patches.
-        columns: Number of columns of patches.
-        merge: Rows and columns of patches in a square that the model merges.
-
-    Returns:
-        uint8 `[height, width, 3]`, contiguous.
-    """
-    size = patches.shape[-1]
-    squares = patches.reshape(rows // merge, columns // merge, merge, merge, 3, size, size)
-    return squares.permute(0, 2, 5, 1, 3, 6, 4).reshape(rows * size, columns * size, 3)

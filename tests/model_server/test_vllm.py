@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -168,9 +169,23 @@ def test_a_row_that_fails_fails_alone_and_the_others_of_its_call_are_aborted(
     assert "too long" in reasons[1]
     captioner._engine.aborted.clear()
     with pytest.raises(RuntimeError, match="too long"):
-        write([plain(inputs, REJECTED), plain(inputs, ENDLESS)])
+        write([plain(inputs, ENDLESS), plain(inputs, REJECTED)])
     wait_until(lambda: captioner._engine.aborted)
     assert captions(captioner, inputs, rows) == expected
+
+
+def test_rows_of_a_client_that_leaves_are_aborted(captioner, inputs, tmp_path):
+    from vllm import ENDLESS
+
+    captioner._engine.aborted.clear()
+    arguments = {"scaling": asdict(inputs.scaling), "settings": asdict(SETTINGS)}
+    with serve(tmp_path, captioner) as server:
+        channel = server.connect()
+        batch = inputs.collate([plain(inputs, ENDLESS)])
+        channel.send({"method": "generate", "arguments": arguments}, batch._asdict())
+        wait_until(lambda: captioner._engine.waiting_count())
+        channel.disconnect()
+        wait_until(lambda: captioner._engine.aborted)
 
 
 def test_a_prompt_that_vllm_expands_differently_is_an_error(captioner, inputs, rows, monkeypatch):
@@ -313,17 +328,19 @@ def test_a_failed_load_leaves_no_engine_and_is_told_again(checkpoint, executor, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_row_that_ends_the_engine_fails_alone(
     checkpoint, executor, python, inputs, rows, expected
 ):
     reached = reach(checkpoint, executor, vllm_python=str(python))
-    outcomes = compute_rows(
-        [rows[0], plain(inputs, (0, 0, 250))],
-        lambda part: captions(reached.model, inputs, part),
-        kind=lambda _: None,
-    )
-    assert outcomes[0] == expected[0]
-    assert outcomes[1].reason == "the model's process ended on this row alone"
+
+    def write(part):
+        return captions(reached.model, inputs, part)
+
+    fatal = plain(inputs, (0, 0, 250))
+    (outcome,) = compute_rows([fatal], write, kind=lambda _: None)
+    assert outcome.reason == "the model's process ended on this row alone"
+    assert write(rows) == expected
 
 
 def test_without_a_server_nothing_else_computes(checkpoint, executor, tmp_path):

@@ -96,6 +96,9 @@ class AsyncLLMEngine:
         completion = SimpleNamespace(token_ids=new_ids, finish_reason=reason)
         yield SimpleNamespace(prompt_token_ids=token_ids, outputs=[completion], finished=True)
 
+    def waiting_count(self):
+        return sum(not future.done() for future in self._waiting.values())
+
     def preprocess(self, image, kwargs):
         return self._processor.image_processor(images=[image], return_tensors="pt", **kwargs)
 

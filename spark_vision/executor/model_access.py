@@ -13,13 +13,14 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 
+from spark_vision.errors import ModelServerError
 from spark_vision.executor.devices import prepare_compute_thread, use_one_core
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.placement import Placement
@@ -49,6 +50,8 @@ CPU_CALL_COUNT = 2
 GPU_CALL_COUNT = 4
 # On one GPU: while one call computes, the next one is copied to the device and started.
 DEVICE_CALL_COUNT = 2
+# vLLM batches the rows of all calls itself.
+VLLM_CALL_COUNT = 64
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class ModelKey:
     dtype: str
     device: torch.device
     flash_attention: bool
+    engine: str
 
 
 class LoadedModel:
@@ -71,6 +75,7 @@ class LoadedModel:
         device: The device to load it on.
         executor: The executor's JVM, as pid and start time.
         flash_attention: As for `families.load_model`.
+        vllm_arguments: As for `families.load_model`.
 
     Raises:
         UnsupportedCheckpointError: Its weights cannot be used.
@@ -83,13 +88,14 @@ class LoadedModel:
         device: torch.device,
         executor: str | None,
         flash_attention: bool = False,
+        vllm_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._dtype = str(choose_dtype(dtype, device)).removeprefix("torch.")
         self._device = device
         self._executor = executor
         started = time.monotonic()
-        self.model: Any = load_model(checkpoint, dtype, device, flash_attention)
+        self.model: Any = load_model(checkpoint, dtype, device, flash_attention, vllm_arguments)
         self._load_seconds = time.monotonic() - started
         self._loaded_at = time.time()
         logger.info(
@@ -185,23 +191,34 @@ def reach_model(
 
     Args:
         checkpoint: What to load.
-        operator: Defines `dtype`, `model_sharing` and `flash_attention`.
+        operator: Defines `dtype`, `model_sharing`, `flash_attention` and `engine`.
         device: The device to load it on.
         task: Its executor shares the model.
 
     Raises:
         UnsupportedCheckpointError: Its weights cannot be used.
-        ModelServerError: The model server could not load it.
+        ModelServerError: The model server could not load it, or vLLM has no model server.
     """
     key = ModelKey(
-        checkpoint, stamp_of(checkpoint), operator.dtype, device, operator.flash_attention
+        checkpoint,
+        stamp_of(checkpoint),
+        operator.dtype,
+        device,
+        operator.flash_attention,
+        operator.engine,
     )
     with _loading:
         if operator.model_sharing == "executor":
             served = _serve(key, task)
-            if served is not None:
+            if not isinstance(served, str):
                 call_count = CPU_CALL_COUNT if device.type == "cpu" else GPU_CALL_COUNT
                 return ReachedModel(served, served.placement, call_count)
+            if key.engine == "vllm":
+                raise ModelServerError(
+                    f"engine='vllm' computes in a model server, but {served}; correct that, or use "
+                    "engine='transformers'"
+                )
+            _warn_not_shared(served)
         executor = str(task.executor) if task.executor else None
         loaded = keep_recent(
             _loaded,
@@ -215,11 +232,12 @@ def reach_model(
         return ReachedModel(loaded.model, lambda: loaded.placement, call_count, prepare_thread)
 
 
-def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
+def _serve(key: ModelKey, task: Task) -> "ModelProxy | str":
+    """Return the model in the executor's server, or the reason why there is no server."""
     if sys.platform != "linux":
-        return _decline("a model server needs Linux")
+        return "a model server needs Linux"
     if task.executor is None:
-        return _decline("no executor's JVM is among this process's ancestors")
+        return "no executor's JVM is among this process's ancestors"
     # Importing this fails on other systems.
     from spark_vision.model_server.client import ModelProxy, SharingUnavailableError
 
@@ -232,13 +250,21 @@ def _serve(key: ModelKey, task: Task) -> "ModelProxy | None":
             lambda: ModelProxy(config),
         )
     except SharingUnavailableError as error:
-        return _decline(str(error))
+        return str(error)
 
 
 def server_config(key: ModelKey, task: Task, executor: ExecutorProcess) -> "ServerConfig":
     """Return the settings of the server that holds a model for an executor's tasks."""
     from spark_vision.model_server.start import ServerConfig
 
+    is_vllm = key.engine == "vllm"
+    if is_vllm:
+        call_count = VLLM_CALL_COUNT
+    elif key.device.type == "cpu":
+        # Each task's batch uses that task's cores, as it would without a server.
+        call_count = max(1, task.executor_cores // task.cpus)
+    else:
+        call_count = DEVICE_CALL_COUNT
     return ServerConfig(
         executor=executor,
         folder=str(key.checkpoint.folder.absolute()),
@@ -246,18 +272,15 @@ def server_config(key: ModelKey, task: Task, executor: ExecutorProcess) -> "Serv
         dtype=key.dtype,
         device=str(key.device),
         flash_attention=key.flash_attention,
-        # On a CPU each task's batch uses that task's cores, as it would without a server.
-        call_count=(
-            max(1, task.executor_cores // task.cpus)
-            if key.device.type == "cpu"
-            else DEVICE_CALL_COUNT
-        ),
+        call_count=call_count,
         thread_count=task.cpus,
         # On a CPU a batch of any size takes the same time per row.
-        joined_row_count=0 if key.device.type == "cpu" else task.joined_row_count,
+        joined_row_count=0 if is_vllm or key.device.type == "cpu" else task.joined_row_count,
         load_seconds=task.load_seconds,
         batch_seconds=task.batch_seconds,
         idle_seconds=task.idle_seconds,
+        python=(task.vllm_python or sys.executable) if is_vllm else sys.executable,
+        vllm_arguments=task.vllm_arguments if is_vllm else None,
     )
 
 
@@ -274,5 +297,5 @@ def keep_recent(
 
 
 @cache
-def _decline(reason: str) -> None:
+def _warn_not_shared(reason: str) -> None:
     logger.warning("the model is loaded in each Python worker, not once per executor: %s", reason)

@@ -4,6 +4,7 @@ This is the only file of this folder that imports Spark. The next task of a Pyth
 another GPU, so nothing here is cached between tasks.
 """
 
+import json
 import math
 import os
 import re
@@ -19,6 +20,8 @@ LOAD_SECONDS = "spark.vision.model.loadSeconds"
 BATCH_SECONDS = "spark.vision.model.batchSeconds"
 IDLE_SECONDS = "spark.vision.model.idleSeconds"
 JOINED_ROW_COUNT = "spark.vision.model.joinedRowCount"
+VLLM_PYTHON = "spark.vision.model.vllmPython"
+VLLM_ARGUMENTS = "spark.vision.model.vllmArguments"
 # Eleven days: poll() accepts at most 2³¹ milliseconds.
 MAX_SECONDS = 1_000_000
 MAX_JOINED_ROW_COUNT = 65_536
@@ -76,6 +79,8 @@ class Task:
         joined_row_count: Maximum number of rows that a model server computes at a time on a GPU, if
             it joins small batches; 0 joins none.
         idle_seconds: A model server without calls for this long ends; 0 means never.
+        vllm_python: The interpreter of the environment with vLLM, on the executors; None: this one.
+        vllm_arguments: Arguments of vLLM's engine, as a JSON object.
         hub: The Hugging Face variables of the job.
         attempt_number: Spark's attempt number of the task, from 0; None outside Spark.
     """
@@ -89,6 +94,8 @@ class Task:
     batch_seconds: float = 600.0
     idle_seconds: float = 600.0
     joined_row_count: int = 256
+    vllm_python: str | None = None
+    vllm_arguments: str = "{}"
     hub: HubEnvironment = HubEnvironment()
     attempt_number: int | None = None
 
@@ -100,7 +107,7 @@ def current_task(hub: HubEnvironment | None = None) -> Task:
         hub: The Hugging Face variables of the job.
 
     Raises:
-        InvalidOptionError: A setting of the model server is not a valid number of seconds.
+        InvalidOptionError: A setting of the model server is not valid.
     """
     from pyspark import TaskContext
 
@@ -121,6 +128,8 @@ def current_task(hub: HubEnvironment | None = None) -> Task:
         batch_seconds=_seconds(properties, BATCH_SECONDS),
         idle_seconds=_seconds(properties, IDLE_SECONDS, zero=True),
         joined_row_count=_joined_row_count(properties),
+        vllm_python=properties.get(VLLM_PYTHON),
+        vllm_arguments=_vllm_arguments(properties),
         hub=hub,
         attempt_number=context.attemptNumber(),
     )
@@ -154,6 +163,20 @@ def _joined_row_count(properties: Mapping[str, str]) -> int:
             f"{JOINED_ROW_COUNT} got {text!r}; allowed: an integer from 0 to {MAX_JOINED_ROW_COUNT}"
         )
     return int(text)
+
+
+def _vllm_arguments(properties: Mapping[str, str]) -> str:
+    text = properties.get(VLLM_ARGUMENTS, Task.vllm_arguments)
+    try:
+        is_object = isinstance(json.loads(text), dict)
+    except ValueError:
+        is_object = False
+    if not is_object:
+        raise InvalidOptionError(
+            f"{VLLM_ARGUMENTS} got {text!r}; allowed: a JSON object with arguments of vLLM's "
+            'engine, such as {"max_model_len": 8192}'
+        )
+    return text
 
 
 def _seconds(properties: Mapping[str, str], name: str, *, zero: bool = False) -> float:

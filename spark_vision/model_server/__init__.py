@@ -24,7 +24,7 @@ Protocol. Each packet is a JSON object; tensors are in shared memory (`channel.p
 Start. A client whose connection is refused starts a server and connects again. If several clients
 do so, one server gets the name and the others exit. A client starts a limited number of servers.
 
-Failed load. The server sends the error to all waiting clients. It then replaces itself by a small
+Failed load. The server sends the error to all waiting clients. It then leaves its name to a small
 process that sends the error to new clients for 30 seconds, because Spark retries a task at once.
 
 Calls. A connection has one call in flight; it is closed if its client sends another before the
@@ -51,6 +51,9 @@ End. A server ends when the executor's process ends, when it was idle for too lo
 is broken, or when a call or its load takes too long. It removes its log, frees its name, and exits
 at once: a normal exit with torch loaded takes a second more. A client that gets an end of file, a
 reset or a refusal connects again and repeats its call: calls have no side effects.
+
+vLLM. Its engine is a child process of the server. It outlives a server that is killed, so the
+server's whole process group is killed when the server ends. If the engine ends, the server does.
 
 Users and containers. Each side checks the user of the other. If another user holds the name, the
 worker loads the model itself. Abstract names belong to a network namespace, which containers may

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from spark_vision.executor.executor_process import ExecutorProcess
-from spark_vision.images.child_process import module_command
 from spark_vision.model_server.channel import Channel, Failure
 from spark_vision.model_server.server import ModelServer
 from spark_vision.model_server.start import NAME_TAKEN, ServerConfig, listen
@@ -43,14 +43,17 @@ def main(config_text: str, name: str, log: str) -> NoReturn:
         if error.errno != errno.EADDRINUSE:
             logger.exception("cannot listen")
         os._exit(NAME_TAKEN if error.errno == errno.EADDRINUSE else 1)
+    if config.vllm_arguments is not None:
+        _end_group_with_this_process()
     code = 1
     try:
         ending = ModelServer(config, listener, _load, log).run()
         logger.info("ends: %s", ending.reason)
         code = ending.code
         if ending.failure is not None:
-            _become_refusal(config.executor, listener, ending.failure)
-        _remove_log(Path(log))
+            _start_refusal(config.executor, listener, ending.failure)
+        else:
+            _remove_log(Path(log))
     except BaseException:
         logger.exception("the model server failed")
     finally:
@@ -67,14 +70,24 @@ def _load(config: ServerConfig) -> "ModelCalls":
     return ModelCalls.load(config)
 
 
-def _become_refusal(
-    executor: ExecutorProcess, listener: socket.socket, failure: Failure
-) -> NoReturn:
-    """Replace this process by one that keeps the name, to free all memory and threads."""
-    listener.set_inheritable(True)
+def _end_group_with_this_process() -> None:
+    """Let all processes that this one starts end with it, also when it is killed.
+
+    The engine of vLLM is a child process that outlives its parent, and keeps the GPU. The shell
+    waits for the end of a pipe whose other end only this process has. Then it kills its process
+    group, which is this process's own.
+    """
+    waiting, _ = os.pipe()
+    subprocess.Popen(["/bin/sh", "-c", "read line; kill -KILL 0"], stdin=waiting)
+    os.close(waiting)
+
+
+def _start_refusal(executor: ExecutorProcess, listener: socket.socket, failure: Failure) -> None:
+    """Start a small process that keeps the name, outside of this one's process group."""
     state = {"refused": asdict(executor), "listener": listener.fileno(), "failure": failure}
-    command = [*module_command("spark_vision.model_server"), json.dumps(state)]
-    os.execv(command[0], command)
+    # The same command as of this process, with another argument in the place of the three.
+    command = [*sys.orig_argv[:-3], json.dumps(state)]
+    subprocess.Popen(command, pass_fds=[listener.fileno()], start_new_session=True)
 
 
 def refuse(state: str) -> None:
@@ -82,6 +95,8 @@ def refuse(state: str) -> None:
     given = json.loads(state)
     deadline = time.monotonic() + FAILURE_CACHE_SECONDS
     with suppress(ProcessLookupError), socket.socket(fileno=given["listener"]) as listener:
+        # The kernel reports the process that called this last as the one that listens.
+        listener.listen()
         executor = ExecutorProcess(**given["refused"]).open_descriptor()
         watched: list[Any] = [listener, executor]
         while (left := deadline - time.monotonic()) > 0:

@@ -4,6 +4,7 @@ A call is a method name, JSON arguments and named tensors; a result is named ten
 of the model protocols needs a method of `RemoteModel` and a case of `call_model`.
 """
 
+import json
 import logging
 import math
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from spark_vision.errors import UnsupportedCheckpointError
+from spark_vision.errors import ModelServerError, UnsupportedCheckpointError
 from spark_vision.executor.devices import keep_freed_memory, prepare_compute_thread
 from spark_vision.executor.inference import is_out_of_memory
 from spark_vision.executor.model_access import LoadedModel, stamp_of
@@ -165,8 +166,14 @@ class ModelCalls:
         checkpoint = open_folder(Path(config.folder))
         device, executor = torch.device(config.device), str(config.executor)
         _require_stamp(checkpoint, config)
-        loaded = LoadedModel(checkpoint, config.dtype, device, executor, config.flash_attention)
+        arguments = json.loads(config.vllm_arguments) if config.vllm_arguments else None
+        loaded = LoadedModel(
+            checkpoint, config.dtype, device, executor, config.flash_attention, arguments
+        )
         _require_stamp(checkpoint, config)
+        if arguments is not None:
+            # vLLM computes in a process of its own: this one takes no memory of the GPU.
+            device = torch.device("cpu")
         return cls(loaded, device, config.thread_count, config.joined_row_count)
 
     def prepare_thread(self) -> None:
@@ -246,6 +253,9 @@ class ModelCalls:
             if call.header["method"] == "placement":
                 return {"placement": asdict(self._loaded.placement)}, {}
             return {}, self._call([call])
+        except ModelServerError:
+            # Without an answer, the clients repeat their calls in the next server.
+            raise
         except Exception as error:
             described = self._describe(call, error)
         self._free_memory()
@@ -261,7 +271,10 @@ class ModelCalls:
         header, tensors = calls[0].header, calls[0].tensors
         if calls[0].kind is not None and (len(calls) > 1 or self._device.type == "cuda"):
             tensors = {name: self._gather(name, calls) for name in tensors}
-        return call_model(self._loaded.model, header["method"], header["arguments"], tensors)
+        model, client = self._loaded.model, calls[0].client
+        if hasattr(model, "until"):
+            model = model.until(lambda: client.has_left)
+        return call_model(model, header["method"], header["arguments"], tensors)
 
     def _gather(self, name: str, calls: Sequence[Call]) -> torch.Tensor:
         """Concatenate a tensor of several calls, for a GPU in memory that it can copy from.

@@ -15,13 +15,13 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from spark_vision import errors
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.task import TOKEN_VARIABLES
-from spark_vision.images.child_process import import_path, module_command
+from spark_vision.images.child_process import foreign_command, import_path, module_command
 
 # The exit code of a server whose name is held by another process.
 NAME_TAKEN = 98
@@ -48,6 +48,9 @@ class ServerConfig:
         load_seconds: Time limit of the load.
         batch_seconds: Time limit of a call; a longer one ends the server.
         idle_seconds: The server ends after this time without calls; 0 means never.
+        python: The interpreter that runs it.
+        vllm_arguments: Arguments of the vLLM engine that computes, as a JSON object; None:
+            transformers computes.
     """
 
     executor: ExecutorProcess
@@ -62,6 +65,8 @@ class ServerConfig:
     load_seconds: float
     batch_seconds: float
     idle_seconds: float
+    python: str = field(default_factory=lambda: sys.executable)
+    vllm_arguments: str | None = None
 
     def to_json(self) -> str:
         """Serialize the settings as a command-line argument."""
@@ -82,7 +87,8 @@ class ServerConfig:
         model = [self.folder, self.stamp, self.dtype, self.flash_attention, self.device]
         # The device index counts the GPUs in this variable.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self.device != "cpu" else ""
-        identity = json.dumps([*model, visible, sys.executable, errors.__file__])
+        engine = [self.python, self.vllm_arguments]
+        identity = json.dumps([*model, visible, *engine, errors.__file__])
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return f"{_log_prefix()}{self.executor}-{digest}"
 
@@ -119,24 +125,26 @@ def start_server(config: ServerConfig) -> subprocess.Popen[bytes]:
     """
     _remove_old_logs()
     threads = str(config.thread_count)
+    # The server loads from a folder and outlives a job, so it gets no hub token.
+    environment = {name: os.environ[name] for name in os.environ if name not in TOKEN_VARIABLES}
+    if config.python == sys.executable:
+        command = module_command("spark_vision.model_server")
+        environment["PYTHONPATH"] = import_path()
+    else:
+        command = foreign_command(config.python, "spark_vision.model_server")
+        for name in ("PYTHONPATH", "PYTHONHOME"):
+            environment.pop(name, None)
     path = log_of(config.name)
     log = _open_log(path)
     try:
         process = subprocess.Popen(
-            [
-                *module_command("spark_vision.model_server"),
-                config.to_json(),
-                config.name,
-                str(path),
-            ],
+            [*command, config.to_json(), config.name, str(path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd="/",
             env={
-                # The server loads from a folder and outlives a job, so it gets no hub token.
-                **{name: os.environ[name] for name in os.environ if name not in TOKEN_VARIABLES},
-                "PYTHONPATH": import_path(),
+                **environment,
                 "OMP_NUM_THREADS": threads,
                 "MKL_NUM_THREADS": threads,
                 # Threads that spin while they wait would take cores from decoding.

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _VIT = "spark_vision.models.vit"
 _CLIP = "spark_vision.models.clip"
 _QWEN_VL = "spark_vision.models.qwen_vl"
+_VLLM = "spark_vision.models.vllm_engine"
 
 FAMILIES: Mapping[str, str] = {
     "vit": _VIT,
@@ -110,7 +111,11 @@ def check_operator(checkpoint: Checkpoint, operator: Operator) -> ModelDescripti
 
 
 def load_model(
-    checkpoint: Checkpoint, dtype: str, device: "torch.device", flash_attention: bool = False
+    checkpoint: Checkpoint,
+    dtype: str,
+    device: "torch.device",
+    flash_attention: bool = False,
+    vllm_arguments: Mapping[str, Any] | None = None,
 ) -> "Model":
     """Load a checkpoint's model; a CLIP-like model is both an ImageEmbedder and a TextEmbedder.
 
@@ -120,13 +125,17 @@ def load_model(
         device: The device of the weights.
         flash_attention: Use the flash-attn package if it is installed and the device and family
             support it.
+        vllm_arguments: Arguments of the vLLM engine that computes; None: transformers computes.
 
     Raises:
-        UnsupportedCheckpointError: The family is unknown, or weights are missing or have a wrong
-            shape.
+        ModelServerError: vLLM cannot be imported.
+        UnsupportedCheckpointError: The family is unknown, weights are missing or have a wrong
+            shape, or the checkpoint generates in a way that vLLM does not have.
     """
     family = _family(checkpoint)
-    options = {"flash_attention": flash_attention} if family == _QWEN_VL else {}
+    options: dict[str, Any] = {"flash_attention": flash_attention} if family == _QWEN_VL else {}
+    if vllm_arguments is not None:
+        family, options = _VLLM, {"arguments": vllm_arguments}
     return cast("Model", import_module(family).load(checkpoint, dtype, device, **options))
 
 

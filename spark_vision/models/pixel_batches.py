@@ -66,3 +66,20 @@ def _multiply_add(
     for image, place in zip(pixels, scaled, strict=True):
         torch.addcmul(shift, image.to(torch.float32), factor, out=place)
     return scaled.to(dtype)
+
+
+def join_patches(patches: torch.Tensor, rows: int, columns: int, merge: int) -> torch.Tensor:
+    """Put an image together from its patches.
+
+    Args:
+        patches: uint8 `[rows · columns, 3, patch_size, patch_size]` in the order of `CaptionBatch`.
+        rows: Number of rows of patches.
+        columns: Number of columns of patches.
+        merge: Rows and columns of patches in a square that the model merges.
+
+    Returns:
+        uint8 `[height, width, 3]`, contiguous.
+    """
+    size = patches.shape[-1]
+    squares = patches.reshape(rows // merge, columns // merge, merge, merge, 3, size, size)
+    return squares.permute(0, 2, 5, 1, 3, 6, 4).reshape(rows * size, columns * size, 3)

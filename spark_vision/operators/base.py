@@ -200,6 +200,11 @@ class Operator(ABC):
         return False
 
     @property
+    def engine(self) -> str:
+        """What computes the model: `transformers` or `vllm`."""
+        return "transformers"
+
+    @property
     def reading_options(self) -> Hashable:
         """The options that determine how an image is read; equal ones allow sharing a read."""
         return None

@@ -19,8 +19,11 @@ _DECIDING = (
     "max_pixels",
     "repetition_penalty",
     "do_sample",
+    "engine",
 )
 _DECIDING_SAMPLES = ("temperature", "top_k", "top_p", "seed")
+# vLLM raises a lower temperature to this, and rejects a higher one.
+VLLM_TEMPERATURES = (0.01, 2.0)
 # A tokenizer takes half a second for this many, and the context of most models is shorter.
 MAX_PROMPT_CHARACTERS = 131_072
 
@@ -68,6 +71,12 @@ class QwenVLImageUnderstanding(ImageOperator):
         True,
         "Use the flash-attn package where it is installed and the GPU supports it; otherwise "
         "torch's own attention.",
+    )
+    engine: str = option(
+        "transformers",
+        "What generates the captions: transformers, or vLLM in an environment of its own (see the "
+        "page on vLLM).",
+        allowed=("transformers", "vllm"),
     )
     resized_height: int | None = option(
         None,
@@ -137,6 +146,8 @@ class QwenVLImageUnderstanding(ImageOperator):
                 f"{type(self).__name__}.prompt got {len(self.prompt):,} characters; allowed: at "
                 f"most {MAX_PROMPT_CHARACTERS:,}"
             )
+        if self.engine == "vllm":
+            self._check_vllm()
         if self.top_p > 1:
             raise InvalidOptionError(
                 f"{type(self).__name__}.top_p got {self.top_p}; allowed: a number above 0 and at "
@@ -150,6 +161,26 @@ class QwenVLImageUnderstanding(ImageOperator):
             raise InvalidOptionError(
                 f"{type(self).__name__}.min_pixels got {self.min_pixels} with "
                 f"max_pixels={self.max_pixels}; allowed: at most max_pixels"
+            )
+
+    def _check_vllm(self) -> None:
+        """Refuse what vLLM does not have, or would silently compute differently."""
+        name = type(self).__name__
+        if self.model_sharing != "executor":
+            raise InvalidOptionError(
+                f"{name}.engine got 'vllm' with model_sharing={self.model_sharing!r}; allowed: "
+                "model_sharing='executor', because vLLM runs in the executor's model server"
+            )
+        if self.dtype == "tf32":
+            raise InvalidOptionError(
+                f"{name}.engine got 'vllm' with dtype='tf32'; allowed: "
+                f"{', '.join(each for each in DTYPES if each != 'tf32')}"
+            )
+        least, most = VLLM_TEMPERATURES
+        if self.do_sample and not least <= self.temperature <= most:
+            raise InvalidOptionError(
+                f"{name}.engine got 'vllm' with temperature={self.temperature}; allowed: a number "
+                f"from {least} to {most:g}"
             )
 
     @property

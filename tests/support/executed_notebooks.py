@@ -14,6 +14,7 @@ import quick_spark
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "jobs" / "notebooks"
+_WORKER_SITE = ROOT / "tests" / "support" / "worker_site"
 _CELL_SECONDS = 600
 _PICTURE = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+")
 
@@ -55,14 +56,24 @@ def open_notebook(notebook, folder):
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder / "work")}},
     )
-    environment = {"PYTHONPATH": str(ROOT), "SPARK_CONF_DIR": str(folder / "conf")}
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "SPARK_CONF_DIR": str(folder / "conf"),
+        "SPARK_SUBMIT_OPTS": quick_spark.JVM_OPTIONS,
+        "OMP_NUM_THREADS": "1",
+    }
     with client.setup_kernel(env=os.environ | environment):
         yield Kernel(client)
 
 
 def write_spark_defaults(folder):
     folder.mkdir()
-    lines = [f"{name} {value}" for name, value in quick_spark.SETTINGS.items()]
+    settings = {
+        **quick_spark.SETTINGS,
+        "spark.executorEnv.PYTHONPATH": os.pathsep.join([str(ROOT), str(_WORKER_SITE)]),
+        "spark.python.daemon.module": "warm_daemon",
+    }
+    lines = [f"{name} {value}" for name, value in settings.items()]
     (folder / "spark-defaults.conf").write_text("\n".join(lines) + "\n")
 
 

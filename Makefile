@@ -15,7 +15,7 @@ JARS := .venv/jars-resolved
 export PYSPARK_PYTHON := $(BIN)/python
 export PYSPARK_DRIVER_PYTHON := $(BIN)/python
 
-.PHONY: docs setup demo train-demo test test-all style clean python java
+.PHONY: docs notebooks setup demo train-demo test test-all style clean python java
 .DEFAULT_GOAL := help
 .PHONY: help
 
@@ -25,6 +25,7 @@ help:
 	@echo "make test    checks style, types and behaviour"
 	@echo "make test-all  tests also what takes minutes each"
 	@echo "make docs    builds the documentation and the API reference into site/"
+	@echo "make notebooks  runs the notebooks again, and stores what they show"
 	@echo "make setup   only makes .venv, with Delta's JARs"
 	@echo "make train-demo  trains the demonstration's checkpoints again, in half an hour"
 	@echo "make clean   removes .venv and demo-output"
@@ -84,6 +85,9 @@ test: java style
 
 test-all: java style
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not browser"
+
+notebooks: java setup
+	@PYTHONPATH=tests/support $(BIN)/python -m executed_notebooks
 
 DOCS := .venv/docs-installed
 $(DOCS): $(STAMP)

@@ -37,7 +37,7 @@ from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.image_rows import ImageRows
 from spark_vision.executor.task import Task
-from spark_vision.model_server.methods import ModelCalls
+from spark_vision.model_server.model_calls import ModelCalls
 from spark_vision.model_server.server import ModelServer
 from spark_vision.model_server.start import listen
 from spark_vision.models.checkpoints import resolve_checkpoint

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         tag_image,
         tag_vectors,
     )
+    from spark_vision.notebook import show_images
     from spark_vision.search.duplicates import find_duplicates, group_duplicates
     from spark_vision.search.exact import search_images
     from spark_vision.search.index_rows import IndexProblem, IndexReport, index_ready
@@ -105,6 +106,7 @@ __all__ = [
     "plan_vision_columns",
     "register_functions",
     "search_images",
+    "show_images",
     "stream_vision_columns",
     "sync_index",
     "tag_image",
@@ -136,6 +138,7 @@ _LAZY_NAMES = {
     "plan_vision_columns": "spark_vision.tables.forecast",
     "register_functions": "spark_vision.sql",
     "search_images": "spark_vision.search.exact",
+    "show_images": "spark_vision.notebook",
     "stream_vision_columns": "spark_vision.tables.stream",
     "sync_index": "spark_vision.search.sync",
     "tag_image": "spark_vision.functions",

@@ -1,18 +1,18 @@
 """README and docs say what is true: their tables are the code's, and their examples run."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
-from documented_places import replacing
+import spark_vision
+from documented_places import DOCS, ROOT, blocks_of, replacing
 from spark_vision.cli.option_table import option_table, write_option_table
 from spark_vision.cli.statements import split_statements
 from spark_vision.errors import Status
 from spark_vision.operators import OPERATORS
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
 # Examples go on where those of the pages before ended.
 PAGES = [ROOT / "README.md", DOCS / "functions.md", DOCS / "tables.md", DOCS / "search.md"]
 
@@ -22,13 +22,12 @@ def read(name):
 
 
 def blocks(language):
-    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.DOTALL | re.MULTILINE)
-    return [block for page in PAGES for block in pattern.findall(page.read_text())]
+    return [block for page in PAGES for block in blocks_of(page, language)]
 
 
 def test_examples_are_only_on_pages_that_are_run():
     others = {*DOCS.glob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"} - {*PAGES}
-    others -= {*DOCS.glob("recipe_*.md")}
+    others -= {DOCS / "index.md", *DOCS.glob("recipe_*.md"), *DOCS.glob("migrate_*.md")}
     assert [page.name for page in others if re.search(r"^```(python|sql)$", page.read_text())] == []
 
 
@@ -57,6 +56,28 @@ def test_every_status_is_explained_once():
         r"^\| `([a-z0-9_]+)` \| [^|]+ \| [^|]+ \|$", read("statuses.md"), re.MULTILINE
     )
     assert named == [status.value for status in Status]
+
+
+def messages():
+    """The texts in the package's code; `…` in the place of what is filled in."""
+    for path in Path(spark_vision.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(
+                    part.value if isinstance(part, ast.Constant) else "…" for part in node.values
+                )
+
+
+def test_the_messages_of_the_troubleshooting_page_are_those_of_the_package():
+    ours = read("troubleshooting.md").partition("## Messages of Spark")[0]
+    cells = re.findall(r"^\| (.*?) \| .* \|$", ours, re.MULTILINE)
+    quoted = [each for cell in cells for each in re.findall(r"`(.+?)`", cell)]
+    known = list(messages())
+    assert len(quoted) > 40
+    assert [each for each in quoted if not any(each in text for text in known)] == []
+    assert "a message that nobody writes" not in "".join(known)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ FLOORS = {
     "spark_vision.spark": 4,
     "spark_vision.session": 4,
     "spark_vision.functions": 5,
+    "spark_vision.notebook": 5,
     "spark_vision.sql": 5,
     "spark_vision.unity_catalog": 5,
     "spark_vision.tables": 5,

@@ -1,15 +1,11 @@
 """Writes a static, self-contained HTML page with rows of images under headings."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from PIL import Image
-
-THUMBNAIL_PIXELS = 240
+from spark_vision.notebook import jpeg_source
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #777; }
@@ -66,7 +62,7 @@ def write_page(
     title: str,
     notes: Sequence[str],
     sections: Sequence[Section],
-    pictures: Mapping[str, Image.Image],
+    pictures: Mapping[str, bytes],
 ) -> None:
     """Write a page with embedded images.
 
@@ -75,9 +71,9 @@ def write_page(
         title: The title of the page.
         notes: Paragraphs under the title.
         sections: The sections. All text is escaped.
-        pictures: Images by the path of their cards; a card without an image shows only text.
+        pictures: JPEG files by the path of their cards; a card without one shows only text.
     """
-    sources = {name: _data_uri(picture) for name, picture in pictures.items()}
+    sources = {name: jpeg_source(picture) for name, picture in pictures.items()}
     body = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(note)}</p>" for note in notes)]
     for section in sections:
         body.append(f"<section><h2>{escape(section.heading)}</h2><p>{escape(section.note)}</p>")
@@ -103,11 +99,3 @@ def _figure(card: Card, source: str | None) -> str:
     lines = "<br>".join(escape(line) for line in card.lines)
     words = f"<figcaption><b>{escape(card.title)}</b>{lines}</figcaption>"
     return f"<figure{kind}>{picture}{words}</figure>"
-
-
-def _data_uri(picture: Image.Image) -> str:
-    small = picture.convert("RGB")
-    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

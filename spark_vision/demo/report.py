@@ -4,17 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-import torch
-from PIL import Image
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from torchvision.transforms.v2.functional import to_pil_image
 
 from spark_vision.demo.gallery import Search
 from spark_vision.demo.page import Card, Row, Section
-from spark_vision.errors import RowFailure
-from spark_vision.images.decoding import decode
-from spark_vision.operators import ImageLimits
+from spark_vision.notebook import thumbnail_of
+
+THUMBNAIL_PIXELS = 240
 
 
 @dataclass(frozen=True)
@@ -84,28 +81,20 @@ def answers_section(heading: str, note: str, answers: Sequence[Answer], words: W
     return Section(heading, note, (Row("", cards),))
 
 
-def load_pictures(files: DataFrame, paths: Iterable[str]) -> Mapping[str, Image.Image]:
-    """Decode the images of the page.
+def load_pictures(files: DataFrame, paths: Iterable[str]) -> Mapping[str, bytes]:
+    """Load the thumbnails of the page.
 
     Args:
         files: `path` and `content`, as from `binaryFile`.
-        paths: The images to decode.
+        paths: The images to load.
 
     Returns:
-        Images by path, without those that cannot be decoded.
+        JPEG files by path, without images that cannot be decoded.
     """
-    chosen = files.where(F.col("path").isin(sorted(set(paths)))).select("path", "content")
-    pictures = {}
-    for row in chosen.toLocalIterator():
-        try:
-            pictures[row.path] = to_pil_image(decode(_encoded(row.content), ImageLimits()))
-        except RowFailure:
-            continue
-    return pictures
-
-
-def _encoded(content: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(content) or bytearray(1), dtype=torch.uint8)
+    chosen = files.where(F.col("path").isin(sorted(set(paths))))
+    thumbnail = thumbnail_of("content", max_side=THUMBNAIL_PIXELS).thumbnail
+    rows = chosen.select("path", thumbnail.alias("thumbnail")).collect()
+    return {row.path: row.thumbnail for row in rows if row.thumbnail is not None}
 
 
 def paths_of(sections: Iterable[Section]) -> Iterator[str]:

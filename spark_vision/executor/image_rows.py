@@ -94,7 +94,7 @@ class ImageRows:
         self._resized_sizes = tuple(resized_sizes)
         self._cpu_count = max(1, cpu_count)
         self._decoding = threading.Semaphore(self._cpu_count)
-        self._isolate = bool(attempt_number)
+        self._isolate = operator.isolates_decoding or bool(attempt_number)
         in_spark = attempt_number is not None
         self._watch = DecodeWatchdog(operator.limits.decode_seconds if in_spark else None)
         self._pixels = Budget(max_decode_bytes(operator.limits))

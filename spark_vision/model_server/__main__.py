@@ -21,7 +21,7 @@ from spark_vision.model_server.server import ModelServer
 from spark_vision.model_server.start import NAME_TAKEN, ServerConfig, listen
 
 if TYPE_CHECKING:
-    from spark_vision.model_server.methods import ModelCalls
+    from spark_vision.model_server.model_calls import ModelCalls
 
 logger = logging.getLogger("spark_vision.model_server")
 
@@ -65,7 +65,7 @@ def main(config_text: str, name: str, log: str) -> NoReturn:
 
 def _load(config: ServerConfig) -> "ModelCalls":
     # Importing torch takes seconds, during which clients can already connect.
-    from spark_vision.model_server.methods import ModelCalls
+    from spark_vision.model_server.model_calls import ModelCalls
 
     return ModelCalls.load(config)
 

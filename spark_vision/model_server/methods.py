@@ -4,28 +4,15 @@ A call is a method name, JSON arguments and named tensors; a result is named ten
 of the model protocols needs a method of `RemoteModel` and a case of `call_model`.
 """
 
-import json
 import logging
-import math
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from spark_vision.errors import ModelServerError, UnsupportedCheckpointError
-from spark_vision.executor.devices import keep_freed_memory, prepare_compute_thread
-from spark_vision.executor.inference import is_out_of_memory
-from spark_vision.executor.model_access import LoadedModel, stamp_of
-from spark_vision.model_server.call_queue import Call
-from spark_vision.model_server.caption_calls import CaptionCalls, TakeMore
-from spark_vision.model_server.channel import Failure, Message, describe_failure
-from spark_vision.model_server.start import ServerConfig
-from spark_vision.models.checkpoint_files import Checkpoint, open_folder
-from spark_vision.models.precision import use_tf32
+from spark_vision.model_server.channel import Failure, describe_failure
 from spark_vision.models.protocols import (
     CaptionBatch,
     GeneratedTokens,
@@ -95,7 +82,7 @@ def call_model(
     """
     match method:
         case "embed_images":
-            scaling, pooling = _scaling(arguments), arguments["pooling"]
+            scaling, pooling = read_scaling(arguments), arguments["pooling"]
             return {"vectors": model.embed_images(tensors["pixels"], scaling, pooling)}
         case "embed_texts":
             return {"vectors": model.embed_texts(tensors)}
@@ -105,7 +92,7 @@ def call_model(
         case "generate":
             settings = GenerationSettings(**arguments["settings"])
             generated: GeneratedTokens = model.generate(
-                CaptionBatch(**tensors), _scaling(arguments), settings
+                CaptionBatch(**tensors), read_scaling(arguments), settings
             )
             return generated._asdict()
     raise ValueError(
@@ -113,7 +100,8 @@ def call_model(
     )
 
 
-def _scaling(arguments: Mapping[str, Any]) -> PixelScaling:
+def read_scaling(arguments: Mapping[str, Any]) -> PixelScaling:
+    """Return the scaling of a call's pixels from its arguments."""
     given = arguments["scaling"]
     return PixelScaling(given["rescale_factor"], tuple(given["mean"]), tuple(given["std"]))
 
@@ -128,184 +116,3 @@ def describe_error(error: Exception) -> Failure:
 def make_error(described: Failure) -> Exception:
     """Return the error that `describe_error` described."""
     return _ERRORS[described["kind"]](described["message"])
-
-
-class ModelCalls:
-    """Answers calls with a loaded model; used by several threads.
-
-    Args:
-        loaded: The model.
-        device: Its device.
-        thread_count: Number of cores that one call may use on a CPU.
-        row_limit: Maximum number of rows of joined calls.
-    """
-
-    def __init__(
-        self, loaded: LoadedModel, device: torch.device, thread_count: int, row_limit: int
-    ) -> None:
-        self._loaded = loaded
-        self._device = device
-        self._thread_count = thread_count
-        self._row_limit = row_limit
-        self._fitting: dict[Hashable, int] = {}
-        self._of_thread = threading.local()
-        self.is_device_broken = False
-
-    @classmethod
-    def load(cls, config: ServerConfig) -> "ModelCalls":
-        """Load the model of a server.
-
-        Raises:
-            UnsupportedCheckpointError: Its weights cannot be used, or changed since the query
-                began.
-        """
-        keep_freed_memory()
-        torch.set_num_threads(config.thread_count)
-        if config.dtype == "tf32":
-            use_tf32()
-        checkpoint = open_folder(Path(config.folder))
-        device, executor = torch.device(config.device), str(config.executor)
-        _require_stamp(checkpoint, config)
-        arguments = json.loads(config.vllm_arguments) if config.vllm_arguments else None
-        loaded = LoadedModel(
-            checkpoint, config.dtype, device, executor, config.flash_attention, arguments
-        )
-        _require_stamp(checkpoint, config)
-        if arguments is not None:
-            # vLLM computes in a process of its own: this one takes no memory of the GPU.
-            device = torch.device("cpu")
-        return cls(loaded, device, config.thread_count, config.joined_row_count)
-
-    def prepare_thread(self) -> None:
-        """Configure the calling thread, which then answers calls."""
-        prepare_compute_thread(self._device, self._thread_count)
-
-    def row_limit(self, kind: Hashable) -> int:
-        """Return the maximum number of rows of joined calls of a kind."""
-        return self._fitting.get(kind, self._row_limit)
-
-    def answer(
-        self, calls: Sequence[Call], take_more: Callable[[Hashable, int], Sequence[Call]]
-    ) -> Iterator[tuple[Call, Message]]:
-        """Compute the answers to calls of one kind, each of which may be an error.
-
-        Args:
-            calls: The calls.
-            take_more: `CallQueue.take_more`, for a loop.
-
-        Yields:
-            Each call with its answer, and so the further calls of a loop.
-        """
-        first = calls[0]
-        if first.is_loop and hasattr(self._loaded.model, "start_loop"):
-            yield from self._answer_in_loop(calls, lambda count: take_more(first.kind, count))
-            return
-        answers = self._answer_joined(calls) if len(calls) > 1 else None
-        for index, call in enumerate(calls):
-            yield call, answers[index] if answers else self._answer_one(call)
-
-    def _answer_in_loop(
-        self, calls: Sequence[Call], take_more: TakeMore
-    ) -> Iterator[tuple[Call, Message]]:
-        in_progress = set(calls)
-
-        def take_into_loop(row_count: int) -> Sequence[Call]:
-            taken = take_more(row_count) if calls[0].kind is not None else []
-            in_progress.update(taken)
-            return taken
-
-        try:
-            arguments = calls[0].header["arguments"]
-            settings = GenerationSettings(**arguments["settings"])
-            loop = self._loaded.model.start_loop(_scaling(arguments), settings)
-            row_limit = self.row_limit(calls[0].kind)
-            for call, result in CaptionCalls(loop, take_into_loop, row_limit).run(calls):
-                in_progress.remove(call)
-                if isinstance(result, Exception):
-                    yield call, self._describe(call, result)
-                else:
-                    yield call, ({}, result._asdict())
-        except Exception as error:
-            for call in in_progress:
-                yield call, self._describe(call, error)
-        self._free_memory()
-
-    def _answer_joined(self, calls: Sequence[Call]) -> list[Message] | None:
-        """Compute joined calls; None if that fails, so that an error reaches only its call."""
-        row_counts = [call.row_count for call in calls]
-        try:
-            result = self._call(calls)
-            parts = {name: torch.split(tensor, row_counts) for name, tensor in result.items()}
-            return [
-                ({}, {name: part[index] for name, part in parts.items()})
-                for index in range(len(calls))
-            ]
-        except Exception as error:
-            self.is_device_broken |= isinstance(error, torch.AcceleratorError)
-            if is_out_of_memory(error):
-                self._fitting[calls[0].kind] = sum(row_counts) // 2
-            logger.info("%d joined calls are repeated one by one: %s", len(calls), error)
-        self._free_memory()
-        return None
-
-    def _answer_one(self, call: Call) -> Message:
-        try:
-            if call.header["method"] == "placement":
-                return {"placement": asdict(self._loaded.placement)}, {}
-            return {}, self._call([call])
-        except ModelServerError:
-            # Without an answer, the clients repeat their calls in the next server.
-            raise
-        except Exception as error:
-            described = self._describe(call, error)
-        self._free_memory()
-        return described
-
-    def _describe(self, call: Call, error: Exception) -> Message:
-        self.is_device_broken |= isinstance(error, torch.AcceleratorError)
-        if not isinstance(error, torch.OutOfMemoryError | ValueError | IndexError):
-            logger.error("a call of %s failed", call.header.get("method"), exc_info=error)
-        return {"error": describe_error(error)}, {}
-
-    def _call(self, calls: Sequence[Call]) -> dict[str, torch.Tensor]:
-        header, tensors = calls[0].header, calls[0].tensors
-        if calls[0].kind is not None and (len(calls) > 1 or self._device.type == "cuda"):
-            tensors = {name: self._gather(name, calls) for name in tensors}
-        model, client = self._loaded.model, calls[0].client
-        if hasattr(model, "until"):
-            model = model.until(lambda: client.has_left)
-        return call_model(model, header["method"], header["arguments"], tensors)
-
-    def _gather(self, name: str, calls: Sequence[Call]) -> torch.Tensor:
-        """Concatenate a tensor of several calls, for a GPU in memory that it can copy from.
-
-        The memory belongs to the thread, which uses it again once the calls are answered.
-        """
-        parts = [call.tensors[name] for call in calls]
-        first = parts[0]
-        shape = (sum(map(len, parts)), *first.shape[1:])
-        buffers = self._of_thread.__dict__
-        buffer = buffers.get(name)
-        if buffer is None or buffer.numel() < math.prod(shape) or buffer.dtype != first.dtype:
-            is_pinned = self._device.type == "cuda"
-            buffer = torch.empty(math.prod(shape), dtype=first.dtype, pin_memory=is_pinned)
-            buffers[name] = buffer
-        # Rows are the outermost dimension in memory; the others keep their memory format.
-        strides = (math.prod(first.shape[1:]), *first.stride()[1:])
-        gathered = buffer.as_strided(shape, strides)
-        torch.cat(parts, out=gathered)
-        return gathered.to(self._device, non_blocking=True)
-
-    def _free_memory(self) -> None:
-        # Called outside exception handlers, whose traceback keeps the failed batch's tensors alive.
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def _require_stamp(checkpoint: Checkpoint, config: ServerConfig) -> None:
-    """Ensure that all rows of a query use one model, even if its server restarts."""
-    if stamp_of(checkpoint) != config.stamp:
-        raise UnsupportedCheckpointError(
-            f"the files in {checkpoint.folder} have changed since the query began: run it again, "
-            "and use a new folder for each checkpoint"
-        )

@@ -19,7 +19,7 @@ from spark_vision.model_server.channel import Channel, Failure, Message, describ
 from spark_vision.model_server.start import ServerConfig
 
 if TYPE_CHECKING:
-    from spark_vision.model_server.methods import ModelCalls
+    from spark_vision.model_server.model_calls import ModelCalls
 
 logger = logging.getLogger("spark_vision.model_server")
 

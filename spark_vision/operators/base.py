@@ -222,9 +222,15 @@ class Operator(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOperator(Operator, ABC):
-    """Base class of operators that read images: the source and its limits."""
+    """Base class of operators that read images: the source and its limits.
+
+    Attributes:
+        isolates_decoding: Whether every image is decoded in a separate process, and not only those
+            in the rarer formats; slower, but no image can end the worker.
+    """
 
     reads: ClassVar[tuple[str, ...]] = ("image",)
+    isolates_decoding: ClassVar[bool] = False
 
     image_src_type: str = option(
         "image_url",

@@ -7,7 +7,6 @@ decoded and encoded here, and never a file's own bytes.
 
 import hashlib
 import hmac
-import io
 import os
 import secrets
 import threading
@@ -15,12 +14,12 @@ from collections import OrderedDict
 from pathlib import Path
 
 import pyarrow as pa
-from PIL import Image
 
 from spark_vision.images.byte_rows import tensor_view
 from spark_vision.images.decoding import decode
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.sources import RawImage, open_column
+from spark_vision.images.thumbnails import encode_thumbnail
 from spark_vision.operators import ImageOperator
 from spark_vision.search_page.gallery_source import FoundPicture
 
@@ -120,19 +119,6 @@ class Pictures:
     def _make(self, row: FoundPicture, pixels: int) -> bytes:
         encoded = self.read(row)
         with self._decoding:
-            return encode_within(encoded, pixels, self._operator)
-
-
-def encode_within(data: bytes, pixels: int, operator: ImageOperator) -> bytes:
-    """Decode an image file, and encode it as JPEG with a maximum width and height.
-
-    Raises:
-        RowFailure: It cannot be decoded, or is above the operator's limits.
-    """
-    # A file that crashes a decoder ends that decoder's process, and not this one.
-    decoded = decode(tensor_view(data), operator.limits, isolate=True)
-    image = Image.fromarray(decoded.permute(1, 2, 0).contiguous().numpy())
-    image.thumbnail((pixels, pixels))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
+            # A file that crashes a decoder ends that decoder's process, and not this one.
+            decoded = decode(tensor_view(encoded), self._operator.limits, isolate=True)
+            return encode_thumbnail(decoded, pixels)

@@ -8,6 +8,7 @@ import pyarrow as pa
 from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import (
     ArrayType,
+    BinaryType,
     BooleanType,
     DataType,
     FloatType,
@@ -244,7 +245,13 @@ def _parse_type(kind: str) -> DataType:
         fields = kind.removeprefix("struct<").removesuffix(">").split(", ")
         named = (field.split(": ") for field in fields)
         return StructType([StructField(name, _parse_type(inner)) for name, inner in named])
-    return {"float": FloatType(), "string": StringType(), "boolean": BooleanType()}[kind]
+    named_types: dict[str, DataType] = {
+        "binary": BinaryType(),
+        "boolean": BooleanType(),
+        "float": FloatType(),
+        "string": StringType(),
+    }
+    return named_types[kind]
 
 
 def _function_name(operators: Sequence[Operator]) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from PIL import Image
 
+from encoded_images import encode
 from spark_vision.demo.page import Card, Row, Section, write_page
 
 HOSTILE = '<script>alert("&")</script>'
@@ -19,7 +20,10 @@ def page(tmp_path):
         Card("b", HOSTILE),
         Card("lost", "a picture that is gone"),
     )
-    pictures = {"a": Image.new("RGB", (400, 300), "red"), "b": Image.new("L", (30, 40), 128)}
+    pictures = {
+        "a": encode(Image.new("RGB", (240, 180), "red"), "JPEG"),
+        "b": encode(Image.new("L", (30, 40), 128), "JPEG"),
+    }
     section = Section("一个红色的圆形", "What came.", (Row("<b>", cards),))
     path = tmp_path / "new folder" / "page.html"
     write_page(path, "title & more", ["a note"], [section], pictures)

@@ -18,7 +18,13 @@ from pyspark.sql import functions as F
 
 from encoded_images import encode, photo
 from quick_spark import quickly
-from spark_vision import ImageViTEmbedding, configure, plan_vision_columns, write_vision_columns
+from spark_vision import (
+    ImageViTEmbedding,
+    configure,
+    plan_vision_columns,
+    show_images,
+    write_vision_columns,
+)
 from spark_vision.errors import TableError
 from spark_vision.tables import commit
 from spark_vision.tables.source_files import file_column, is_narrowed
@@ -119,6 +125,11 @@ def first_write(writes):
         },
         "errors": {name: row["embedding_error"] for name, row in rows.items()},
     }
+
+
+def thumbnails(writes):
+    gallery = show_images(writes.read().orderBy("path"), caption="path")
+    return {**asdict(gallery), "html": gallery.html.count("data:image/jpeg;base64,")}
 
 
 def same_again(writes):
@@ -252,8 +263,9 @@ def refusal(writes):
 
 
 STEPS = [
-    is_of_connect, plan, first_write, same_again, changed_row, retry, second_column, two_writers,
-    delete_missing, filtered_source, source_of_two_sides, owners_constraint, append_only,
+    is_of_connect, plan, first_write, thumbnails, same_again, changed_row, retry, second_column,
+    two_writers, delete_missing, filtered_source, source_of_two_sides, owners_constraint,
+    append_only,
 ]  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,6 +1,15 @@
-"""The places and checkpoints that documentation names, replaced by small ones that are here."""
+"""Code in the documentation; the places that it names are replaced by small ones that are here."""
 
 import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def blocks_of(page, language):
+    """The blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
 def replacing(folder, checkpoints):

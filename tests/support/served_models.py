@@ -10,7 +10,7 @@ import torch
 
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.model_server.channel import Channel
-from spark_vision.model_server.methods import ModelCalls
+from spark_vision.model_server.model_calls import ModelCalls
 from spark_vision.model_server.server import ModelServer
 from spark_vision.model_server.start import ServerConfig
 

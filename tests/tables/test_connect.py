@@ -85,6 +85,10 @@ def test_a_first_write_computes_each_row_once_in_waves(seen):
     assert first["lengths"]["text.jpg"] == len("not an image")
 
 
+def test_thumbnails_are_made_over_connect_too(seen):
+    assert seen["thumbnails"] == {"image_count": 6, "failed_count": 1, "html": 6}
+
+
 def test_progress_is_told_wave_by_wave_and_exact_at_the_end(seen):
     assert seen["first_write"]["progress"] == [[0, 7], [3, 7], [6, 7], [7, 7]]
     assert seen["first_write"]["last_statuses"] == {"embedding": ALL}

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -279,7 +280,10 @@ def server_config(key: ModelKey, task: Task, executor: ExecutorProcess) -> "Serv
         load_seconds=task.load_seconds,
         batch_seconds=task.batch_seconds,
         idle_seconds=task.idle_seconds,
-        python=(task.vllm_python or sys.executable) if is_vllm else sys.executable,
+        # In an archive that Spark extracted, it is relative to the worker's folder.
+        python=str(Path(task.vllm_python).absolute())
+        if is_vllm and task.vllm_python
+        else sys.executable,
         vllm_arguments=task.vllm_arguments if is_vllm else None,
     )
 

@@ -134,6 +134,9 @@ def start_server(config: ServerConfig) -> subprocess.Popen[bytes]:
         command = foreign_command(config.python, "spark_vision.model_server")
         for name in ("PYTHONPATH", "PYTHONHOME"):
             environment.pop(name, None)
+        # Its packages may compile with tools that were installed with them.
+        tools = str(Path(config.python).parent)
+        environment["PATH"] = os.pathsep.join([tools, environment.get("PATH", os.defpath)])
     path = log_of(config.name)
     log = _open_log(path)
     try:

@@ -1,4 +1,4 @@
-"""Stacks images into batches, and rescales and normalises them on the model's device."""
+"""Images as batches of pixels or of patches, rescaled and normalised on the model's device."""
 
 from collections.abc import Sequence
 

@@ -13,7 +13,7 @@ from spark_vision.model_server import start
 from spark_vision.model_server.start import ServerConfig, address_of, listen, log_of, start_server
 
 CONFIG = ServerConfig(
-    ExecutorProcess.of(os.getpid()), "/nowhere", "", "float32", "cpu", False, 1, 1, 10, 10, 10
+    ExecutorProcess.of(os.getpid()), "/nowhere", "", "float32", "cpu", False, 1, 1, 0, 10, 10, 10
 )
 
 

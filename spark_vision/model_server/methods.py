@@ -1,12 +1,14 @@
 """The model methods that can be called remotely: the worker's half and the server's half.
 
-A call is a method name, JSON arguments and named tensors; a result is named tensors. A new method
-of the model protocols needs a method of `RemoteModel` and a case of `call_model`.
+A call is a method name, JSON arguments and named tensors; a result is named tensors, and what the
+model spent on it. Of joined calls, the first one's answer says that for all. A new method of the
+model protocols needs a method of `RemoteModel` and a case of `call_model`.
 """
 
 import logging
 import math
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -210,6 +212,7 @@ class ModelCalls:
         try:
             arguments = calls[0].header["arguments"]
             settings = GenerationSettings(**arguments["settings"])
+            began = time.perf_counter_ns()
             loop = self._loaded.model.start_loop(_scaling(arguments), settings)
             row_limit = self.row_limit(calls[0].kind)
             for call, result in CaptionCalls(loop, take_into_loop, row_limit).run(calls):
@@ -217,7 +220,10 @@ class ModelCalls:
                 if isinstance(result, Exception):
                     yield call, self._describe(call, result)
                 else:
-                    yield call, ({}, result._asdict())
+                    # Each answer says what the loop has taken since the last one.
+                    now = time.perf_counter_ns()
+                    yield call, ({"spent": {"model_ns": now - began}}, result._asdict())
+                    began = now
         except Exception as error:
             for call in in_progress:
                 yield call, self._describe(call, error)
@@ -227,10 +233,13 @@ class ModelCalls:
         """Compute joined calls; None if that fails, so that an error reaches only its call."""
         row_counts = [call.row_count for call in calls]
         try:
-            result = self._call(calls)
+            spent, result = self._call(calls)
             parts = {name: torch.split(tensor, row_counts) for name, tensor in result.items()}
             return [
-                ({}, {name: part[index] for name, part in parts.items()})
+                (
+                    {"spent": {"model_ns": 0} if index else spent},
+                    {name: part[index] for name, part in parts.items()},
+                )
                 for index in range(len(calls))
             ]
         except Exception as error:
@@ -245,7 +254,8 @@ class ModelCalls:
         try:
             if call.header["method"] == "placement":
                 return {"placement": asdict(self._loaded.placement)}, {}
-            return {}, self._call([call])
+            spent, result = self._call([call])
+            return {"spent": spent}, result
         except Exception as error:
             described = self._describe(call, error)
         self._free_memory()
@@ -257,11 +267,17 @@ class ModelCalls:
             logger.error("a call of %s failed", call.header.get("method"), exc_info=error)
         return {"error": describe_error(error)}, {}
 
-    def _call(self, calls: Sequence[Call]) -> dict[str, torch.Tensor]:
+    def _call(self, calls: Sequence[Call]) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
+        started = time.perf_counter_ns()
         header, tensors = calls[0].header, calls[0].tensors
         if calls[0].kind is not None and (len(calls) > 1 or self._device.type == "cuda"):
             tensors = {name: self._gather(name, calls) for name in tensors}
-        return call_model(self._loaded.model, header["method"], header["arguments"], tensors)
+        result = call_model(self._loaded.model, header["method"], header["arguments"], tensors)
+        spent = {"model_ns": time.perf_counter_ns() - started}
+        row_count = sum(call.row_count for call in calls)
+        if row_count:
+            spent |= {"forwards": 1, "forward_rows": row_count}
+        return spent, result
 
     def _gather(self, name: str, calls: Sequence[Call]) -> torch.Tensor:
         """Concatenate a tensor of several calls, for a GPU in memory that it can copy from.

@@ -70,7 +70,7 @@ StatusCounter = Accumulator[dict[str, int]]
 
 
 class StatusCounts(AccumulatorParam[dict[str, int]]):
-    """Adds up rows by status."""
+    """Adds up counts by name: rows by status, or what tasks spend."""
 
     def zero(self, value: dict[str, int]) -> dict[str, int]:
         """Start from nothing."""
@@ -85,7 +85,7 @@ class StatusCounts(AccumulatorParam[dict[str, int]]):
 
 
 def status_accumulator(spark: SparkSession) -> StatusCounter | None:
-    """Make a counter of rows by status; None in a Connect session, which has no accumulators."""
+    """Make a counter of counts by name; None in a Connect session, which has no accumulators."""
     if not is_classic(spark):
         return None
     return spark.sparkContext.accumulator({}, StatusCounts())

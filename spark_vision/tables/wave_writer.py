@@ -213,7 +213,7 @@ def _prepare(write: WritePlan, source: DataFrame, survey: Survey, pace: Pace) ->
             # One file may hold all of them, and one task would compute them.
             rows = rows.repartition(task_count)
         columns = {name: write.columns[name] for name in wave.columns}
-        rows = compute_rows(rows, write.chosen, columns, write.counters, [BASE], stamp)
+        rows = compute_rows(rows, write.chosen, columns, write.counters, [BASE], stamp, write.spent)
         yield _PreparedWave(wave, rows, stamp)
 
 

@@ -11,10 +11,7 @@ from spark_vision.errors import Status
 from spark_vision.tables.progress import Progress
 
 LOG_SECONDS = 10.0
-_COUNTS = "{n:,} of {total:,} rows, {rate_noinv_fmt}, {remaining} left{postfix}"
-_LINE = "{percentage:.0f}%, " + _COUNTS
-_BAR = "{percentage:3.0f}%|{bar}| " + _COUNTS
-_UNIT = " rows"
+_LINE = "{percentage:.0f}%, {n:,} of {total:,} rows, {rate_noinv_fmt}, {remaining} left{postfix}"
 
 
 class ProgressBar:
@@ -49,11 +46,9 @@ class ProgressBar:
 
     def _show_bar(self, progress: Progress) -> None:
         if self._bar is None:
-            self._bar = auto.tqdm(file=self._stream, bar_format=_BAR, unit=_UNIT, total=0)
-        self._bar.total = progress.total_rows
-        self._bar.set_postfix_str(_describe_failed(progress), refresh=False)
-        self._bar.update(progress.done_rows - self._bar.n)
-        self._bar.refresh()
+            self._bar = auto.tqdm(file=self._stream, bar_format="{desc} |{bar}|")
+        self._bar.n, self._bar.total = progress.done_rows, progress.total_rows
+        self._bar.set_description_str(describe_progress(progress))
 
     def _write_line(self, progress: Progress) -> None:
         line = describe_progress(progress)
@@ -77,14 +72,15 @@ class ProgressBar:
 
 def describe_progress(progress: Progress) -> str:
     """Format share, rows done, rate, time left, and failures by status."""
+    failed = describe_failures(progress.statuses)
     line: str = auto.tqdm.format_meter(
         progress.done_rows,
         progress.total_rows,
         progress.elapsed_seconds,
-        unit=_UNIT,
+        unit=" rows",
         rate=progress.rows_per_second,
         bar_format=_LINE,
-        postfix=_describe_failed(progress),
+        postfix=f"failed: {failed}" if failed else "",
     )
     return line
 
@@ -97,8 +93,3 @@ def describe_failures(statuses: Mapping[str, Mapping[str, int]]) -> str:
         for status, count in counts.items()
         if status != Status.OK
     )
-
-
-def _describe_failed(progress: Progress) -> str:
-    failed = describe_failures(progress.statuses)
-    return f"failed: {failed}" if failed else ""

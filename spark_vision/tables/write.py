@@ -19,7 +19,7 @@ from spark_vision.tables.commit import delete_rows
 from spark_vision.tables.location import read_detail, read_version
 from spark_vision.tables.named_points import reach
 from spark_vision.tables.progress import Progress, Report, report_safely
-from spark_vision.tables.session_settings import labelled
+from spark_vision.tables.session_settings import described, labelled
 from spark_vision.tables.source import refuse_stream
 from spark_vision.tables.source_files import is_narrowed
 from spark_vision.tables.storage_errors import explaining
@@ -184,7 +184,8 @@ def run_write(
     with WaveWriter(write, run_id, transaction, completes=completes, is_kept=is_kept) as run:
         while True:
             reach("before survey")
-            survey = survey_source(spark, write, source, has_table=has_table)
+            with described(spark, f"survey for {location.given}"):
+                survey = survey_source(spark, write, source, has_table=has_table)
             reach("after survey")
             try:
                 if first is None:

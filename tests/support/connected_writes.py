@@ -18,7 +18,13 @@ from pyspark.sql import functions as F
 
 from encoded_images import encode, photo
 from quick_spark import quickly
-from spark_vision import ImageViTEmbedding, configure, plan_vision_columns, write_vision_columns
+from spark_vision import (
+    ImageViTEmbedding,
+    configure,
+    plan_vision_columns,
+    stream_vision_columns,
+    write_vision_columns,
+)
 from spark_vision.errors import TableError
 from spark_vision.tables import commit
 from spark_vision.tables.source_files import file_column, is_narrowed
@@ -223,6 +229,29 @@ def source_of_two_sides(writes):
     return writes.write(writes.read().union(new), rows_per_commit=1)
 
 
+def stream(writes):
+    """In two runs: of the files that are there, and of one that came later."""
+    table = f"{writes.table}_streamed"
+    before = writes._count_forwards()
+    seen = []
+    late = "of_the_second_run.jpg"
+    for has_come in (False, True):
+        if has_come:
+            writes.put(late, seed=90)
+        source = writes.spark.readStream.format("binaryFile").schema(writes.read().schema)
+        stream_vision_columns(
+            source.load(str(writes.photos)),
+            table,
+            ["path"],
+            {"embedding": writes.columns["embedding"]},
+            checkpoint_location=f"{table}_checkpoint",
+        ).awaitTermination()
+        rows = writes.spark.read.format("delta").load(table).collect()
+        seen.append({row["path"].rsplit("/")[-1]: row["embedding_status"] for row in rows})
+    (writes.photos / late).unlink()
+    return {"seen": seen, "forwards": writes._count_forwards() - before}
+
+
 def owners_constraint(writes):
     writes.put("huge.jpg", seed=200)
     sql = writes.spark.sql
@@ -252,8 +281,9 @@ def refusal(writes):
 
 
 STEPS = [
-    is_of_connect, plan, first_write, same_again, changed_row, retry, second_column, two_writers,
-    delete_missing, filtered_source, source_of_two_sides, owners_constraint, append_only,
+    is_of_connect, plan, first_write, same_again, changed_row, retry, stream, second_column,
+    two_writers, delete_missing, filtered_source, source_of_two_sides, owners_constraint,
+    append_only,
 ]  # fmt: skip
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ if TYPE_CHECKING:
     from spark_vision.sql import register_functions
     from spark_vision.tables.forecast import WriteForecast, plan_vision_columns
     from spark_vision.tables.progress import Progress
+    from spark_vision.tables.progress_bar import ProgressBar
     from spark_vision.tables.stream import stream_vision_columns, write_vision_batch
+    from spark_vision.tables.task_work import TaskWork
     from spark_vision.tables.write import WriteResult, write_vision_columns
     from spark_vision.unity_catalog import unity_catalog_ddl
 
@@ -82,6 +84,7 @@ __all__ = [
     "ModelServerError",
     "PineconeIndex",
     "Progress",
+    "ProgressBar",
     "QwenVLImageUnderstanding",
     "RowFailure",
     "SessionError",
@@ -89,6 +92,7 @@ __all__ = [
     "Status",
     "SyncResult",
     "TableError",
+    "TaskWork",
     "UnsupportedCheckpointError",
     "VectorIndexError",
     "WriteForecast",
@@ -123,7 +127,9 @@ _LAZY_NAMES = {
     "ModelIdentity": "spark_vision.spark.driver_checks",
     "PineconeIndex": "spark_vision.search.pinecone_index",
     "Progress": "spark_vision.tables.progress",
+    "ProgressBar": "spark_vision.tables.progress_bar",
     "SyncResult": "spark_vision.search.sync",
+    "TaskWork": "spark_vision.tables.task_work",
     "WriteForecast": "spark_vision.tables.forecast",
     "WriteResult": "spark_vision.tables.write",
     "caption_image": "spark_vision.functions",

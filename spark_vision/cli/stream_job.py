@@ -46,7 +46,7 @@ def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_stream_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Exit with a usage error if an option has no meaning with, or without, `--stream`."""
-    wrong = (*NOT_STREAMED, "show", "dry_run") if arguments.stream else _OF_A_STREAM
+    wrong = (*NOT_STREAMED, "show", "dry_run", "report") if arguments.stream else _OF_A_STREAM
     reason = "has no meaning with --stream" if arguments.stream else "needs --stream"
     for name in wrong:
         if getattr(arguments, name, None):

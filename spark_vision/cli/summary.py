@@ -20,10 +20,6 @@ def describe_result(result: WriteResult) -> str:
         if counts:
             shown = ", ".join(f"{status} {count:,}" for status, count in counts.items())
             lines.append(f"{column}: {shown}")
-    rate = (
-        f", {result.computed_rows / result.elapsed_seconds:,.1f} rows/s"
-        if result.computed_rows
-        else ""
-    )
+    rate = f", {result.rows_per_second:,.1f} rows/s" if result.computed_rows else ""
     lines.append(f"time: {result.elapsed_seconds:,.1f} s{rate}")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 import argparse
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spark_vision.cli.command_line import (
@@ -69,6 +70,13 @@ def add_table_arguments(parser: argparse.ArgumentParser, column: str, what: str)
         action="store_true",
         help="print what would be computed, without loading a model or writing anything",
     )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="a file to which one line of JSON is added: the rows by status, the rate and the "
+        "seconds that the tasks spent on each step (default: none)",
+    )
     add_option_arguments(parser, WriteOptions, left_out=["prompt_column"])
     add_stream_arguments(parser)
     parser.add_argument(
@@ -111,9 +119,9 @@ def write_table(
     """
     from spark_vision.cli.inputs import FILE_KEY, read_images
     from spark_vision.cli.preview import preview_table
-    from spark_vision.cli.progress_line import ProgressLine
     from spark_vision.cli.summary import describe_result
     from spark_vision.tables.forecast import describe_forecast, plan_vision_columns
+    from spark_vision.tables.progress_bar import ProgressBar
     from spark_vision.tables.write import write_vision_columns
 
     keys = arguments.key or [FILE_KEY]
@@ -128,7 +136,7 @@ def write_table(
         forecast = plan_vision_columns(images, arguments.table, keys, columns, **options)
         print(describe_forecast(forecast))
         return
-    with ProgressLine() as progress:
+    with ProgressBar() as progress:
         result = write_vision_columns(
             read_images(spark, arguments.input),
             arguments.table,
@@ -137,6 +145,9 @@ def write_table(
             progress=progress,
             **options,
         )
+    if arguments.report:
+        with arguments.report.open("a") as report:
+            report.write(result.to_json() + "\n")
     if arguments.show:
         shown = preview_table(spark, result.table, keys, arguments.column, arguments.show)
         shown.show(arguments.show, truncate=False)

@@ -7,6 +7,7 @@ wait for each other, so that together they need no more memory than the largest 
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,7 @@ from spark_vision.executor.batching import map_ahead, thread_pool
 from spark_vision.executor.fetch_deduplication import DeduplicatedFetches
 from spark_vision.executor.inference import is_out_of_memory
 from spark_vision.executor.resource_limits import Budget, DecodeWatchdog, OrderedBudget
+from spark_vision.executor.spending import spend, timed
 from spark_vision.images.cost import max_decode_bytes
 from spark_vision.images.decoding import (
     InspectedImage,
@@ -152,10 +154,13 @@ class ImageRows:
         return column, read_texts(check_texts(prompts, "caption_image"))
 
     def _prepare_portion(self, portion: _Portion) -> list[Prepared]:
+        started = time.perf_counter_ns()
         prepared = [
             self._prepare_row(portion, row, portion.order + index)
             for index, row in enumerate(portion.rows)
         ]
+        if not portion.column.needs_fetch:
+            spend(decode_ns=time.perf_counter_ns() - started)
         ready = [each for row in prepared for each in row if not isinstance(each, RowFailure)]
         portion_bytes = sum(each.nbytes for each in ready)
         self._largest_portion_bytes = max(self._largest_portion_bytes, portion_bytes)
@@ -178,10 +183,11 @@ class ImageRows:
         prompt: str | None,
         on_bytes: Callable[[int], None] | None = None,
     ) -> Prepared:
-        image = column.read(row, on_bytes)
         if not column.needs_fetch:  # There are as many threads as cores.
-            return self._decode(image, prompt)
-        with self._decoding:
+            return self._decode(column.read(row), prompt)
+        with timed("fetch_ns"):
+            image = column.read(row, on_bytes)
+        with self._decoding, timed("decode_ns"):
             return self._decode(image, prompt)
 
     def _decode(self, image: EncodedImage | RawImage, prompt: str | None) -> Prepared:

@@ -25,6 +25,7 @@ from spark_vision.errors import ModelServerError
 from spark_vision.executor.devices import prepare_compute_thread, use_one_core
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.placement import Placement
+from spark_vision.executor.spending import spend, timed
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoint_files import weight_files
 from spark_vision.models.checkpoints import Checkpoint, fingerprint, resolve_checkpoint
@@ -98,6 +99,7 @@ class LoadedModel:
         started = time.monotonic()
         self.model: Any = load_model(checkpoint, dtype, device, flash_attention, vllm_arguments)
         self._load_seconds = time.monotonic() - started
+        spend(model_loads=1)
         self._loaded_at = time.time()
         logger.info(
             "loaded %s (%s) on %s as %s in %.1f s, %d bytes of weights",
@@ -122,6 +124,22 @@ class LoadedModel:
             dtype=self._dtype,
             fingerprint=fingerprint(self._checkpoint),
         )
+
+
+class _TimedModel:
+    """A model in this process; the time of its calls is `model_ns`."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._model, name)
+
+        def call(*arguments: Any) -> Any:
+            with timed("model_ns"):
+                return method(*arguments)
+
+        return call
 
 
 class ReachedModel(NamedTuple):
@@ -230,7 +248,8 @@ def reach_model(
         # One call computes on all cores of a CPU; on a GPU, a second one copies meanwhile.
         call_count = 1 if device.type == "cpu" else DEVICE_CALL_COUNT
         prepare_thread = partial(prepare_compute_thread, device, task.cpus)
-        return ReachedModel(loaded.model, lambda: loaded.placement, call_count, prepare_thread)
+        model = _TimedModel(loaded.model)
+        return ReachedModel(model, lambda: loaded.placement, call_count, prepare_thread)
 
 
 def _serve(key: ModelKey, task: Task) -> "ModelProxy | str":

@@ -74,13 +74,13 @@ def parse_arguments(texts: list[str] | None) -> tuple[argparse.Namespace, "Vecto
 
 def sync(spark: "SparkSession", arguments: argparse.Namespace, index: "VectorIndex") -> None:
     """Bring the index up to the table, once or until the job is stopped."""
-    from spark_vision.cli.progress_line import ProgressLine
     from spark_vision.search.sync import sync_index
+    from spark_vision.tables.progress_bar import ProgressBar
 
     must_reload = arguments.reload
     while True:
         try:
-            with ProgressLine() as progress:
+            with ProgressBar() as progress:
                 result = sync_index(
                     arguments.table,
                     arguments.column,

@@ -43,7 +43,6 @@ def parse_arguments(texts: list[str] | None) -> argparse.Namespace:
 def show(spark: "SparkSession", arguments: argparse.Namespace) -> None:
     """Fill the table, search it, and show the results on the terminal and on the page."""
     from spark_vision.cli.inputs import read_images
-    from spark_vision.cli.progress_line import ProgressLine
     from spark_vision.cli.summary import describe_result
     from spark_vision.demo.captions import caption
     from spark_vision.demo.gallery import answer_questions, search_by_picture, search_by_text
@@ -60,13 +59,14 @@ def show(spark: "SparkSession", arguments: argparse.Namespace) -> None:
         searches_section,
     )
     from spark_vision.tables.location import locate_table
+    from spark_vision.tables.progress_bar import ProgressBar
     from spark_vision.tables.write import write_vision_columns
 
     images = read_images(spark, arguments.images)
     clip = ClipImageEmbedding(model_name=arguments.clip_name)
     qwen = QwenVLImageUnderstanding(model_name=arguments.caption_name, batch_size=16)
     english = replace(qwen, prompt="Describe this image.")
-    with ProgressLine() as progress:
+    with ProgressBar() as progress:
         result = write_vision_columns(
             images,
             arguments.table,

@@ -24,6 +24,7 @@ import torch
 from spark_vision import errors
 from spark_vision.errors import FatalBatchError, ModelServerError, SparkVisionError
 from spark_vision.executor.placement import Placement
+from spark_vision.executor.spending import spend
 from spark_vision.model_server.channel import Channel, Message
 from spark_vision.model_server.methods import RemoteModel, Tensors, make_error
 from spark_vision.model_server.start import (
@@ -100,7 +101,10 @@ class ModelProxy(RemoteModel):
     def _compute(
         self, method: str, arguments: Mapping[str, Any], tensors: Tensors
     ) -> dict[str, torch.Tensor]:
-        _, result = self._exchange({"method": method, "arguments": arguments}, tensors)
+        started = time.perf_counter_ns()
+        header, result = self._exchange({"method": method, "arguments": arguments}, tensors)
+        spent = header["spent"]
+        spend(**spent, waiting_ns=time.perf_counter_ns() - started - spent["model_ns"])
         # The server overwrites this result with the next one.
         return {name: tensor.clone() for name, tensor in result.items()}
 
@@ -137,6 +141,7 @@ class ModelProxy(RemoteModel):
                     raise make_error(answer[0]["error"])
                 return answer
             channel.close()
+            spend(repeated_calls=1)
             # They lead to the same process.
             self._idle.clear()
             end_count += is_begun
@@ -206,6 +211,7 @@ def _find(config: ServerConfig) -> Channel:
         else:
             if starts and channel.peer_pid == starts[-1].pid:
                 _announce(config, channel.peer_pid)
+                spend(model_loads=1)
             return channel
         time.sleep(RETRY_SECONDS)
     for process in starts:

@@ -1,7 +1,8 @@
 """The model methods that can be called remotely: the worker's half and the server's half.
 
-A call is a method name, JSON arguments and named tensors; a result is named tensors. A new method
-of the model protocols needs a method of `RemoteModel` and a case of `call_model`.
+A call is a method name, JSON arguments and named tensors; a result is named tensors, and what the
+model spent on it. Of joined calls, the first one's answer says that for all. A new method of the
+model protocols needs a method of `RemoteModel` and a case of `call_model`.
 """
 
 import logging

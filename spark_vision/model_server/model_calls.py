@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -116,6 +117,7 @@ class ModelCalls:
         try:
             arguments = calls[0].header["arguments"]
             settings = GenerationSettings(**arguments["settings"])
+            began = time.perf_counter_ns()
             loop = self._loaded.model.start_loop(read_scaling(arguments), settings)
             row_limit = self.row_limit(calls[0].kind)
             for call, result in CaptionCalls(loop, take_into_loop, row_limit).run(calls):
@@ -123,7 +125,10 @@ class ModelCalls:
                 if isinstance(result, Exception):
                     yield call, self._describe(call, result)
                 else:
-                    yield call, ({}, result._asdict())
+                    # Each answer says what the loop has taken since the last one.
+                    now = time.perf_counter_ns()
+                    yield call, ({"spent": {"model_ns": now - began}}, result._asdict())
+                    began = now
         except Exception as error:
             for call in in_progress:
                 yield call, self._describe(call, error)
@@ -133,10 +138,13 @@ class ModelCalls:
         """Compute joined calls; None if that fails, so that an error reaches only its call."""
         row_counts = [call.row_count for call in calls]
         try:
-            result = self._call(calls)
+            spent, result = self._call(calls)
             parts = {name: torch.split(tensor, row_counts) for name, tensor in result.items()}
             return [
-                ({}, {name: part[index] for name, part in parts.items()})
+                (
+                    {"spent": {"model_ns": 0} if index else spent},
+                    {name: part[index] for name, part in parts.items()},
+                )
                 for index in range(len(calls))
             ]
         except Exception as error:
@@ -151,7 +159,8 @@ class ModelCalls:
         try:
             if call.header["method"] == "placement":
                 return {"placement": asdict(self._loaded.placement)}, {}
-            return {}, self._call([call])
+            spent, result = self._call([call])
+            return {"spent": spent}, result
         except ModelServerError:
             # Without an answer, the clients repeat their calls in the next server.
             raise
@@ -166,14 +175,20 @@ class ModelCalls:
             logger.error("a call of %s failed", call.header.get("method"), exc_info=error)
         return {"error": describe_error(error)}, {}
 
-    def _call(self, calls: Sequence[Call]) -> dict[str, torch.Tensor]:
+    def _call(self, calls: Sequence[Call]) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
+        started = time.perf_counter_ns()
         header, tensors = calls[0].header, calls[0].tensors
         if calls[0].kind is not None and (len(calls) > 1 or self._device.type == "cuda"):
             tensors = {name: self._gather(name, calls) for name in tensors}
         model, client = self._loaded.model, calls[0].client
         if hasattr(model, "until"):
             model = model.until(lambda: client.has_left)
-        return call_model(model, header["method"], header["arguments"], tensors)
+        result = call_model(model, header["method"], header["arguments"], tensors)
+        spent = {"model_ns": time.perf_counter_ns() - started}
+        row_count = sum(call.row_count for call in calls)
+        if row_count:
+            spent |= {"forwards": 1, "forward_rows": row_count}
+        return spent, result
 
     def _gather(self, name: str, calls: Sequence[Call]) -> torch.Tensor:
         """Concatenate a tensor of several calls, for a GPU in memory that it can copy from.

@@ -1,6 +1,6 @@
 """Creates user-defined functions from operators: the body that executors run and its type."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ class ImagesBody:
         with_status: Whether values are structs of value, status and error.
         environment: The driver's Hugging Face variables.
         statuses: One counter per operator, or none.
+        spent: Counts what the tasks spend, as `executor.spending` names it; or None.
         keys: Names of the key values in one more column, by which an error identifies a row.
     """
 
@@ -51,10 +52,16 @@ class ImagesBody:
     with_status: bool
     environment: HubEnvironment
     statuses: tuple["Accumulator[dict[str, int]]", ...]
+    spent: "Accumulator[dict[str, int]] | None"
     keys: tuple[str, ...] = ()
 
     def __call__(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
         """Yield the values of the operators, in the order of the images."""
+        from spark_vision.executor.spending import count_spent
+
+        return count_spent(self._compute, batches, _adder(self.spent))
+
+    def _compute(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
         from spark_vision.executor.image_columns import compute_images
         from spark_vision.executor.task import current_task
 
@@ -82,10 +89,16 @@ class RowsBody:
     with_status: bool
     environment: HubEnvironment
     statuses: "Accumulator[dict[str, int]] | None"
+    spent: "Accumulator[dict[str, int]] | None"
     keys: tuple[str, ...] = ()
 
     def __call__(self, arrays: Iterator[Batch]) -> Iterator[pa.Array]:
         """Yield the values of the rows, in order."""
+        from spark_vision.executor.spending import count_spent
+
+        return count_spent(self._compute, arrays, _adder(self.spent))
+
+    def _compute(self, arrays: Iterator[Batch]) -> Iterator[pa.Array]:
         from spark_vision.executor.task import current_task
 
         yield from self.operator.load_work()(
@@ -96,7 +109,7 @@ class RowsBody:
             current_task(self.environment),
             with_status=self.with_status,
             keys=self.keys,
-            count=self.statuses.add if self.statuses is not None else None,
+            count=_adder(self.statuses),
         )
 
 
@@ -109,10 +122,18 @@ class PlacementBody:
 
     def __call__(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
         """Yield the placement of the model that computed each row, in order."""
+        from spark_vision.executor.spending import count_spent
         from spark_vision.executor.task import current_task
 
         checked = _check_arguments(batches, "model_placement", [self.operator])
-        yield from place_rows(checked, self.operator, current_task(self.environment))
+        task = current_task(self.environment)
+        return count_spent(lambda given: place_rows(given, self.operator, task), checked, None)
+
+
+def _adder(
+    counter: "Accumulator[dict[str, int]] | None",
+) -> Callable[[dict[str, int]], None] | None:
+    return None if counter is None else counter.add
 
 
 def placement_udf(operator: Operator) -> Any:
@@ -153,6 +174,7 @@ def operator_udf(
     with_status: bool = False,
     deterministic: bool = False,
     statuses: "Accumulator[dict[str, int]] | None" = None,
+    spent: "Accumulator[dict[str, int]] | None" = None,
     keys: Sequence[str] = (),
 ) -> Any:
     """Create the UDF that computes one operator.
@@ -163,6 +185,7 @@ def operator_udf(
         deterministic: Allow Spark to move, repeat or merge calls, as with pure functions. If False,
             each row is computed once, and Spark rejects the function in some clauses.
         statuses: Accumulates the number of rows by status when tasks end (classic sessions).
+        spent: Accumulates what the tasks spend, by the names of `executor.spending`.
         keys: Names of key values. With keys, the UDF has one more column, of arrays of strings with
             these values, by which an error identifies a row.
 
@@ -174,7 +197,12 @@ def operator_udf(
     """
     check_is_operator(operator)
     body = operator_body(
-        operator, HubEnvironment.capture(), with_status=with_status, statuses=statuses, keys=keys
+        operator,
+        HubEnvironment.capture(),
+        with_status=with_status,
+        statuses=statuses,
+        spent=spent,
+        keys=keys,
     )
     made = make_arrow_udf(body, _return_type(operator, with_status), _function_name([operator]))
     return made if deterministic else made.asNondeterministic()
@@ -186,19 +214,21 @@ def operator_body(
     *,
     with_status: bool = False,
     statuses: "Accumulator[dict[str, int]] | None" = None,
+    spent: "Accumulator[dict[str, int]] | None" = None,
     keys: Sequence[str] = (),
 ) -> ArrowBody:
     """Return what executors run for one operator; the arguments are those of `operator_udf`."""
     if reads_images(operator):
         counters = () if statuses is None else (statuses,)
-        return ImagesBody((operator,), None, with_status, environment, counters, tuple(keys))
-    return RowsBody(operator, with_status, environment, statuses, tuple(keys))
+        return ImagesBody((operator,), None, with_status, environment, counters, spent, tuple(keys))
+    return RowsBody(operator, with_status, environment, statuses, spent, tuple(keys))
 
 
 def images_udf(
     operators: Mapping[str, ImageOperator],
     statuses: "Mapping[str, Accumulator[dict[str, int]] | None]",
     *,
+    spent: "Accumulator[dict[str, int]] | None" = None,
     keys: Sequence[str] = (),
 ) -> Any:
     """Create the UDF that computes several operators per image and decodes each image once.
@@ -206,6 +236,7 @@ def images_udf(
     Args:
         operators: What to compute, by field name; all of them read images with the same options.
         statuses: For each name, accumulates the number of rows by status, or None.
+        spent: As for `operator_udf`.
         keys: As for `operator_udf`.
 
     Returns:
@@ -218,6 +249,7 @@ def images_udf(
         True,
         HubEnvironment.capture(),
         counters,
+        spent,
         tuple(keys),
     )
     fields = [StructField(name, value_type(operator)) for name, operator in operators.items()]

@@ -1,7 +1,7 @@
 """The progress of a write: rows of committed waves, and of finished tasks of the running one.
 
-An accumulator delivers what a task counted when the task ends. A Connect session has none: there,
-progress is that of the last commit.
+An accumulator delivers what a task counted when the task ends. A Connect session has none, and its
+progress handlers know tasks and bytes but no rows: there, progress is that of the last commit.
 """
 
 import logging
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pyspark import Accumulator, AccumulatorParam
@@ -34,7 +35,8 @@ class Progress:
         total_rows: Rows that this write computes.
         elapsed_seconds: Time since the write began.
         rows_per_second: The rate over the last half minute; 0 before the first row.
-        statuses: Rows by status for each column, in finished tasks.
+        statuses: Rows by status for each column, in finished tasks; in a Connect session, in
+            committed waves.
 
     Example:
         >>> def report(progress: Progress) -> None:
@@ -70,7 +72,7 @@ StatusCounter = Accumulator[dict[str, int]]
 
 
 class StatusCounts(AccumulatorParam[dict[str, int]]):
-    """Adds up rows by status."""
+    """Adds up counts by name: rows by status, or what tasks spend."""
 
     def zero(self, value: dict[str, int]) -> dict[str, int]:
         """Start from nothing."""
@@ -85,7 +87,7 @@ class StatusCounts(AccumulatorParam[dict[str, int]]):
 
 
 def status_accumulator(spark: SparkSession) -> StatusCounter | None:
-    """Make a counter of rows by status; None in a Connect session, which has no accumulators."""
+    """Make a counter of counts by name; None in a Connect session, which has no accumulators."""
     if not is_classic(spark):
         return None
     return spark.sparkContext.accumulator({}, StatusCounts())
@@ -106,6 +108,7 @@ class Watch:
         total: Rows that they compute.
         counters: The counter of each column, as passed to its function; None where there is none.
         report: Called at the start of each wave; None reports to nobody.
+        committed: Rows by status of columns without a counter, in committed waves.
     """
 
     def __init__(
@@ -113,8 +116,10 @@ class Watch:
         total: int,
         counters: Mapping[str, StatusCounter | None],
         report: Report | None = None,
+        committed: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
     ) -> None:
         self.report = report
+        self._committed = committed
         self._total = total
         self._counters = counters
         self._started = time.monotonic()
@@ -154,7 +159,10 @@ class Watch:
             total_rows=self._total,
             elapsed_seconds=now - self._started,
             rows_per_second=(done - done_then) / (now - since) if now > since else 0.0,
-            statuses={name: dict(each.value) for name, each in self._counters.items() if each},
+            statuses={
+                name: dict(each.value if each else self._committed.get(name, {}))
+                for name, each in self._counters.items()
+            },
         )
 
     def _count(self, columns: Sequence[str]) -> int:

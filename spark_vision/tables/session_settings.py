@@ -1,16 +1,20 @@
-"""Session settings that apply while a statement runs, also with several threads."""
+"""What a session has while a statement runs: settings, labels and the name of the step."""
 
 import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from pyspark.sql import SparkSession
+
+from spark_vision.spark.sessions import is_classic
 
 _lock = threading.Lock()
 # By session and name: how many statements hold the setting, and what the user's value was.
 _held: dict[tuple[int, str], tuple[int, str | None]] = {}
 
+_DESCRIPTION = "spark.job.description"
 METADATA = "spark.databricks.delta.commitInfo.userMetadata"
 # By session: the labels of the runs that are about to commit.
 _labels: dict[int, list[str]] = {}
@@ -44,6 +48,27 @@ def settings(spark: SparkSession, values: Mapping[str, str]) -> Iterator[None]:
                     spark.conf.unset(name)
                 else:
                     spark.conf.set(name, before)
+
+
+@contextmanager
+def described(spark: SparkSession, step: str) -> Iterator[None]:
+    """Name the thread's Spark jobs: by a description in Spark's UI, or by a tag with Connect."""
+    name = f"spark_vision: {step}"
+    if not is_classic(spark):
+        tag = name.replace(",", "")  # Spark allows no comma.
+        spark.addTag(tag)
+        try:
+            yield
+        finally:
+            spark.removeTag(tag)
+        return
+    context: Any = spark.sparkContext  # Its type hints exclude None, which unsets a property.
+    before = context.getLocalProperty(_DESCRIPTION)
+    context.setJobDescription(name)
+    try:
+        yield
+    finally:
+        context.setLocalProperty(_DESCRIPTION, before)
 
 
 @contextmanager

@@ -18,9 +18,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 from pyspark.sql.streaming.readwriter import DataStreamWriter
 
-from spark_vision.errors import InvalidOptionError, SessionError, TableError
+from spark_vision.errors import InvalidOptionError, TableError
 from spark_vision.operators import Operator
-from spark_vision.spark.sessions import is_classic
 from spark_vision.tables.commit import delete_rows
 from spark_vision.tables.location import quote, read_detail
 from spark_vision.tables.session_settings import labelled
@@ -54,7 +53,8 @@ def stream_vision_columns(
         source: From `spark.readStream`: a Delta table's appends; its changes, with
             `readChangeFeed`, whose updates and deletes are then applied to the table; or a folder
             of files. Its `maxFilesPerTrigger` limits a batch, which is cached on the executors'
-            disks while it is processed.
+            disks while it is processed. In a Connect session, batches are processed by a Python
+            process of the server, which needs this package.
         table: As for `write_vision_columns`.
         keys: Unique within a batch, except for several changes of one row.
         columns: What to compute, by the name of its column.
@@ -73,7 +73,6 @@ def stream_vision_columns(
     Raises:
         InvalidOptionError: The trigger or another option is not allowed.
         TableError: The source is not a stream, or does not fit the table.
-        SessionError: The session is one of Spark Connect.
         SparkVisionError: As `write_vision_columns`.
 
     Example:
@@ -93,8 +92,6 @@ def stream_vision_columns(
             "the source is not a stream; read it with spark.readStream, or call "
             "write_vision_columns"
         )
-    if not is_classic(source.sparkSession):
-        raise SessionError("streams need a classic session, and this is a Spark Connect session")
     writer = _set_trigger(source.writeStream, processing_time, available_now)
     parsed = parse_write_options(options, is_stream=True)
     taken = {*keys, *parsed.keep, *(parsed.version_columns or ())}

@@ -37,6 +37,7 @@ def column_structs(
     columns: Mapping[str, Operator],
     chosen: SourceColumns,
     counters: Mapping[str, StatusCounter | None],
+    spent: StatusCounter | None = None,
 ) -> list[ColumnStruct]:
     """Make the functions that compute the columns.
 
@@ -44,6 +45,7 @@ def column_structs(
         columns: The operators by column.
         chosen: The source's columns.
         counters: Count rows by status for each column, where there is one.
+        spent: Counts what the tasks spend, where there is one.
     """
     groups: dict[Hashable, dict[str, ImageOperator]] = {}
     structs = []
@@ -53,12 +55,14 @@ def column_structs(
             groups.setdefault(operator.reading_options, {})[name] = operator
         else:
             keys = _naming_keys(chosen, [operator])
-            udf = operator_udf(operator, with_status=True, statuses=counters[name], keys=keys)
+            udf = operator_udf(
+                operator, with_status=True, statuses=counters[name], spent=spent, keys=keys
+            )
             value = udf(*_columns(chosen.text), *_key_column(keys))
             structs.append(ColumnStruct((name,), F.struct(value.alias(name))))
     for operators in groups.values():
         keys = _naming_keys(chosen, operators.values())
-        udf = images_udf(operators, counters, keys=keys)
+        udf = images_udf(operators, counters, spent=spent, keys=keys)
         made = udf(*_columns(chosen.image, chosen.prompt), *_key_column(keys))
         structs.append(ColumnStruct(tuple(operators), made))
     return structs
@@ -71,6 +75,7 @@ def compute_rows(
     counters: Mapping[str, StatusCounter | None],
     passed: Sequence[str],
     stamp: str,
+    spent: StatusCounter | None = None,
 ) -> DataFrame:
     """Compute the columns of a source's rows: each function is called once per row.
 
@@ -81,11 +86,12 @@ def compute_rows(
         counters: As for `column_structs`.
         passed: Columns of the source that are passed through.
         stamp: The value of `updated_at`, in SQL.
+        spent: As for `column_structs`.
 
     Returns:
         Keys, kept columns, `source_hash`, the columns with their statuses, `updated_at`.
     """
-    structs = column_structs(columns, chosen, counters)
+    structs = column_structs(columns, chosen, counters, spent)
     names = [field.name for field in (*chosen.keys, *chosen.kept)]
     copied = [F.col(quote(name)) for name in (*names, *passed)]
     # Each function is called once, and its struct taken apart in a second projection.

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from py4j.java_gateway import JavaClass
 from pyspark.sql import SparkSession
 
+from spark_vision.spark.sessions import is_classic
+
 _APPLICATION = "spark.databricks.delta.write.txnAppId"
 _VERSION = "spark.databricks.delta.write.txnVersion"
 
@@ -33,14 +35,16 @@ def is_committed(spark: SparkSession, folder: str, transaction: Transaction) -> 
     """Whether a table has a transaction, or a later one of its application.
 
     Args:
-        spark: A classic session that has just read the table's state.
+        spark: A session that has just read the table's state.
         folder: The table's folder.
         transaction: The transaction to look for.
 
     Returns:
-        False also where Delta's classes have other names, as on Databricks: there, Delta itself
-        skips the repeated commit.
+        False also where Delta's classes cannot be reached: in a Connect session, and on
+        Databricks, where they have other names. There, Delta itself skips the repeated commit.
     """
+    if not is_classic(spark):
+        return False
     jvm: Any = spark._jvm
     delta_log = jvm.org.apache.spark.sql.delta.DeltaLog
     if not isinstance(delta_log, JavaClass):

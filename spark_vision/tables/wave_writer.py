@@ -16,7 +16,7 @@ from spark_vision.executor.failures import check_failure_rate, is_rate_exceeded
 from spark_vision.tables.commit import KeptRows, WaveContent, commit_wave, delete_rows
 from spark_vision.tables.named_points import reach
 from spark_vision.tables.progress import Watch, reporting
-from spark_vision.tables.session_settings import labelled
+from spark_vision.tables.session_settings import described, labelled
 from spark_vision.tables.stamps import count_statuses, find_examples, new_stamp, remove_wave
 from spark_vision.tables.storage_errors import explaining
 from spark_vision.tables.structs import compute_rows
@@ -105,7 +105,7 @@ class WaveWriter:
             # Each wave would read the whole source: cache it once on the executors' disks.
             source = held = source.persist(StorageLevel.DISK_ONLY)
         is_stable = survey.has_source_files and not self._is_kept
-        watch = Watch(remaining, write.counters, write.progress)
+        watch = Watch(remaining, write.counters, write.progress, self.statuses)
         waves = _one_ahead(_prepare(write, source, survey, self._pace), self._pace)
         try:
             with explaining(f"write rows to {location.given}"), reporting(watch), closing(waves):
@@ -143,7 +143,8 @@ class WaveWriter:
         content = _describe(write, wave, is_stable=is_stable)
         reach("before merge")
         self._wave_count += 1
-        with labelled(spark, self._run_id, self._wave_count):
+        step = f"wave {self._wave_count}: {wave.count} rows of {write.location.given}"
+        with labelled(spark, self._run_id, self._wave_count), described(spark, step):
             count = commit_wave(write.location, content, prepared.rows, self._kept, transaction)
             reach("after commit")
             self._take_account(write, spark, wave, prepared.stamp, count)
@@ -183,7 +184,9 @@ class WaveWriter:
     def _count_statuses(
         self, write: WritePlan, spark: SparkSession, wave: Wave, stamp: str
     ) -> None:
-        for name, counts in count_statuses(spark, write.location, stamp, wave.columns).items():
+        with described(spark, f"statuses of {write.location.given}"):
+            counted = count_statuses(spark, write.location, stamp, wave.columns)
+        for name, counts in counted.items():
             self.statuses[name] += counts
             max_rate = write.columns[name].max_failure_rate
             if is_rate_exceeded(self.statuses[name], max_rate):
@@ -213,7 +216,7 @@ def _prepare(write: WritePlan, source: DataFrame, survey: Survey, pace: Pace) ->
             # One file may hold all of them, and one task would compute them.
             rows = rows.repartition(task_count)
         columns = {name: write.columns[name] for name in wave.columns}
-        rows = compute_rows(rows, write.chosen, columns, write.counters, [BASE], stamp)
+        rows = compute_rows(rows, write.chosen, columns, write.counters, [BASE], stamp, write.spent)
         yield _PreparedWave(wave, rows, stamp)
 
 

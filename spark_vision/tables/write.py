@@ -3,11 +3,12 @@
 It works wave by wave, until no row of the source is pending.
 """
 
+import json
 import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -18,12 +19,13 @@ from spark_vision.tables.commit import delete_rows
 from spark_vision.tables.location import read_detail, read_version
 from spark_vision.tables.named_points import reach
 from spark_vision.tables.progress import Progress, Report, report_safely
-from spark_vision.tables.session_settings import labelled
+from spark_vision.tables.session_settings import described, labelled
 from spark_vision.tables.source import refuse_stream
 from spark_vision.tables.source_files import is_narrowed
 from spark_vision.tables.storage_errors import explaining
 from spark_vision.tables.survey import Survey, survey_rows
 from spark_vision.tables.table_layout import check_table, fit_keys, is_blank, make_table
+from spark_vision.tables.task_work import TaskWork, work_between
 from spark_vision.tables.transaction import Transaction, is_committed
 from spark_vision.tables.wave_writer import WaveWriter
 from spark_vision.tables.write_options import parse_write_options, takes_write_options
@@ -53,6 +55,7 @@ class WriteResult:
         elapsed_seconds: The duration of the whole write.
         run_id: The run's id in its commits' `userMetadata`, each with the number of its wave:
             {"spark_vision": {"run": "…", "wave": 3}}.
+        work: What the tasks spent on each step; None in a Connect session, which cannot count it.
 
     Example:
         >>> photos = spark.read.format("binaryFile").load("/data/photos")
@@ -61,6 +64,7 @@ class WriteResult:
         ...     photos, "/data/photo_vectors", keys=["path"], columns={"embedding": dino}
         ... )
         >>> print(result.computed_rows, result.statuses["embedding"])
+        >>> print(result.to_json())
     """
 
     table: str
@@ -73,6 +77,16 @@ class WriteResult:
     statuses: Mapping[str, Mapping[str, int]]
     elapsed_seconds: float
     run_id: str
+    work: TaskWork | None
+
+    @property
+    def rows_per_second(self) -> float:
+        """Computed rows per second of the whole write."""
+        return self.computed_rows / self.elapsed_seconds
+
+    def to_json(self) -> str:
+        """Return all of this as one line of JSON, to keep a report of each run."""
+        return json.dumps(asdict(self) | {"rows_per_second": self.rows_per_second})
 
 
 @takes_write_options()
@@ -154,7 +168,7 @@ def run_write(
             rows; otherwise a later commit does.
         is_kept: Whether the session caches the source's rows, so that reading them again is cheap.
     """
-    started = time.monotonic()
+    started, spent_before = time.monotonic(), _spent(write)
     spark, location, run_id = source.sparkSession, write.location, str(uuid.uuid4())
     with explaining(f"read the table {location.given}"):
         detail = read_detail(spark, location)
@@ -164,13 +178,14 @@ def run_write(
             if transaction is not None and is_committed(spark, detail.folder, transaction):
                 logger.info("the table already has transaction %d", transaction.version)
                 seconds = time.monotonic() - started
-                return WriteResult(location.sql, 0, 0, 0, 0, 0, 0, {}, seconds, run_id)
+                return WriteResult(location.sql, 0, 0, 0, 0, 0, 0, {}, seconds, run_id, None)
     has_table = detail is not None and not is_blank(detail)
     first, lost_count = None, 0
     with WaveWriter(write, run_id, transaction, completes=completes, is_kept=is_kept) as run:
         while True:
             reach("before survey")
-            survey = survey_source(spark, write, source, has_table=has_table)
+            with described(spark, f"survey for {location.given}"):
+                survey = survey_source(spark, write, source, has_table=has_table)
             reach("after survey")
             try:
                 if first is None:
@@ -204,10 +219,15 @@ def run_write(
         statuses={name: dict(counts) for name, counts in run.statuses.items()},
         elapsed_seconds=time.monotonic() - started,
         run_id=run_id,
+        work=None if write.spent is None else work_between(spent_before, _spent(write)),
     )
     if write.progress:
         report_safely(write.progress, lambda: _final_progress(result))
     return result
+
+
+def _spent(write: WritePlan) -> Mapping[str, int]:
+    return {} if write.spent is None else write.spent.value
 
 
 def _delete_missing(write: WritePlan, survey: Survey) -> int:
@@ -282,6 +302,6 @@ def _final_progress(result: WriteResult) -> Progress:
         done_rows=result.computed_rows,
         total_rows=result.computed_rows,
         elapsed_seconds=result.elapsed_seconds,
-        rows_per_second=result.computed_rows / result.elapsed_seconds,
+        rows_per_second=result.rows_per_second,
         statuses=result.statuses,
     )

@@ -43,6 +43,7 @@ class WritePlan:
         options: The write's options.
         counters: Rows by status for each column, where progress is reported.
         progress: Called with the write's progress.
+        spent: What the tasks spend, by the names of `executor.spending`; None in a Connect session.
     """
 
     location: TableLocation
@@ -52,6 +53,7 @@ class WritePlan:
     options: WriteOptions
     counters: Mapping[str, StatusCounter | None]
     progress: Report | None
+    spent: StatusCounter | None
 
     @cached_property
     def schema(self) -> StructType:
@@ -148,6 +150,7 @@ def plan_write(
         options=options,
         counters=counters,
         progress=progress,
+        spent=status_accumulator(spark),
     )
     # Refuses two columns of the same name.
     _ = plan.schema

@@ -1,5 +1,6 @@
 """The jobs as people start them: by python, by the real spark-submit, and in a running session."""
 
+import json
 import os
 import runpy
 import subprocess
@@ -111,15 +112,19 @@ def test_spark_submit_fills_a_table_of_a_catalog_that_persists(
         EMBED_IMAGES,
         *("--input", str(photos), "--table", "photo_vectors", "--keep", "length"),
         *("--model-path", str(checkpoints), "--model-name", "dinov2", "--show", "2"),
+        *("--report", "runs.jsonl"),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
+    (report,) = map(json.loads, (tmp_path / "runs.jsonl").read_text().splitlines())
+    assert report["statuses"] == {"embedding": {"ok": 4, "not_an_image": 1}}
+    assert report["work"]["model_loads"] == 1
     lines = done.stdout.splitlines()
     assert "rows: 5 in the input, 0 in the table before, 5 computed" in lines
     assert "embedding: ok 4, not_an_image 1" in lines
     assert any("rows/s" in line for line in lines)
     assert "text.jpg|not_an_image|NULL" in done.stdout.replace(" ", "")
-    assert "5 of 5 rows (100%), " in done.stdout
+    assert "100%, 5 of 5 rows, " in done.stdout
     rows = spark.read.format("delta").load(str(tmp_path / "warehouse" / "photo_vectors"))
     assert rows.filter("embedding_status = 'ok' AND size(embedding) = 48").count() == 4
 

@@ -23,6 +23,7 @@ from spark_vision import (
     configure,
     plan_vision_columns,
     show_images,
+    stream_vision_columns,
     write_vision_columns,
 )
 from spark_vision.errors import TableError
@@ -234,6 +235,29 @@ def source_of_two_sides(writes):
     return writes.write(writes.read().union(new), rows_per_commit=1)
 
 
+def stream(writes):
+    """In two runs: of the files that are there, and of one that came later."""
+    table = f"{writes.table}_streamed"
+    before = writes._count_forwards()
+    seen = []
+    late = "of_the_second_run.jpg"
+    for has_come in (False, True):
+        if has_come:
+            writes.put(late, seed=90)
+        source = writes.spark.readStream.format("binaryFile").schema(writes.read().schema)
+        stream_vision_columns(
+            source.load(str(writes.photos)),
+            table,
+            ["path"],
+            {"embedding": writes.columns["embedding"]},
+            checkpoint_location=f"{table}_checkpoint",
+        ).awaitTermination()
+        rows = writes.spark.read.format("delta").load(table).collect()
+        seen.append({row["path"].rsplit("/")[-1]: row["embedding_status"] for row in rows})
+    (writes.photos / late).unlink()
+    return {"seen": seen, "forwards": writes._count_forwards() - before}
+
+
 def owners_constraint(writes):
     writes.put("huge.jpg", seed=200)
     sql = writes.spark.sql
@@ -263,7 +287,8 @@ def refusal(writes):
 
 
 STEPS = [
-    is_of_connect, plan, first_write, thumbnails, same_again, changed_row, retry, second_column,
+    is_of_connect, plan, first_write, thumbnails, same_again, changed_row, retry, stream,
+    second_column,
     two_writers, delete_missing, filtered_source, source_of_two_sides, owners_constraint,
     append_only,
 ]  # fmt: skip

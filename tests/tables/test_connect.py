@@ -116,6 +116,18 @@ def test_failed_rows_are_tried_again_by_their_status(seen):
     assert own["statuses"] == {"embedding": {"not_an_image": 1}}
 
 
+def test_a_stream_computes_each_row_once_in_the_servers_process(seen):
+    first = {f"{number}.jpg": "ok" for number in range(6)} | {"text.jpg": "not_an_image"}
+    assert seen["stream"] == {
+        "seen": [first, first | {"of_the_second_run.jpg": "ok"}],
+        "forwards": 6 + 1,
+    }
+
+
+def test_a_connect_session_does_not_know_what_its_tasks_spent(seen):
+    assert seen["first_write"]["work"] is None
+
+
 def test_a_second_column_is_filled_in_without_computing_the_first(seen):
     second = seen["second_column"]
     assert second["planned"] == {"embedding": {}, "other": {"not filled in": 7}}

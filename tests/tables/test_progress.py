@@ -8,8 +8,8 @@ import pyarrow as pa
 from pyspark.sql import functions as F
 
 from spark_vision import write_vision_columns
-from spark_vision.cli.progress_line import ProgressLine, describe_progress
 from spark_vision.tables.progress import Progress, Watch, reporting, status_accumulator
+from spark_vision.tables.progress_bar import ProgressBar, describe_progress
 
 
 def test_rows_and_failures_are_counted_as_tasks_end(spark, tmp_path):
@@ -89,7 +89,7 @@ PROGRESS = Progress(
 
 def test_a_line_says_rows_share_rate_time_left_and_failures():
     assert describe_progress(PROGRESS) == (
-        "1,500 of 6,000 rows (25%), 50.0 rows/s, 1 min 30 s left, failed: embedding timeout 10"
+        "25%, 1,500 of 6,000 rows, 50.00 rows/s, 01:30 left, failed: embedding timeout 10"
     )
 
 
@@ -98,36 +98,42 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_one_line_in_place():
+def test_a_terminal_gets_one_bar_in_place():
     stream = Terminal()
-    with ProgressLine(stream) as line:
-        line(PROGRESS)
-        line(PROGRESS)
-    assert stream.getvalue().count("\r") == 2
+    with ProgressBar(stream) as bar:
+        bar(PROGRESS)
+        bar(PROGRESS)
+    shown = stream.getvalue().split("\r")[-1]
+    assert shown.rstrip() == f"{describe_progress(PROGRESS)} |##5       |"
+    assert shown.endswith("\n")
     assert stream.getvalue().count("\n") == 1
-    assert stream.getvalue().endswith("\n")
 
 
 def test_a_log_gets_a_line_now_and_then_and_the_last_one():
     stream = io.StringIO()
-    with ProgressLine(stream) as line:
+    with ProgressBar(stream) as line:
         for _ in range(5):
             line(PROGRESS)
         line(Progress(done_rows=6000, total_rows=6000, elapsed_seconds=120, rows_per_second=50))
-    assert stream.getvalue() == "6,000 of 6,000 rows (100%), 50.0 rows/s\n"
+    assert stream.getvalue() == "100%, 6,000 of 6,000 rows, 50.00 rows/s, 00:00 left\n"
 
 
 def test_a_log_gets_no_line_twice():
     stream = io.StringIO()
     end = Progress(done_rows=6000, total_rows=6000, elapsed_seconds=120, rows_per_second=50)
-    with ProgressLine(stream) as line:
+    with ProgressBar(stream) as line:
         line(end)
         line(end)
-    assert stream.getvalue() == "6,000 of 6,000 rows (100%), 50.0 rows/s\n"
+    assert stream.getvalue() == "100%, 6,000 of 6,000 rows, 50.00 rows/s, 00:00 left\n"
 
 
 def test_nothing_to_do_is_no_progress():
     stream = io.StringIO()
-    with ProgressLine(stream) as line:
+    with ProgressBar(stream) as line:
         line(Progress(done_rows=0, total_rows=0, elapsed_seconds=1, rows_per_second=0))
     assert not stream.getvalue()
+
+
+def test_without_counters_the_statuses_are_those_of_committed_waves():
+    watch = Watch(50, {"first": None}, committed={"first": {"ok": 19, "timeout": 1}})
+    assert watch.look().statuses == {"first": {"ok": 19, "timeout": 1}}

@@ -1,0 +1,95 @@
+"""A write's result says what its tasks spent, and Spark names its steps."""
+
+import json
+from dataclasses import asdict, replace
+
+import checkpoints
+from spark_vision import write_vision_columns
+from spark_vision.executor.spending import count_spent, spend, take_spent
+from spark_vision.tables.task_work import TaskWork, work_between
+
+
+def test_threads_amounts_and_both_waits_are_counted_once():
+    take_spent()
+    counted = []
+
+    def double(numbers):
+        for number in numbers:
+            spend(decode_ns=number, model_loads=1)
+            yield 2 * number
+
+    assert list(count_spent(double, [3, 4], counted.append)) == [6, 8]
+    assert [each.get("decode_ns") for each in counted] == [3, 4, None]
+    assert [each.get("model_loads") for each in counted] == [1, 1, None]
+    assert ["read_ns" in each for each in counted] == [True, True, True]
+    assert ["write_ns" in each for each in counted] == [False, True, True]
+    assert take_spent() == {}
+
+
+def test_work_is_the_difference_of_two_sums_in_seconds():
+    before = {"model_ns": 1_000_000_000, "forwards": 2, "forward_rows": 9, "model_loads": 1}
+    after = {"model_ns": 3_500_000_000, "forwards": 6, "forward_rows": 19, "model_loads": 1}
+    assert work_between(before, after) == TaskWork(
+        read_seconds=0,
+        fetch_seconds=0,
+        decode_seconds=0,
+        waiting_seconds=0,
+        model_seconds=2.5,
+        write_seconds=0,
+        model_loads=0,
+        repeated_calls=0,
+        rows_per_forward=2.5,
+    )
+
+
+def test_a_write_says_what_its_tasks_spent(
+    spark, photos, read_photos, dino, forwards_folder, tmp_path
+):
+    # A checkpoint of its own: no earlier test has loaded it.
+    model = checkpoints.write_dinov2(tmp_path / "model")
+    own = replace(dino, model_name=str(model), batch_size=4)
+
+    def forwards():
+        return [line for file in forwards_folder.iterdir() for line in file.read_text().split()]
+
+    before = len(forwards())
+    table = str(tmp_path / "table")
+    first = write_vision_columns(read_photos(), table, ["path"], {"v": own})
+    counts = [int(line) for line in forwards()]
+    work = first.work
+    assert len(counts) - before == 6 / work.rows_per_forward
+    assert (work.model_loads, work.repeated_calls, work.fetch_seconds) == (1, 0, 0)
+    for step in ("read", "decode", "waiting", "model", "write"):
+        assert getattr(work, f"{step}_seconds") > 0, step
+    again = write_vision_columns(read_photos(), table, ["path"], {"v": own})
+    assert again.work == work_between({}, {})
+
+    assert json.loads(first.to_json()) == {
+        **asdict(first),
+        "rows_per_second": first.computed_rows / first.elapsed_seconds,
+    }
+
+    fetched = write_vision_columns(
+        spark.createDataFrame([(str(path),) for path in photos.iterdir()], "content string"),
+        str(tmp_path / "fetched"),
+        ["content"],
+        {"v": replace(own, allow_paths=(str(photos),), model_sharing="worker")},
+    )
+    assert fetched.statuses == {"v": {"ok": 6, "not_an_image": 1}}
+    assert fetched.work.fetch_seconds > 0
+    assert fetched.work.decode_seconds > 0
+    assert fetched.work.model_seconds > 0
+    assert (fetched.work.waiting_seconds, fetched.work.rows_per_forward) == (0, None)
+
+
+def test_spark_knows_the_steps_of_a_write(spark, read_photos, dino, table):
+    spark.sparkContext.setJobDescription("mine")
+    write_vision_columns(read_photos(), table, ["path"], {"v": dino}, rows_per_commit=4)
+    jobs = spark.sparkContext._jsc.sc().statusStore().jobsList(None)
+    named = [jobs.apply(place).description() for place in range(jobs.size())]
+    said = [name.get() for name in named if name.isDefined()]
+    for step in ("survey for", "wave 1: 4 rows of", "wave 2: 3 rows of", "statuses of"):
+        # Delta adds what it does itself before and after.
+        assert any(f"spark_vision: {step} {table}" in each for each in said), step
+    assert spark.sparkContext.getLocalProperty("spark.job.description") == "mine"
+    spark.sparkContext.setLocalProperty("spark.job.description", None)

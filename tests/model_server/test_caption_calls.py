@@ -77,7 +77,7 @@ def send(channel, captioner, batch, new_tokens=NEW_TOKENS, **header):
 
 def assert_alone(captioner, channel, batch, new_tokens=NEW_TOKENS):
     preprocessor, model = captioner
-    _, result = receive_answer(channel, 60)
+    _, result = receive_answer(channel)
     expected = model.generate(batch, preprocessor.scaling, GenerationSettings(new_tokens))
     found = GeneratedTokens(**result)
     assert preprocessor.decode(found) == preprocessor.decode(expected)
@@ -158,7 +158,7 @@ def test_a_call_that_makes_no_sense_fails_alone(tmp_path, captioner, batches):
     with held_server(tmp_path, captioner, first) as (server, model, channel):
         [other] = send_in_turn(server, captioner, [(broken, {})])
         model.may_go_on.set()
-        assert "error" in receive_answer(other, 60)[0]
+        assert "error" in receive_answer(other)[0]
         assert_alone(captioner, channel, first)
 
 
@@ -171,5 +171,5 @@ def test_a_broken_device_fails_all_calls_of_the_loop_and_ends_the_server(
         [other] = send_in_turn(server, captioner, [(second, {})])
         model.may_go_on.set()
         for each in (channel, other):
-            assert receive_answer(each, 60)[0]["error"]["kind"] == "AcceleratorError"
+            assert receive_answer(each)[0]["error"]["kind"] == "AcceleratorError"
         assert server.reason.result(60) == ("a compute thread has ended", 1)

@@ -161,7 +161,7 @@ def send_in_turn(server, calls):
 
 def assert_answers(channels, calls):
     for channel, (pixels, _) in zip(channels, calls, strict=True):
-        _, result = receive_answer(channel, 30)
+        _, result = receive_answer(channel)
         torch.testing.assert_close(result["vectors"], pixels.float() + 1, rtol=0, atol=0)
 
 
@@ -174,7 +174,7 @@ def queued(tmp_path, model, calls):
         assert model.begun.wait(60)
         channels = send_in_turn(server, calls)
         model.release.set()
-        receive_answer(first, 30)
+        receive_answer(first)
         yield channels, server
 
 
@@ -207,7 +207,7 @@ def test_an_error_reaches_only_the_call_at_fault(tmp_path):
     calls = [(draw(1, 2), {}), (poison, {}), (draw(2, 3), {})]
     model = JoinedModel(poison=200)
     with queued(tmp_path, model, calls) as (channels, _):
-        error, _ = receive_answer(channels.pop(1), 30)
+        error, _ = receive_answer(channels.pop(1))
         assert error["error"] == {"kind": "ValueError", "message": "poison"}
         assert_answers(channels, [calls[0], calls[2]])
     assert model.sizes == [1, 6, 2, 1, 3]
@@ -254,7 +254,7 @@ def test_a_call_that_may_be_fatal_is_computed_alone_and_its_client_is_told(tmp_p
         for channel, call in zip(channels, calls, strict=True):
             assert model.arrived.acquire(timeout=60)
             if channel is channels[1]:
-                assert receive_answer(channel, 30)[0] == {"begun": 1}
+                assert receive_answer(channel)[0] == {"begun": 1}
             model.leave.release()
             assert_answers([channel], [call])
     assert model.most_inside == 1

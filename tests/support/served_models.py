@@ -14,6 +14,8 @@ from spark_vision.model_server.model_calls import ModelCalls
 from spark_vision.model_server.server import ModelServer
 from spark_vision.model_server.start import ServerConfig
 
+# Far more than a busy machine takes.
+LONG_SECONDS = 120
 CALL = {"method": "embed_texts", "arguments": {}}
 
 
@@ -32,7 +34,7 @@ class Server:
 
     def connect(self):
         channel = self.open()
-        assert receive_answer(channel, 20)[0] == {"hello": 1}
+        assert receive_answer(channel)[0] == {"hello": 1}
         return channel
 
 
@@ -74,11 +76,11 @@ def send(channel, value):
 
 
 def receive(channel):
-    _, result = receive_answer(channel, 30)
+    _, result = receive_answer(channel)
     return float(result["vectors"])
 
 
-def receive_answer(channel, seconds):
+def receive_answer(channel, seconds=LONG_SECONDS):
     """The next message that is no keep-alive; None at the end of the connection."""
     deadline = time.monotonic() + seconds
     while channel.wait(deadline - time.monotonic()):

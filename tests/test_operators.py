@@ -119,7 +119,7 @@ def test_a_refused_caption_option_names_the_allowed_values(options, field, expec
 @pytest.mark.parametrize(
     ("options", "field", "expected"),
     [
-        ({"dtype": "fp8"}, "dtype", "float32, float16, bfloat16"),
+        ({"dtype": "fp8"}, "dtype", "float32, tf32, float16, bfloat16, auto"),
         ({"batch_size": 0}, "batch_size", "at least 1"),
         ({"batch_size": 2.5}, "batch_size", "an integer"),
         ({"batch_size": True}, "batch_size", "an integer"),

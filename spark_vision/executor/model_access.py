@@ -278,8 +278,11 @@ def server_config(key: ModelKey, task: Task, executor: ExecutorProcess) -> "Serv
     from spark_vision.model_server.start import ServerConfig
 
     is_vllm = key.engine == "vllm"
+    python = sys.executable
     if is_vllm:
         call_count = VLLM_CALL_COUNT
+        # In an archive that Spark extracted, it is relative to the worker's folder.
+        python = str(Path(task.vllm_python or python).absolute())
     elif key.device.type == "cpu":
         # Each task's batch uses that task's cores, as it would without a server.
         call_count = max(1, task.executor_cores // task.cpus)
@@ -299,10 +302,7 @@ def server_config(key: ModelKey, task: Task, executor: ExecutorProcess) -> "Serv
         load_seconds=task.load_seconds,
         batch_seconds=task.batch_seconds,
         idle_seconds=task.idle_seconds,
-        # In an archive that Spark extracted, it is relative to the worker's folder.
-        python=str(Path(task.vllm_python).absolute())
-        if is_vllm and task.vllm_python
-        else sys.executable,
+        python=python,
         vllm_arguments=task.vllm_arguments if is_vllm else None,
     )
 

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from pyspark.sql import SparkSession
 
@@ -61,7 +62,7 @@ def described(spark: SparkSession, step: str) -> Iterator[None]:
         finally:
             spark.removeTag(tag)
         return
-    context = spark.sparkContext
+    context: Any = spark.sparkContext  # None removes a property, which its types do not say.
     before = context.getLocalProperty(_DESCRIPTION)
     context.setJobDescription(name)
     try:

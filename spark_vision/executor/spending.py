@@ -20,7 +20,8 @@ _spent: Counter[str] = Counter()
 def spend(**amounts: int) -> None:
     """Add amounts by name."""
     with _lock:
-        _spent.update(amounts)
+        for name, amount in amounts.items():
+            _spent[name] += amount
 
 
 def take_spent() -> dict[str, int]:

@@ -62,7 +62,7 @@ def described(spark: SparkSession, step: str) -> Iterator[None]:
         finally:
             spark.removeTag(tag)
         return
-    context: Any = spark.sparkContext  # Its type hints exclude None, which unsets a property.
+    context: Any = spark.sparkContext  # None removes a property, which its types do not say.
     before = context.getLocalProperty(_DESCRIPTION)
     context.setJobDescription(name)
     try:

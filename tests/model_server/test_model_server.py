@@ -604,7 +604,7 @@ def test_where_no_server_can_be_the_worker_loads_and_says_why(
         else:
             squatter = run_squatter(ServerConfig.name)
             reason = "user 65534"
-        model_access._decline.cache_clear()
+        model_access._warn_not_shared.cache_clear()
         for _ in range(2):
             reached = reach_model(resolve_checkpoint(operator), operator, CPU, task)
         assert reached.placement().server_pid == os.getpid()

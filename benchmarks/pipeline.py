@@ -194,6 +194,7 @@ def measure_cell(
             operator.dtype,
             torch.device("cpu"),
             False,
+            operator.engine,
         )
         is_listening = context.Event()
         config = model_access.server_config(key, task, task.executor)

@@ -4,6 +4,7 @@ The device is the GPU that Spark assigned, another visible GPU, or the CPU.
 """
 
 import ctypes
+import itertools
 import logging
 import os
 import platform
@@ -26,6 +27,10 @@ MAX_KEPT_BUFFER_BYTES = 256 * 2**20
 # Free memory at the end of the heap above this size is returned.
 MAX_KEPT_BYTES = 512 * 2**20
 
+# torch keeps freed memory for each stream, so that the threads of later tasks use the same ones.
+STREAM_COUNT = 4
+_thread_numbers = itertools.count()
+
 GPU_SETTINGS = "spark.executor.resource.gpu.amount and spark.task.resource.gpu.amount"
 
 
@@ -46,7 +51,7 @@ def use_one_core() -> None:
 
     Threads of torch that wait for work do so actively, on the cores on which images are decoded.
     """
-    torch.set_num_threads(1)
+    _set_core_count(1)
 
 
 def prepare_compute_thread(device: torch.device, core_count: int) -> None:
@@ -58,11 +63,23 @@ def prepare_compute_thread(device: torch.device, core_count: int) -> None:
         core_count: Number of cores that a call may use on a CPU.
     """
     if device.type == "cuda":
-        stream: Any = torch.cuda.Stream
-        torch.cuda.set_stream(stream(device))
+        torch.cuda.set_stream(_stream(device, next(_thread_numbers) % STREAM_COUNT))
         use_one_core()
     else:
-        torch.set_num_threads(core_count)
+        _set_core_count(core_count)
+
+
+def _set_core_count(count: int) -> None:
+    # The first call in a thread reads the number that another thread has set, and torch would do
+    # so later, with the first operation.
+    torch.get_num_threads()
+    torch.set_num_threads(count)
+
+
+@cache
+def _stream(device: torch.device, number: int) -> Any:
+    make_stream: Any = torch.cuda.Stream
+    return make_stream(device)
 
 
 def choose_device(operator: Operator, task: Task) -> torch.device:

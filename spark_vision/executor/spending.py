@@ -60,6 +60,7 @@ def count_spent(
         if count is not None:
             count(spent)
 
+    take_spent()  # Of a task that ended early.
     for output in outputs(_timed_items(inputs)):
         take()
         # Meanwhile Spark takes the output, and writes what it took before.

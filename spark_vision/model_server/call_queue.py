@@ -53,9 +53,10 @@ class Call:
         can_join = len(row_counts) == 1 and header.get("method") in _JOINED_METHODS
         self.row_count = row_counts.pop() if can_join else 0
         self.kind: Hashable = None
-        self.is_loop = header.get("method") == _LOOP_METHOD and "token_ids" in tensors
-        if self.is_loop:
-            self.row_count = len(tensors["token_ids"])
+        self.is_loop = header.get("method") == _LOOP_METHOD
+        token_ids = tensors.get("token_ids")
+        if self.is_loop and token_ids is not None and token_ids.ndim:
+            self.row_count = len(token_ids)
         if self.row_count and not self.is_alone:
             arguments = json.dumps(header.get("arguments"), sort_keys=True)
             self.kind = (header["method"], arguments)
@@ -101,6 +102,8 @@ class CallQueue:
             row_limit = self._row_limit(first.kind)
             if first.is_loop and row_limit:
                 self._loops.add(first.kind)
+            if first.is_loop:
+                return [first, *self.take_more(first.kind, row_limit - first.row_count)]
             return [first, *self._join(first.kind, row_limit - first.row_count)]
 
     def take_more(self, kind: Hashable, row_count: int) -> list[Call]:
@@ -111,8 +114,13 @@ class CallQueue:
             row_count: Maximum number of rows of all of them.
         """
         with self._changed:
-            is_next = self._waiting and self._waiting[0].kind == kind
-            return self._join(kind, row_count) if is_next else []
+            taken: list[Call] = []
+            # Only from the front: no older call of another kind, or of more rows, is overtaken.
+            while (first := self._first()) and first.kind == kind and first.row_count <= row_count:
+                self._waiting.popleft()
+                taken.append(first)
+                row_count -= first.row_count
+            return taken
 
     def finish(self, kind: Hashable) -> None:
         """Report that the calls of one `take` are answered.
@@ -128,12 +136,7 @@ class CallQueue:
 
     def _find(self) -> Call | None:
         """Return the oldest call that may be computed now."""
-        for call in list(self._waiting):
-            # The calls of a cancelled job would delay the next query.
-            if call.client.has_left:
-                self._waiting.remove(call)
-                call.client.answer({})
-        if self._is_alone:
+        if self._first() is None or self._is_alone:
             return None
         for call in self._waiting:
             if call.is_alone and self._running_count:
@@ -141,6 +144,17 @@ class CallQueue:
             if call.kind is None or call.kind not in self._loops:
                 return call
         return None
+
+    def _first(self) -> Call | None:
+        """Return the oldest call; those of clients that have left are removed.
+
+        The calls of a cancelled job would delay the next query.
+        """
+        for call in list(self._waiting):
+            if call.client.has_left:
+                self._waiting.remove(call)
+                call.client.answer({})
+        return self._waiting[0] if self._waiting else None
 
     def _join(self, kind: Hashable, row_count: int) -> list[Call]:
         joined: list[Call] = []

@@ -38,14 +38,21 @@ class CaptionCalls:
         while self._numbers:
             for row in self._loop.step():
                 yield from self._end(row)
-            for call in self._numbers:
-                call.client.begin()
             for call in self._take_more(self._row_limit - len(self._loop)):
                 yield from self._add(call)
+            for call in list(self._numbers):
+                # Each step renews the time limit of all calls.
+                call.client.begin()
+                if call.client.has_left:
+                    self._forget(call)
+                    yield call, ConnectionError("the client has left")
 
     def _add(self, call: Call) -> Iterator[tuple[Call, Exception]]:
         try:
-            numbers = self._loop.add(CaptionBatch(**call.tensors))
+            # The client's memory is its next call's once this one is answered, even if rows are
+            # left in the loop.
+            tensors = {name: tensor.clone() for name, tensor in call.tensors.items()}
+            numbers = self._loop.add(CaptionBatch(**tensors))
         except Exception as error:
             yield call, error
         else:
@@ -58,7 +65,16 @@ class CaptionCalls:
         if numbers is None:  # The call has failed, and its other rows are of no use.
             return
         self._ended[row.number] = row
-        is_failed = row.error is not None
-        if is_failed or all(number in self._ended for number in numbers):
-            rows = [self._ended.pop(number, None) for number in self._numbers.pop(call)]
-            yield call, row.error if is_failed else join_rows([each for each in rows if each])
+        if row.error is not None:
+            self._forget(call)
+            yield call, row.error
+        elif all(number in self._ended for number in numbers):
+            yield call, join_rows([self._ended[number] for number in numbers])
+            self._forget(call)
+
+    def _forget(self, call: Call) -> None:
+        """Forget a call; of its rows, those that have entered end in the loop."""
+        numbers = self._numbers.pop(call)
+        self._loop.drop(numbers)
+        for number in numbers:
+            self._ended.pop(number, None)

@@ -104,9 +104,10 @@ class ModelProxy(RemoteModel):
         started = time.perf_counter_ns()
         header, result = self._exchange({"method": method, "arguments": arguments}, tensors)
         spent = header["spent"]
-        spend(**spent, waiting_ns=time.perf_counter_ns() - started - spent["model_ns"])
-        # The server overwrites this result with the next one.
-        return {name: tensor.clone() for name, tensor in result.items()}
+        # A loop may have computed for others before this call entered it.
+        waiting_ns = max(0, time.perf_counter_ns() - started - spent["model_ns"])
+        spend(**spent, waiting_ns=waiting_ns)
+        return result
 
     def _exchange(self, header: Mapping[str, Any], tensors: Tensors) -> Message:
         """Send a call and receive its answer, from further servers if necessary.
@@ -120,9 +121,10 @@ class ModelProxy(RemoteModel):
         """
         end_count = 0
         # After other such calls, of which this one may be a part, once is enough.
-        allowed_count = MAX_SENDS if self._fatal_count == 0 else 1
+        is_suspect = self._fatal_count > 0
+        allowed_count = 1 if is_suspect else MAX_SENDS
         for send_count in range(MAX_RECONNECTIONS):
-            is_alone = send_count > 0 or self._fatal_count > 0
+            is_alone = send_count > 0 or is_suspect
             channel = self._take_channel()
             is_begun = not is_alone
             try:
@@ -135,11 +137,14 @@ class ModelProxy(RemoteModel):
                 logger.info("lost the connection to the model server: %s", error)
                 answer = None
             if answer is not None:
+                answered, result = answer
+                # The server overwrites a result with that of the next call on its connection.
+                copied = {name: tensor.clone() for name, tensor in result.items()}
                 self._idle.append(channel)
                 self._fatal_count = 0
-                if "error" in answer[0]:
-                    raise make_error(answer[0]["error"])
-                return answer
+                if "error" in answered:
+                    raise make_error(answered["error"])
+                return answered, copied
             channel.close()
             spend(repeated_calls=1)
             # They lead to the same process.
@@ -147,6 +152,8 @@ class ModelProxy(RemoteModel):
             end_count += is_begun
             if end_count == allowed_count:
                 break
+        if end_count < allowed_count:
+            raise _server_error(self._config, f"ended {MAX_RECONNECTIONS} times in a row")
         self._fatal_count += 1
         kind = FatalBatchError if self._fatal_count <= MAX_FATAL_COUNT else ModelServerError
         raise _server_error(self._config, f"ended {end_count} times in the same batch", kind)

@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +28,9 @@ from spark_vision.model_server.start import ServerConfig
 from spark_vision.models.checkpoint_files import Checkpoint, open_folder
 from spark_vision.models.precision import use_tf32
 from spark_vision.models.protocols import GenerationSettings
+
+if TYPE_CHECKING:
+    from spark_vision.model_server.server import ClientConnection
 
 logger = logging.getLogger("spark_vision.model_server")
 
@@ -130,6 +135,7 @@ class ModelCalls:
                     yield call, ({"spent": {"model_ns": now - began}}, result._asdict())
                     began = now
         except Exception as error:
+            self._check_device(error, len(in_progress))
             for call in in_progress:
                 yield call, self._describe(call, error)
         self._free_memory()
@@ -148,7 +154,7 @@ class ModelCalls:
                 for index in range(len(calls))
             ]
         except Exception as error:
-            self.is_device_broken |= isinstance(error, torch.AcceleratorError)
+            self._check_device(error, len(calls))
             if is_out_of_memory(error):
                 self._fitting[calls[0].kind] = sum(row_counts) // 2
             logger.info("%d joined calls are repeated one by one: %s", len(calls), error)
@@ -169,6 +175,15 @@ class ModelCalls:
         self._free_memory()
         return described
 
+    def _check_device(self, error: Exception, call_count: int) -> None:
+        """Raise the error of a broken device if several calls could be the cause.
+
+        The server then ends without an answer, and each call is computed alone by the next one.
+        """
+        self.is_device_broken |= isinstance(error, torch.AcceleratorError)
+        if self.is_device_broken and call_count > 1:
+            raise error
+
     def _describe(self, call: Call, error: Exception) -> Message:
         self.is_device_broken |= isinstance(error, torch.AcceleratorError)
         if not isinstance(error, torch.OutOfMemoryError | ValueError | IndexError):
@@ -182,7 +197,7 @@ class ModelCalls:
             tensors = {name: self._gather(name, calls) for name in tensors}
         model, client = self._loaded.model, calls[0].client
         if hasattr(model, "until"):
-            model = model.until(lambda: client.has_left)
+            model = model.until(partial(_renew, model, client, [0]))
         result = call_model(model, header["method"], header["arguments"], tensors)
         spent = {"model_ns": time.perf_counter_ns() - started}
         row_count = sum(call.row_count for call in calls)
@@ -212,8 +227,16 @@ class ModelCalls:
 
     def _free_memory(self) -> None:
         # Called outside exception handlers, whose traceback keeps the failed batch's tensors alive.
-        if self._device.type == "cuda":
+        if self._device.type == "cuda" and not self.is_device_broken:
             torch.cuda.empty_cache()
+
+
+def _renew(engine: Any, client: "ClientConnection", seen: list[int]) -> bool:
+    """Renew a call's time limit if the engine has made progress; return if its client has left."""
+    if engine.ended_row_count != seen[0]:
+        seen[0] = engine.ended_row_count
+        client.begin()
+    return client.has_left
 
 
 def _require_stamp(checkpoint: Checkpoint, config: ServerConfig) -> None:

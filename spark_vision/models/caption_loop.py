@@ -130,6 +130,10 @@ class CaptionLoop:
             self._added_count += 1
         return list(range(first, self._added_count))
 
+    def drop(self, numbers: Sequence[int]) -> None:
+        """Remove rows that have not entered yet; others go on."""
+        self._waiting = deque(row for row in self._waiting if row.number not in numbers)
+
     @torch.inference_mode()
     def step(self) -> list[EndedRow]:
         """Compute one forward pass, and return the rows that end with it.

@@ -117,10 +117,17 @@ class VllmCaptioner:
         self._image_token_id = int(config.image_token_id)
         self._merge_size = int(config.vision_config.spatial_merge_size)
         self._has_left: Callable[[], bool] = lambda: False
+        # The number of rows that have ended, shared by the copies of `until`.
+        self._progress = [0]
         self._request_ids = map(str, itertools.count())
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
         self._engine: Any = self._submit(_start(engine_arguments)).result()
+
+    @property
+    def ended_row_count(self) -> int:
+        """The number of rows of all calls that have ended, which shows that the engine works."""
+        return self._progress[0]
 
     def until(self, has_left: Callable[[], bool]) -> "VllmCaptioner":
         """Return this captioner for one client, whose rows are aborted once it has left."""
@@ -156,6 +163,7 @@ class VllmCaptioner:
                 done, waiting = wait(waiting, ASK_SECONDS, FIRST_EXCEPTION)
                 for row in done:
                     row.result()
+                    self._progress[0] += 1
                 if self._has_left():
                     raise ConnectionError("the client has left")
             outputs = [row.result() for row in rows]

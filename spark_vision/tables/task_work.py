@@ -8,7 +8,7 @@ _STEPS = ("read", "fetch", "decode", "waiting", "model", "write")
 
 @dataclass(frozen=True)
 class TaskWork:
-    """What the tasks of a write spent, failed attempts included.
+    """What the tasks of a write spent, without attempts that failed.
 
     Seconds are sums over threads and tasks that run at the same time: compare them with each
     other, not with the elapsed time.

@@ -162,14 +162,33 @@ def test_a_call_that_makes_no_sense_fails_alone(tmp_path, captioner, batches):
         assert_alone(captioner, channel, first)
 
 
-def test_a_broken_device_fails_all_calls_of_the_loop_and_ends_the_server(
+def test_a_device_that_breaks_with_several_calls_ends_the_server_without_an_answer(
     tmp_path, captioner, batches
 ):
     first, second, _ = batches
-    with held_server(tmp_path, captioner, first) as (server, model, channel):
+    with held_server(tmp_path, captioner, first) as (server, model, _):
         model.failing_step = 2
-        [other] = send_in_turn(server, captioner, [(second, {})])
+        send_in_turn(server, captioner, [(second, {})])
         model.may_go_on.set()
-        for each in (channel, other):
-            assert receive_answer(each)[0]["error"]["kind"] == "AcceleratorError"
         assert server.reason.result(60) == ("a compute thread has ended", 1)
+
+
+def test_a_device_that_breaks_with_one_call_is_an_error_of_that_call(tmp_path, captioner, batches):
+    with held_server(tmp_path, captioner, batches[0]) as (server, model, channel):
+        model.failing_step = 2
+        model.may_go_on.set()
+        assert receive_answer(channel)[0]["error"]["kind"] == "AcceleratorError"
+        assert server.reason.result(60) == ("a compute thread has ended", 1)
+
+
+def test_a_call_of_many_rows_is_not_overtaken_for_ever(tmp_path, captioner, batches):
+    first, second, third = batches
+    with held_server(tmp_path, captioner, first, joined_row_count=2) as (server, model, channel):
+        calls = [(second, {}), (third, {})]
+        channels = send_in_turn(server, captioner, calls)
+        model.may_go_on.set()
+        for each, batch in zip([channel, *channels], batches, strict=True):
+            assert_alone(captioner, each, batch)
+    # The second call does not fit beside the first one, and the third one waits behind it.
+    assert model.row_counts[:2] == [1, 1]
+    assert max(model.row_counts) == 2

@@ -246,6 +246,7 @@ def reach_model(
             lambda: LoadedModel(checkpoint, key.dtype, device, executor, key.flash_attention),
         )
         # One call computes on all cores of a CPU; on a GPU, a second one copies meanwhile.
+        device = loaded.model.device
         call_count = 1 if device.type == "cpu" else DEVICE_CALL_COUNT
         prepare_thread = partial(prepare_compute_thread, device, task.cpus)
         model = _TimedModel(loaded.model)

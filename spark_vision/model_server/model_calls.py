@@ -76,10 +76,7 @@ class ModelCalls:
             checkpoint, config.dtype, device, executor, config.flash_attention, arguments
         )
         _require_stamp(checkpoint, config)
-        if arguments is not None:
-            # vLLM computes in a process of its own: this one takes no memory of the GPU.
-            device = torch.device("cpu")
-        return cls(loaded, device, config.thread_count, config.joined_row_count)
+        return cls(loaded, loaded.model.device, config.thread_count, config.joined_row_count)
 
     def prepare_thread(self) -> None:
         """Configure the calling thread, which then answers calls."""

@@ -23,6 +23,12 @@ class ImageTextModel:
         self._model = model
         self._vision = model.config.vision_config
 
+    @property
+    def device(self) -> torch.device:
+        """The device of its weights."""
+        device: torch.device = self._model.device
+        return device
+
     @torch.inference_mode()
     def embed_images(
         self, pixels: torch.Tensor, scaling: PixelScaling, pooling: str

@@ -32,6 +32,12 @@ class QwenVLModel:
     def __init__(self, model: Any) -> None:
         self._model = model
 
+    @property
+    def device(self) -> torch.device:
+        """The device of its weights."""
+        device: torch.device = self._model.device
+        return device
+
     def generate(
         self, batch: CaptionBatch, scaling: PixelScaling, settings: GenerationSettings
     ) -> GeneratedTokens:

@@ -31,6 +31,12 @@ class VisionTransformer:
         # it rotates by the position (RoPE).
         self._must_ask_to_interpolate = config.model_type == "vit"
 
+    @property
+    def device(self) -> torch.device:
+        """The device of its weights."""
+        device: torch.device = self._model.device
+        return device
+
     @torch.inference_mode()
     def embed_images(
         self, pixels: torch.Tensor, scaling: PixelScaling, pooling: str

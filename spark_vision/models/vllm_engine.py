@@ -125,6 +125,11 @@ class VllmCaptioner:
         self._engine: Any = self._submit(_start(engine_arguments)).result()
 
     @property
+    def device(self) -> torch.device:
+        """The CPU: vLLM computes in a process of its own."""
+        return torch.device("cpu")
+
+    @property
     def ended_row_count(self) -> int:
         """The number of rows of all calls that have ended, which shows that the engine works."""
         return self._progress[0]

@@ -86,7 +86,7 @@ def test_a_wrong_value_is_a_usage_error_that_says_what_is_allowed(capsys):
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert "float12" in error
-    assert "float32, float16, bfloat16" in error
+    assert "float32, tf32, float16, bfloat16, auto" in error
 
 
 def test_a_wrong_secret_is_not_shown(capsys):
@@ -118,7 +118,7 @@ def test_commas_inside_json_do_not_separate_fields():
         ("embed", "name=Operator"),
         ("embed=Resnet", "ImageViTEmbedding, ClipImageEmbedding, ClipTextEmbedding"),
         ("embed=ClipTextEmbedding:pooling=cls", "dtype, batch_size, model_path, model_name"),
-        ("embed=ImageViTEmbedding:dtype=float12", "float32, float16, bfloat16"),
+        ("embed=ImageViTEmbedding:dtype=float12", "float32, tf32, float16, bfloat16, auto"),
         ("embed=ImageViTEmbedding:dtype", "no field 'dtype'"),
         ("embed=ImageViTEmbedding:rank=1,rank=2", "rank is given twice"),
     ],

@@ -212,7 +212,10 @@ def test_a_failure_on_an_executor_ends_in_one_clear_line(photos, checkpoints, tm
     ("arguments", "said"),
     [
         ([], "--input"),
-        (["--input", "a", "--table", "b", "--dtype", "float12"], "float32, float16, bfloat16"),
+        (
+            ["--input", "a", "--table", "b", "--dtype", "float12"],
+            "float32, tf32, float16, bfloat16, auto",
+        ),
         (["--input", "a", "--table", "b", "--batch-size", "0"], "an integer, at least 1"),
         (["--input", "a", "--table", "b", "--operator", "Resnet"], "ImageViTEmbedding"),
         (

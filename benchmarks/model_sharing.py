@@ -25,10 +25,10 @@ from photographs import write_parquet
 from random_checkpoints import write_feather_clip, write_vit_base
 from spark_vision import ClipImageEmbedding, ImageViTEmbedding, configure, embed_image
 from spark_vision.executor.executor_process import ExecutorProcess
-from spark_vision.executor.model_access import stamp_of
+from spark_vision.executor.model_access import ModelKey, server_config
+from spark_vision.executor.task import Task
 from spark_vision.functions import model_placement
 from spark_vision.model_server.client import ModelProxy
-from spark_vision.model_server.start import ServerConfig
 from spark_vision.models.checkpoints import resolve_checkpoint
 from spark_vision.models.families import load_preprocessor
 from spark_vision.operators import ImageOperator
@@ -136,18 +136,10 @@ def _call_seconds(operator: ImageViTEmbedding, core_count: int, client_count: in
     """Median time of a call while so many clients of one server call without a pause."""
     checkpoint = resolve_checkpoint(operator)
     scaling = load_preprocessor(checkpoint, None).scaling
-    config = ServerConfig(
-        executor=ExecutorProcess.of(os.getpid()),
-        folder=str(checkpoint.folder),
-        stamp=stamp_of(checkpoint),
-        dtype=operator.dtype,
-        device="cpu",
-        flash_attention=False,
-        call_count=core_count,
-        thread_count=1,
-        load_seconds=600,
-        batch_seconds=600,
-        idle_seconds=0,
+    config = server_config(
+        ModelKey.of(checkpoint, operator, torch.device("cpu")),
+        Task(gpu_addresses=(), cpus=1, executor_cores=core_count, idle_seconds=0),
+        ExecutorProcess.of(os.getpid()),
     )
     pixels = torch.randint(0, 256, (MODEL_BATCH_SIZE, 3, 224, 224), dtype=torch.uint8)
     pixels = pixels.contiguous(memory_format=torch.channels_last)

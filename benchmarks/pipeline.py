@@ -190,14 +190,7 @@ def measure_cell(
     processes = []
     if operator.model_sharing == "executor":
         checkpoint = resolve_checkpoint(operator)
-        key = model_access.ModelKey(
-            checkpoint,
-            model_access.stamp_of(checkpoint),
-            operator.dtype,
-            torch.device("cpu"),
-            False,
-            operator.engine,
-        )
+        key = model_access.ModelKey.of(checkpoint, operator, torch.device("cpu"))
         is_listening = context.Event()
         config = model_access.server_config(key, task, task.executor)
         processes.append(context.Process(target=serve, args=(config, device, is_listening)))

@@ -13,7 +13,7 @@ from spark_vision.cli.command_line import (
     operator_from_arguments,
     options_in,
 )
-from spark_vision.cli.job import LOG_LEVELS
+from spark_vision.cli.job import LOG_LEVELS, run_job
 from spark_vision.cli.stream_job import add_stream_arguments, check_stream_arguments, follow
 from spark_vision.errors import InvalidOptionError
 from spark_vision.operators import reads_images
@@ -103,20 +103,19 @@ def parse_table_job(
         parser.error(str(error))
 
 
-def write_table(
-    spark: "SparkSession",
-    arguments: argparse.Namespace,
-    operator: "Operator",
-    prompt_column: str | None = None,
-) -> None:
-    """Write the rows that the table lacks, and print the result.
+def run_table_job(arguments: argparse.Namespace, operator: "Operator") -> int:
+    """Write the rows that the table lacks, print the result, and return the exit code.
 
     Args:
-        spark: The job's session.
         arguments: Parsed arguments of `add_table_arguments`.
         operator: What to compute.
-        prompt_column: The column with a prompt per image; None if there is none.
     """
+    return run_job(lambda spark: _write_table(spark, arguments, operator), arguments.log_level)
+
+
+def _write_table(
+    spark: "SparkSession", arguments: argparse.Namespace, operator: "Operator"
+) -> None:
     from spark_vision.cli.inputs import FILE_KEY, read_images
     from spark_vision.cli.preview import preview_table
     from spark_vision.cli.summary import describe_result
@@ -126,7 +125,7 @@ def write_table(
 
     keys = arguments.key or [FILE_KEY]
     operator = allow_input(operator, arguments.input)
-    options = options_in(arguments, WriteOptions) | {"prompt_column": prompt_column}
+    options = options_in(arguments, WriteOptions)
     if arguments.stream:
         follow(spark, arguments, keys, operator, options)
         return

@@ -88,13 +88,13 @@ class ImageRows:
         resized_sizes: Sequence[ResizedSize] = (),
         attempt_number: int | None = None,
     ) -> None:
-        operator = replace(operator, limits=operator.limits.for_cores(max(1, cpu_count)))
+        self._cpu_count = max(1, cpu_count)
+        operator = replace(operator, limits=operator.limits.for_cores(self._cpu_count))
         self._operator = operator
         self._prepares = tuple(prepares)
         self._ahead_count = ahead_count
         self._portion_row_count = portion_row_count
         self._resized_sizes = tuple(resized_sizes)
-        self._cpu_count = max(1, cpu_count)
         self._decoding = threading.Semaphore(self._cpu_count)
         self._isolate = operator.isolates_decoding or bool(attempt_number)
         in_spark = attempt_number is not None

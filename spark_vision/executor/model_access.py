@@ -67,6 +67,18 @@ class ModelKey:
     flash_attention: bool
     engine: str
 
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, operator: Operator, device: torch.device) -> "ModelKey":
+        """Return the key of an operator's model."""
+        return cls(
+            checkpoint,
+            stamp_of(checkpoint),
+            operator.dtype,
+            device,
+            operator.flash_attention,
+            operator.engine,
+        )
+
 
 class LoadedModel:
     """A model, loaded into this process when the object is created.
@@ -218,14 +230,7 @@ def reach_model(
         UnsupportedCheckpointError: Its weights cannot be used.
         ModelServerError: The model server could not load it, or vLLM has no model server.
     """
-    key = ModelKey(
-        checkpoint,
-        stamp_of(checkpoint),
-        operator.dtype,
-        device,
-        operator.flash_attention,
-        operator.engine,
-    )
+    key = ModelKey.of(checkpoint, operator, device)
     with _loading:
         if operator.model_sharing == "executor":
             served = _serve(key, task)

@@ -12,7 +12,7 @@ import torch
 from spark_vision.errors import InputTypeError, InvalidOptionError, RowFailure, Status
 from spark_vision.executor.arrays import add_statuses, build_lists
 from spark_vision.executor.batching import OUTPUT_ROW_COUNT
-from spark_vision.executor.devices import prepare_device
+from spark_vision.executor.devices import prepare_compute_thread, prepare_device
 from spark_vision.executor.embedding import ImageVectors
 from spark_vision.executor.failures import RowNames, check_rows
 from spark_vision.executor.model_access import (
@@ -174,7 +174,8 @@ def tag_vectors(
     """
     names = RowNames([operator], keys)
     tagger = Tagger(operator, task)
-    torch.set_num_threads(task.cpus)
+    # Nothing else computes in this worker meanwhile.
+    prepare_compute_thread(torch.device("cpu"), task.cpus)
     outcomes = _rank_arrays(names.watch(arrays), tagger, operator)
     for rows in check_rows(outcomes, operator, names, count):
         yield tagger.build(rows, with_status)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -78,12 +79,16 @@ def decode_isolated(
         RowFailure: As `decode_by_pillow`; `timeout` if the decoder exceeds its time, `decode_error`
             if it crashes.
     """
+
+    def decode(process: DecoderProcess) -> Pixels:
+        return process.decode(data, format, check_size, limits, orientation, scale)
+
     try:
-        return _decode_once(data, format, check_size, limits, orientation, scale)
+        return _decode_once(decode, format, limits)
     except _KilledError:
         # If memory runs out, the kernel kills a decoder first, regardless of its image.
         with suppress(_KilledError):
-            return _decode_once(data, format, check_size, limits, orientation, scale)
+            return _decode_once(decode, format, limits)
     raise _dead(format, -signal.SIGKILL)
 
 
@@ -92,18 +97,13 @@ class _KilledError(Exception):
 
 
 def _decode_once(
-    data: memoryview,
-    format: Format,
-    check_size: CheckSize,
-    limits: ImageLimits,
-    orientation: int,
-    scale: int,
+    decode: "Callable[[DecoderProcess], Pixels]", format: Format, limits: ImageLimits
 ) -> Pixels | None:
     process = _take()
     if process is None:
         return None
     try:
-        pixels = process.decode(data, format, check_size, limits, orientation, scale)
+        pixels = decode(process)
     except RowFailure:
         _give_back(process)
         raise

@@ -10,8 +10,7 @@ for a usage error.
 import argparse
 
 from spark_vision.cli.command_line import JobParser
-from spark_vision.cli.job import run_job
-from spark_vision.cli.table_job import add_table_arguments, parse_table_job, write_table
+from spark_vision.cli.table_job import add_table_arguments, parse_table_job, run_table_job
 from spark_vision.operators import QwenVLImageUnderstanding
 
 
@@ -29,11 +28,7 @@ def parse_arguments(texts: list[str] | None) -> tuple[argparse.Namespace, QwenVL
 
 def main(texts: list[str] | None = None) -> int:
     """Run the job; return its exit code."""
-    arguments, operator = parse_arguments(texts)
-    return run_job(
-        lambda spark: write_table(spark, arguments, operator, arguments.prompt_column),
-        arguments.log_level,
-    )
+    return run_table_job(*parse_arguments(texts))
 
 
 if __name__ == "__main__":

@@ -100,11 +100,12 @@ class CallQueue:
             if first.kind is None:
                 return [first]
             row_limit = self._row_limit(first.kind)
-            if first.is_loop and row_limit:
+            left = row_limit - first.row_count
+            if not first.is_loop:
+                return [first, *self._join(first.kind, left)]
+            if row_limit:
                 self._loops.add(first.kind)
-            if first.is_loop:
-                return [first, *self.take_more(first.kind, row_limit - first.row_count)]
-            return [first, *self._join(first.kind, row_limit - first.row_count)]
+            return [first, *self.take_more(first.kind, left)]
 
     def take_more(self, kind: Hashable, row_count: int) -> list[Call]:
         """Return calls that may enter a running loop now, without waiting for any.

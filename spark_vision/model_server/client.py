@@ -152,7 +152,7 @@ class ModelProxy(RemoteModel):
             end_count += is_begun
             if end_count == allowed_count:
                 break
-        if end_count < allowed_count:
+        else:
             raise _server_error(self._config, f"ended {MAX_RECONNECTIONS} times in a row")
         self._fatal_count += 1
         kind = FatalBatchError if self._fatal_count <= MAX_FATAL_COUNT else ModelServerError

@@ -182,7 +182,7 @@ class ModelCalls:
             raise error
 
     def _describe(self, call: Call, error: Exception) -> Message:
-        self.is_device_broken |= isinstance(error, torch.AcceleratorError)
+        self._check_device(error, 1)
         if not isinstance(error, torch.OutOfMemoryError | ValueError | IndexError):
             logger.error("a call of %s failed", call.header.get("method"), exc_info=error)
         return {"error": describe_error(error)}, {}

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from spark_vision import errors
@@ -65,8 +65,8 @@ class ServerConfig:
     load_seconds: float
     batch_seconds: float
     idle_seconds: float
-    python: str = field(default_factory=lambda: sys.executable)
-    vllm_arguments: str | None = None
+    python: str
+    vllm_arguments: str | None
 
     def to_json(self) -> str:
         """Serialize the settings as a command-line argument."""

@@ -21,13 +21,8 @@ class ImageTextModel:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self.device: torch.device = model.device
         self._vision = model.config.vision_config
-
-    @property
-    def device(self) -> torch.device:
-        """The device of its weights."""
-        device: torch.device = self._model.device
-        return device
 
     @torch.inference_mode()
     def embed_images(

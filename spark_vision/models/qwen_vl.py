@@ -31,12 +31,7 @@ class QwenVLModel:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-
-    @property
-    def device(self) -> torch.device:
-        """The device of its weights."""
-        device: torch.device = self._model.device
-        return device
+        self.device: torch.device = model.device
 
     def generate(
         self, batch: CaptionBatch, scaling: PixelScaling, settings: GenerationSettings

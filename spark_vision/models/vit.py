@@ -22,6 +22,7 @@ class VisionTransformer:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self.device: torch.device = model.device
         config = model.config
         # The tokens are CLS, then registers where the family has them, then the patches.
         self._special_token_count = 1 + getattr(config, "num_register_tokens", 0)
@@ -30,12 +31,6 @@ class VisionTransformer:
         # DINOv2 always interpolates its position embeddings; ViT only on request. DINOv3 has none:
         # it rotates by the position (RoPE).
         self._must_ask_to_interpolate = config.model_type == "vit"
-
-    @property
-    def device(self) -> torch.device:
-        """The device of its weights."""
-        device: torch.device = self._model.device
-        return device
 
     @torch.inference_mode()
     def embed_images(

@@ -28,6 +28,7 @@ from spark_vision.models.protocols import (
     GenerationSettings,
     PixelScaling,
 )
+from spark_vision.models.token_choice import stop_tokens
 
 # Fields of a generation_config that change a caption and that vLLM does not have, or not with the
 # same meaning; and the value of each that changes nothing, besides None.
@@ -111,8 +112,9 @@ class VllmCaptioner:
     """
 
     def __init__(self, engine_arguments: Any, config: Any, generation: Any) -> None:
-        stops = generation.eos_token_id
-        self._stops = [stops] if isinstance(stops, int) else list(stops or ())
+        # vLLM computes in a process of its own.
+        self.device = torch.device("cpu")
+        self._stops = stop_tokens(generation)
         self._penalty = float(generation.repetition_penalty or 1.0)
         self._image_token_id = int(config.image_token_id)
         self._merge_size = int(config.vision_config.spatial_merge_size)
@@ -123,11 +125,6 @@ class VllmCaptioner:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
         self._engine: Any = self._submit(_start(engine_arguments)).result()
-
-    @property
-    def device(self) -> torch.device:
-        """The CPU: vLLM computes in a process of its own."""
-        return torch.device("cpu")
 
     @property
     def ended_row_count(self) -> int:

@@ -21,6 +21,19 @@ def doubled(rows):
     return [[2.0 * row] for row in rows]
 
 
+def with_memory_for(row_count):
+    """The sizes of the batches that a function gets, and the function, which has little memory."""
+    sizes = []
+
+    def compute(rows):
+        sizes.append(len(rows))
+        if len(rows) > row_count:
+            raise torch.OutOfMemoryError("no memory")
+        return doubled(rows)
+
+    return sizes, compute
+
+
 def statuses(outcomes):
     return [row.status if isinstance(row, RowFailure) else float(row[0]) for row in outcomes]
 
@@ -49,14 +62,7 @@ def test_a_batch_that_raises_is_halved_until_the_row_at_fault_is_alone(error, st
 
 
 def test_a_batch_too_large_for_memory_is_computed_in_parts():
-    sizes = []
-
-    def compute(rows):
-        sizes.append(len(rows))
-        if len(rows) > 3:
-            raise torch.OutOfMemoryError("no memory")
-        return doubled(rows)
-
+    sizes, compute = with_memory_for(3)
     assert statuses(run(list(range(10)), compute)) == [2.0 * row for row in range(10)]
     assert max(sizes) == 10
     assert sizes.count(3) + sizes.count(2) == 4
@@ -83,14 +89,7 @@ def test_rows_of_different_kinds_never_meet():
 
 
 def test_what_did_not_fit_is_remembered_for_its_kind_and_one_row_of_its_own_size_is_not():
-    sizes = []
-
-    def compute(rows):
-        sizes.append(len(rows))
-        if len(rows) > 3:
-            raise torch.OutOfMemoryError("no memory")
-        return doubled(rows)
-
+    sizes, compute = with_memory_for(3)
     fitting = {}
     for _ in range(2):
         compute_rows(list(range(8)), compute, kind=lambda _: "shape", fitting=fitting)

@@ -9,8 +9,8 @@ import pytest
 
 import checkpoints
 from hub_server import serve_hub
+from served_models import make_config
 from spark_vision.errors import InvalidOptionError
-from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.task import (
     HUB_VARIABLES,
     LOAD_SECONDS,
@@ -19,7 +19,7 @@ from spark_vision.executor.task import (
     _seconds,
     is_local_master,
 )
-from spark_vision.model_server.start import ServerConfig, start_server
+from spark_vision.model_server.start import start_server
 
 SECRET = "hf_aSecretOfJobA"
 
@@ -118,9 +118,7 @@ def test_a_model_server_is_started_without_the_token(tmp_path, monkeypatch):
     program.write_text(f"#!/bin/sh\nexec env > {seen}\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    executor = ExecutorProcess.of(os.getpid())
-    config = ServerConfig(executor, "/model", "", "float32", "cpu", False, 1, 1, 0, 10, 10, 10)
-    start_server(config).wait(timeout=30)
+    start_server(make_config()).wait(timeout=30)
     said = seen.read_text()
     assert "A_SETTING_OF_THE_EXECUTOR=kept" in said
     assert SECRET not in said

@@ -9,27 +9,14 @@ import threading
 import psutil
 import pytest
 
+from served_models import make_config
 from spark_vision.errors import ModelServerError, UnsupportedCheckpointError
-from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.model_server import client
 from spark_vision.model_server.channel import Channel
 from spark_vision.model_server.client import SharingUnavailableError, connect
 from spark_vision.model_server.start import NAME_TAKEN, ServerConfig, address_of
 
-CONFIG = ServerConfig(
-    executor=ExecutorProcess.of(os.getpid()),
-    folder="/nowhere",
-    stamp="",
-    dtype="float32",
-    device="cpu",
-    flash_attention=False,
-    call_count=1,
-    thread_count=1,
-    joined_row_count=0,
-    load_seconds=0.5,
-    batch_seconds=60,
-    idle_seconds=0,
-)
+CONFIG = make_config(load_seconds=0.5, idle_seconds=0)
 
 # Another process that holds the name and accepts, and does with each client what it is asked to.
 SERVER = """
@@ -180,7 +167,7 @@ def test_a_full_queue_keeps_nobody_waiting(name):
             [client._dial(name) for _ in range(3)]
         # Once the queue moves on, the next is found, and no server was started.
         threading.Timer(0.1, lambda: listener.accept()[0].close()).start()
-        config = ServerConfig(**{**vars(CONFIG), "load_seconds": 20})
+        config = make_config(load_seconds=20, idle_seconds=0)
         before = psutil.Process().children()
         assert client._find(config).peer_pid == os.getpid()
         assert psutil.Process().children() == before

@@ -25,7 +25,7 @@ from caption_checkpoints import write_qwen_vl
 from checkpoints import write_siglip
 from conftest import WORKER_SITE
 from oracles import draw_pictures
-from served_models import receive_answer
+from served_models import make_config, receive_answer
 from spark_vision import ClipTextEmbedding, ImageViTEmbedding, QwenVLImageUnderstanding
 from spark_vision.errors import (
     FatalBatchError,
@@ -293,18 +293,11 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
     checkpoint = resolve_checkpoint(operator)
 
     def work(pid):
-        config = ServerConfig(
+        config = make_config(
             executor=ExecutorProcess.of(pid),
             folder=str(checkpoint.folder),
             stamp=model_access.stamp_of(checkpoint),
-            dtype="float32",
-            device="cpu",
-            flash_attention=False,
-            call_count=1,
-            thread_count=1,
-            joined_row_count=0,
             load_seconds=120,
-            batch_seconds=60,
             idle_seconds=0,
         )
         served = ModelProxy(config)
@@ -328,8 +321,7 @@ def test_workers_of_one_executor_share_a_load_and_two_executors_never_meet(
 
 def test_what_cuda_shows_and_the_package_make_another_server(monkeypatch):
     def name(device):
-        executor = ExecutorProcess.of(os.getpid())
-        return ServerConfig(executor, "/model", "", "float32", device, False, 1, 1, 0, 1, 1, 1).name
+        return make_config(device=device).name
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     first = name("cuda:0"), name("cpu")

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from spark_vision.executor.executor_process import ExecutorProcess
+from served_models import make_config
 from spark_vision.model_server import start
-from spark_vision.model_server.start import ServerConfig, address_of, listen, log_of, start_server
+from spark_vision.model_server.start import address_of, listen, log_of, start_server
 
-CONFIG = ServerConfig(
-    ExecutorProcess.of(os.getpid()), "/nowhere", "", "float32", "cpu", False, 1, 1, 0, 10, 10, 10
-)
+CONFIG = make_config(load_seconds=10, batch_seconds=10, idle_seconds=10)
 
 
 @pytest.fixture

@@ -191,19 +191,23 @@ def write_siglip(
     tokenizer.save_pretrained(folder)
     config = transformers.SiglipConfig(
         vision_config={**_transformer_sizes(), "image_size": image_size, "patch_size": 8},
-        text_config={
-            **_transformer_sizes(),
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": CONTEXT_LENGTH,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
+        text_config=_text_sizes(tokenizer),
     )
     resample = BILINEAR if second else BICUBIC
     default = _fixed_size("SiglipImageProcessor", image_size, resample, HALF)
     _write_processor(folder, processor or default)
     return _write_model(folder, transformers.SiglipModel(config), seed, safetensors)
+
+
+def _text_sizes(tokenizer: Any) -> dict[str, Any]:
+    return {
+        **_transformer_sizes(),
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": CONTEXT_LENGTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def write_siglip2(folder: Path, *, max_num_patches: int = 16, seed: int = 0) -> Path:
@@ -212,14 +216,7 @@ def write_siglip2(folder: Path, *, max_num_patches: int = 16, seed: int = 0) -> 
     tokenizer.save_pretrained(folder)
     config = transformers.Siglip2Config(
         vision_config={**_transformer_sizes(), "num_patches": 16, "patch_size": 8},
-        text_config={
-            **_transformer_sizes(),
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": CONTEXT_LENGTH,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
+        text_config=_text_sizes(tokenizer),
     )
     settings = {"patch_size": 8, "max_num_patches": max_num_patches, "resample": BILINEAR, **HALF}
     _write_processor(folder, {"image_processor_type": "Siglip2ImageProcessor", **settings})

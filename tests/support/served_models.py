@@ -1,6 +1,8 @@
 """A model server's threads in the test's own process, with a model that the test writes."""
 
+import os
 import socket
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +19,29 @@ from spark_vision.model_server.start import ServerConfig
 # Far more than a busy machine takes.
 LONG_SECONDS = 120
 CALL = {"method": "embed_texts", "arguments": {}}
+
+
+def make_config(**settings):
+    """The settings of a server of this process, with what a test needs otherwise."""
+    return ServerConfig(
+        **{
+            "executor": ExecutorProcess.of(os.getpid()),
+            "folder": "/nowhere",
+            "stamp": "",
+            "dtype": "float32",
+            "device": "cpu",
+            "flash_attention": False,
+            "call_count": 1,
+            "thread_count": 1,
+            "joined_row_count": 0,
+            "load_seconds": 60,
+            "batch_seconds": 60,
+            "idle_seconds": 1,
+            "python": sys.executable,
+            "vllm_arguments": None,
+            **settings,
+        }
+    )
 
 
 class Server:
@@ -40,23 +65,7 @@ class Server:
 
 @contextmanager
 def serve(tmp_path, model, listen=lambda listener: listener, load=None, **settings):
-    config = ServerConfig(
-        **{
-            "executor": ExecutorProcess.of(1),
-            "folder": "",
-            "stamp": "",
-            "dtype": "float32",
-            "device": "cpu",
-            "flash_attention": False,
-            "call_count": 1,
-            "thread_count": 1,
-            "joined_row_count": 0,
-            "load_seconds": 60,
-            "batch_seconds": 60,
-            "idle_seconds": 1,
-            **settings,
-        }
-    )
+    config = make_config(executor=ExecutorProcess.of(1), **settings)
     address = str(tmp_path / "socket")
     device, joined = torch.device("cpu"), config.joined_row_count
     calls = ModelCalls(SimpleNamespace(model=model), device, 1, joined)

@@ -15,7 +15,7 @@ JARS := .venv/jars-resolved
 export PYSPARK_PYTHON := $(BIN)/python
 export PYSPARK_DRIVER_PYTHON := $(BIN)/python
 
-.PHONY: docs notebooks setup demo train-demo test test-all style clean python java
+.PHONY: docs matrix notebooks setup demo train-demo test test-all style clean python java
 .DEFAULT_GOAL := help
 .PHONY: help
 
@@ -24,6 +24,7 @@ help:
 	@echo "             IMAGES=folder, OUTPUT=folder, MODEL_NAME=..., CLIP_NAME=... and CAPTION_NAME=... choose others"
 	@echo "make test    checks style, types and behaviour"
 	@echo "make test-all  tests also what takes minutes each"
+	@echo "make matrix CELL=lowest  runs the tests with other versions: spark-4.0, spark-4.1, lowest, newest"
 	@echo "make docs    builds the documentation and the API reference into site/"
 	@echo "make notebooks  runs the notebooks again, and stores what they show"
 	@echo "make setup   only makes .venv, with Delta's JARs"
@@ -85,6 +86,9 @@ test: java style
 
 test-all: java style
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not browser"
+
+matrix: java setup
+	@PYTHONPATH=tests/support $(BIN)/python -m version_cells $(CELL) $(PYTEST)
 
 notebooks: java setup
 	@PYTHONPATH=tests/support $(BIN)/python -m executed_notebooks

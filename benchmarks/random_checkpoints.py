@@ -28,9 +28,12 @@ VIT_PROCESSOR = {
 
 
 def write_feather_clip(folder: Path, image_size: int) -> Path:
-    """Write a CLIP whose vectors have 768 numbers, and which is little but a patch convolution."""
+    """Write a CLIP whose vectors have 768 numbers, and which is little but a patch convolution.
+
+    Its one narrow layer takes the patches into the vector.
+    """
     torch.manual_seed(0)
-    small = {"num_hidden_layers": 0, "num_attention_heads": 1}
+    small = {"num_hidden_layers": 1, "num_attention_heads": 1}
     narrow = {**small, "hidden_size": 16, "intermediate_size": 16}
     config = CLIPConfig(
         vision_config={**narrow, "patch_size": 28, "image_size": image_size},

@@ -1,6 +1,6 @@
 """Formats the result of a write as the last lines of a job."""
 
-from spark_vision.tables.write import WriteResult
+from spark_vision.tables.write_result import WriteResult
 
 
 def describe_result(result: WriteResult) -> str:

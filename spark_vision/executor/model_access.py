@@ -25,7 +25,7 @@ from spark_vision.errors import ModelServerError
 from spark_vision.executor.devices import prepare_compute_thread, use_one_core
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.placement import Placement
-from spark_vision.executor.spending import spend, timed
+from spark_vision.executor.spending import busy_time, spend, timed
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoint_files import weight_files
 from spark_vision.models.checkpoints import Checkpoint, fingerprint, resolve_checkpoint
@@ -65,6 +65,7 @@ class ModelKey:
     dtype: str
     device: torch.device
     flash_attention: bool
+    torch_compile: bool
     engine: str
 
     @classmethod
@@ -76,6 +77,7 @@ class ModelKey:
             operator.dtype,
             device,
             operator.flash_attention,
+            operator.torch_compile,
             operator.engine,
         )
 
@@ -90,8 +92,10 @@ class LoadedModel:
         executor: The executor's JVM, as pid and start time.
         flash_attention: As for `families.load_model`.
         vllm_arguments: As for `families.load_model`.
+        torch_compile: As for `families.load_model`.
 
     Raises:
+        InvalidOptionError: torch.compile does not work here.
         UnsupportedCheckpointError: Its weights cannot be used.
     """
 
@@ -103,13 +107,16 @@ class LoadedModel:
         executor: str | None,
         flash_attention: bool = False,
         vllm_arguments: Mapping[str, Any] | None = None,
+        torch_compile: bool = False,
     ) -> None:
         self._checkpoint = checkpoint
         self._dtype = str(choose_dtype(dtype, device)).removeprefix("torch.")
         self._device = device
         self._executor = executor
         started = time.monotonic()
-        self.model: Any = load_model(checkpoint, dtype, device, flash_attention, vllm_arguments)
+        self.model: Any = load_model(
+            checkpoint, dtype, device, flash_attention, vllm_arguments, torch_compile
+        )
         self._load_seconds = time.monotonic() - started
         spend(model_loads=1)
         self._loaded_at = time.time()
@@ -148,8 +155,10 @@ class _TimedModel:
         method = getattr(self._model, name)
 
         def call(*arguments: Any) -> Any:
-            with timed("model_ns"):
-                return method(*arguments)
+            with timed("model_ns"), busy_time.computing():
+                result = method(*arguments)
+            spend(**busy_time.take())
+            return result
 
         return call
 
@@ -248,7 +257,14 @@ def reach_model(
             _loaded,
             KEPT_MODEL_COUNT,
             key,
-            lambda: LoadedModel(checkpoint, key.dtype, device, executor, key.flash_attention),
+            lambda: LoadedModel(
+                checkpoint,
+                key.dtype,
+                device,
+                executor,
+                key.flash_attention,
+                torch_compile=key.torch_compile,
+            ),
         )
         # One call computes on all cores of a CPU; on a GPU, a second one copies meanwhile.
         device = loaded.model.device
@@ -301,6 +317,7 @@ def server_config(key: ModelKey, task: Task, executor: ExecutorProcess) -> "Serv
         dtype=key.dtype,
         device=str(key.device),
         flash_attention=key.flash_attention,
+        torch_compile=key.torch_compile,
         call_count=call_count,
         thread_count=task.cpus,
         # On a CPU a batch of any size takes the same time per row.

@@ -4,6 +4,8 @@ A worker runs one task at a time. All threads of the task add to one sum, once p
 the task's function takes the sum with each output batch.
 """
 
+import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -12,6 +14,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
+
+BUSY_PREFIX = "busy_ns of "
 
 _lock = threading.Lock()
 _spent: Counter[str] = Counter()
@@ -30,6 +34,49 @@ def take_spent() -> dict[str, int]:
         taken = dict(_spent)
         _spent.clear()
     return taken
+
+
+class BusyTime:
+    """The time in which this process computes with a model, where calls that overlap count once.
+
+    In amounts, its name is that of the process, so that the processes can be counted.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running_count = 0
+        self._counted_until = 0
+        self._nanoseconds = 0
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Count the block's time."""
+        self._change(1)
+        try:
+            yield
+        finally:
+            self._change(-1)
+
+    def take(self) -> dict[str, int]:
+        """Return the amount since the last call."""
+        with self._lock:
+            self._count()
+            taken, self._nanoseconds = self._nanoseconds, 0
+        return {f"{BUSY_PREFIX}{socket.gethostname()}:{os.getpid()}": taken}
+
+    def _change(self, difference: int) -> None:
+        with self._lock:
+            self._count()
+            self._running_count += difference
+
+    def _count(self) -> None:
+        now = time.perf_counter_ns()
+        if self._running_count:
+            self._nanoseconds += now - self._counted_until
+        self._counted_until = now
+
+
+busy_time = BusyTime()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from spark_vision.errors import ModelServerError, UnsupportedCheckpointError
 from spark_vision.executor.devices import keep_freed_memory, prepare_compute_thread
 from spark_vision.executor.inference import is_out_of_memory
 from spark_vision.executor.model_access import LoadedModel, stamp_of
+from spark_vision.executor.spending import busy_time
 from spark_vision.model_server.call_queue import Call
 from spark_vision.model_server.caption_calls import CaptionCalls, TakeMore
 from spark_vision.model_server.channel import Message
@@ -73,7 +74,13 @@ class ModelCalls:
         _require_stamp(checkpoint, config)
         arguments = json.loads(config.vllm_arguments) if config.vllm_arguments else None
         loaded = LoadedModel(
-            checkpoint, config.dtype, device, executor, config.flash_attention, arguments
+            checkpoint,
+            config.dtype,
+            device,
+            executor,
+            config.flash_attention,
+            arguments,
+            config.torch_compile,
         )
         _require_stamp(checkpoint, config)
         return cls(loaded, loaded.model.device, config.thread_count, config.joined_row_count)
@@ -98,6 +105,15 @@ class ModelCalls:
         Yields:
             Each call with its answer, and so the further calls of a loop.
         """
+        with busy_time.computing():
+            for call, (header, tensors) in self._answer(calls, take_more):
+                if "spent" in header:
+                    header["spent"].update(busy_time.take())
+                yield call, (header, tensors)
+
+    def _answer(
+        self, calls: Sequence[Call], take_more: Callable[[Hashable, int], Sequence[Call]]
+    ) -> Iterator[tuple[Call, Message]]:
         first = calls[0]
         if first.is_loop and hasattr(self._loaded.model, "start_loop"):
             yield from self._answer_in_loop(calls, lambda count: take_more(first.kind, count))

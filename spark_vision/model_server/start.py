@@ -42,6 +42,7 @@ class ServerConfig:
         dtype: The operator's `dtype`.
         device: A torch device.
         flash_attention: As for `families.load_model`.
+        torch_compile: As for `families.load_model`.
         call_count: Number of calls computed at a time, each in its own thread.
         thread_count: Number of cores that one call may use.
         joined_row_count: Maximum number of rows of calls that are joined; 0 joins none.
@@ -59,6 +60,7 @@ class ServerConfig:
     dtype: str
     device: str
     flash_attention: bool
+    torch_compile: bool
     call_count: int
     thread_count: int
     joined_row_count: int
@@ -87,7 +89,7 @@ class ServerConfig:
         model = [self.folder, self.stamp, self.dtype, self.flash_attention, self.device]
         # The device index counts the GPUs in this variable.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self.device != "cpu" else ""
-        engine = [self.python, self.vllm_arguments]
+        engine = [self.python, self.vllm_arguments, self.torch_compile]
         identity = json.dumps([*model, visible, *engine, errors.__file__])
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return f"{_log_prefix()}{self.executor}-{digest}"

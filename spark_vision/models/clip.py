@@ -22,6 +22,7 @@ class ImageTextModel:
     def __init__(self, model: Any) -> None:
         self._model = model
         self.device: torch.device = model.device
+        self.modules = (model.vision_model, model.text_model)
         self._vision = model.config.vision_config
 
     @torch.inference_mode()

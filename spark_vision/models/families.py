@@ -116,6 +116,7 @@ def load_model(
     device: "torch.device",
     flash_attention: bool = False,
     vllm_arguments: Mapping[str, Any] | None = None,
+    torch_compile: bool = False,
 ) -> "Model":
     """Load a checkpoint's model; a CLIP-like model is both an ImageEmbedder and a TextEmbedder.
 
@@ -126,8 +127,11 @@ def load_model(
         flash_attention: Use the flash-attn package if it is installed and the device and family
             support it.
         vllm_arguments: Arguments of the vLLM engine that computes; None: transformers computes.
+        torch_compile: Compile the model when it computes its first batch; only an ImageEmbedder
+            can be compiled.
 
     Raises:
+        InvalidOptionError: torch.compile does not work here.
         ModelServerError: vLLM cannot be imported.
         UnsupportedCheckpointError: The family is unknown, weights are missing or have a wrong
             shape, or the checkpoint generates in a way that vLLM does not have.
@@ -136,7 +140,12 @@ def load_model(
     options: dict[str, Any] = {"flash_attention": flash_attention} if family == _QWEN_VL else {}
     if vllm_arguments is not None:
         family, options = _VLLM, {"arguments": vllm_arguments}
-    return cast("Model", import_module(family).load(checkpoint, dtype, device, **options))
+    model = cast("Model", import_module(family).load(checkpoint, dtype, device, **options))
+    if torch_compile:
+        from spark_vision.models.loading import compile_modules
+
+        compile_modules(cast(Any, model).modules)
+    return model
 
 
 def load_preprocessor(

@@ -2,13 +2,14 @@
 
 import logging
 import pickle
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from spark_vision.errors import UnsupportedCheckpointError
+from spark_vision.errors import InvalidOptionError, UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import Checkpoint, check_headers, weight_files
 from spark_vision.models.precision import ATTENTION
 
@@ -80,6 +81,30 @@ def load_pretrained(
             f"{shown}; the file is incomplete, or belongs to another model"
         )
     return model.to(device).eval().requires_grad_(False)
+
+
+def compile_modules(modules: Iterable[torch.nn.Module]) -> None:
+    """Compile modules at their first call, for batches and images of any size.
+
+    Raises:
+        InvalidOptionError: torch.compile does not work here, such as without a compiler.
+    """
+    modules = list(modules)
+    ones = torch.ones(4, device=next(modules[0].parameters()).device)
+    try:
+        torch.compile(_double)(ones)
+    except Exception as error:
+        cause = str(error).partition("\n")[0]
+        raise InvalidOptionError(
+            f"torch_compile got True, but torch.compile fails on {socket.gethostname()}: {cause}; "
+            "install what it needs on the executors, or leave it out"
+        ) from error
+    for module in modules:
+        module.compile(dynamic=True)
+
+
+def _double(ones: torch.Tensor) -> torch.Tensor:
+    return ones * 2
 
 
 @contextmanager

@@ -23,6 +23,7 @@ class VisionTransformer:
     def __init__(self, model: Any) -> None:
         self._model = model
         self.device: torch.device = model.device
+        self.modules = (model,)
         config = model.config
         # The tokens are CLS, then registers where the family has them, then the patches.
         self._special_token_count = 1 + getattr(config, "num_register_tokens", 0)

@@ -200,6 +200,11 @@ class Operator(ABC):
         return False
 
     @property
+    def torch_compile(self) -> bool:
+        """Whether to compile the model when it is loaded."""
+        return False
+
+    @property
     def engine(self) -> str:
         """What computes the model: `transformers` or `vllm`."""
         return "transformers"

@@ -26,6 +26,12 @@ class EmbeddingOperator(Operator, ABC):
     """Base class of operators that compute vectors."""
 
     normalize: bool = option(True, "Scale every vector to length 1 (L2).")
+    torch_compile: bool = option(
+        False,
+        "Compile the model by torch.compile, for a GPU: on a CPU it gained nothing. The first "
+        "batch of each model process then takes a minute or more, and executors need a C++ "
+        "compiler.",
+    )
 
     @property
     @abstractmethod

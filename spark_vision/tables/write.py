@@ -3,12 +3,11 @@
 It works wave by wave, until no row of the source is pending.
 """
 
-import json
 import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -25,68 +24,18 @@ from spark_vision.tables.source_files import is_narrowed
 from spark_vision.tables.storage_errors import explaining
 from spark_vision.tables.survey import Survey, survey_rows
 from spark_vision.tables.table_layout import check_table, fit_keys, is_blank, make_table
-from spark_vision.tables.task_work import TaskWork, work_between
+from spark_vision.tables.task_work import work_between
 from spark_vision.tables.transaction import Transaction, is_committed
 from spark_vision.tables.wave_writer import WaveWriter
 from spark_vision.tables.write_options import parse_write_options, takes_write_options
 from spark_vision.tables.write_plan import WritePlan, plan_write
+from spark_vision.tables.write_result import WriteResult, append_report
 
 logger = logging.getLogger(__name__)
 
 # A run surveys again where a wave found fewer rows than the survey did: a source that was rewritten
 # meanwhile has its rows in other files. It gives up after so many surveys without a new row.
 _LOST_SURVEY_COUNT = 3
-
-
-@dataclass(frozen=True)
-class WriteResult:
-    """The result of a write.
-
-    Attributes:
-        table: The table's name in Spark SQL.
-        source_rows: Rows in the source.
-        existing_rows: Source rows whose keys the table already had.
-        computed_rows: Rows that were computed and committed.
-        refreshed_rows: Rows for which only kept columns were copied again.
-        remaining_rows: Rows that are still pending, where `max_rows` or `max_seconds` ended the
-            run.
-        deleted_rows: Rows that were deleted because the source no longer has them.
-        statuses: Computed rows by status, for each column.
-        elapsed_seconds: The duration of the whole write.
-        run_id: The run's id in its commits' `userMetadata`, each with the number of its wave:
-            {"spark_vision": {"run": "…", "wave": 3}}.
-        work: What the tasks spent on each step; None in a Connect session, which cannot count it.
-
-    Example:
-        >>> photos = spark.read.format("binaryFile").load("/data/photos")
-        >>> dino = ImageViTEmbedding(model_name="facebook/dinov2-base")
-        >>> result: WriteResult = write_vision_columns(
-        ...     photos, "/data/photo_vectors", keys=["path"], columns={"embedding": dino}
-        ... )
-        >>> print(result.computed_rows, result.statuses["embedding"])
-        >>> print(result.to_json())
-    """
-
-    table: str
-    source_rows: int
-    existing_rows: int
-    computed_rows: int
-    refreshed_rows: int
-    remaining_rows: int
-    deleted_rows: int
-    statuses: Mapping[str, Mapping[str, int]]
-    elapsed_seconds: float
-    run_id: str
-    work: TaskWork | None
-
-    @property
-    def rows_per_second(self) -> float:
-        """Computed rows per second of the whole write."""
-        return self.computed_rows / self.elapsed_seconds
-
-    def to_json(self) -> str:
-        """Return all of this as one line of JSON, to keep a report of each run."""
-        return json.dumps(asdict(self) | {"rows_per_second": self.rows_per_second})
 
 
 @takes_write_options()
@@ -223,6 +172,8 @@ def run_write(
     )
     if write.progress:
         report_safely(write.progress, lambda: _final_progress(result))
+    if write.report is not None:
+        append_report(spark, write.report, result)
     return result
 
 

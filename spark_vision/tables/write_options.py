@@ -80,6 +80,11 @@ class WriteOptions:
     optimize: bool = option(
         False, "Compact the table's small files after all waves are written (Delta's OPTIMIZE)."
     )
+    report_table: str | None = option(
+        None,
+        "A Delta table to which each run appends a row: its counts, statuses, rate and the seconds "
+        "of each step. None: no report.",
+    )
     on_duplicate_keys: str = option(
         "error",
         "In a stream, the action for duplicate keys in a batch: fail the stream, or keep the last "

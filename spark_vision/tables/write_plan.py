@@ -44,6 +44,7 @@ class WritePlan:
         counters: Rows by status for each column, where progress is reported.
         progress: Called with the write's progress.
         spent: What the tasks spend, by the names of `executor.spending`; None in a Connect session.
+        report: The table for a row about the run; None for no report.
     """
 
     location: TableLocation
@@ -54,6 +55,7 @@ class WritePlan:
     counters: Mapping[str, StatusCounter | None]
     progress: Report | None
     spent: StatusCounter | None
+    report: TableLocation | None
 
     @cached_property
     def schema(self) -> StructType:
@@ -151,6 +153,7 @@ def plan_write(
         counters=counters,
         progress=progress,
         spent=status_accumulator(spark),
+        report=locate_table(spark, options.report_table) if options.report_table else None,
     )
     # Refuses two columns of the same name.
     _ = plan.schema

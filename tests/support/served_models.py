@@ -31,6 +31,7 @@ def make_config(**settings):
             "dtype": "float32",
             "device": "cpu",
             "flash_attention": False,
+            "torch_compile": False,
             "call_count": 1,
             "thread_count": 1,
             "joined_row_count": 0,

@@ -1,11 +1,14 @@
 """A write's result says what its tasks spent, and Spark names its steps."""
 
 import json
+import time
 from dataclasses import asdict, replace
 
+import pytest
+
 import checkpoints
-from spark_vision import write_vision_columns
-from spark_vision.executor.spending import count_spent, spend, take_spent
+from spark_vision import TableError, write_vision_columns
+from spark_vision.executor.spending import BUSY_PREFIX, BusyTime, count_spent, spend, take_spent
 from spark_vision.tables.task_work import TaskWork, work_between
 
 
@@ -27,19 +30,37 @@ def test_threads_amounts_and_both_waits_are_counted_once():
 
 
 def test_work_is_the_difference_of_two_sums_in_seconds():
+    idle, first, second = (f"{BUSY_PREFIX}{name}" for name in ("a:1", "a:2", "b:1"))
     before = {"model_ns": 1_000_000_000, "forwards": 2, "forward_rows": 9, "model_loads": 1}
+    before |= {idle: 7, first: 500_000_000}
     after = {"model_ns": 3_500_000_000, "forwards": 6, "forward_rows": 19, "model_loads": 1}
+    after |= {idle: 7, first: 1_000_000_000, second: 1_000_000_000}
     assert work_between(before, after) == TaskWork(
         read_seconds=0,
         fetch_seconds=0,
         decode_seconds=0,
         waiting_seconds=0,
         model_seconds=2.5,
+        busy_seconds=1.5,
         write_seconds=0,
+        device_count=2,
         model_loads=0,
         repeated_calls=0,
         rows_per_forward=2.5,
     )
+
+
+def test_calls_that_overlap_are_busy_time_once(monkeypatch):
+    clock = iter([10, 13, 14, 20, 31, 40, 41])
+    monkeypatch.setattr("time.perf_counter_ns", lambda: next(clock))
+    busy = BusyTime()
+    with busy.computing():  # from 10 on
+        with busy.computing():  # 13 to 14
+            pass
+        (name,) = busy.take()  # until 20
+    assert name.startswith(BUSY_PREFIX)
+    assert list(busy.take().values()) == [11]  # 20 to 31
+    assert list(busy.take().values()) == [0]
 
 
 def test_a_write_says_what_its_tasks_spent(
@@ -59,14 +80,18 @@ def test_a_write_says_what_its_tasks_spent(
     work = first.work
     assert len(counts) - before == 6 / work.rows_per_forward
     assert (work.model_loads, work.repeated_calls, work.fetch_seconds) == (1, 0, 0)
-    for step in ("read", "decode", "waiting", "model", "write"):
+    assert work.device_count == 1
+    assert 0 < first.busy_share == work.busy_seconds / first.elapsed_seconds < 1
+    for step in ("read", "decode", "waiting", "model", "busy", "write"):
         assert getattr(work, f"{step}_seconds") > 0, step
     again = write_vision_columns(read_photos(), table, ["path"], {"v": own})
     assert again.work == work_between({}, {})
+    assert again.busy_share is None
 
     assert json.loads(first.to_json()) == {
         **asdict(first),
         "rows_per_second": first.computed_rows / first.elapsed_seconds,
+        "busy_share": first.busy_share,
     }
 
     fetched = write_vision_columns(
@@ -79,7 +104,43 @@ def test_a_write_says_what_its_tasks_spent(
     assert fetched.work.fetch_seconds > 0
     assert fetched.work.decode_seconds > 0
     assert fetched.work.model_seconds > 0
+    assert 0 < fetched.work.busy_seconds <= fetched.work.model_seconds
     assert (fetched.work.waiting_seconds, fetched.work.rows_per_forward) == (0, None)
+
+
+def test_each_run_appends_its_report_to_a_table(spark, read_photos, dino, tmp_path):
+    reports = str(tmp_path / "reports")
+    options = {"keys": ["path"], "columns": {"v": dino}, "report_table": reports}
+    results = [write_vision_columns(read_photos(), str(tmp_path / "table"), **options)]
+    results += [write_vision_columns(read_photos(), str(tmp_path / "table"), **options)]
+    rows = spark.read.format("delta").load(reports).orderBy("ended_at").collect()
+    for row, result in zip(rows, results, strict=True):
+        reported = row.asDict(recursive=True)
+        assert abs(reported.pop("ended_at").timestamp() - time.time()) < 600
+        assert reported == json.loads(result.to_json())
+
+
+def test_a_report_that_cannot_be_written_leaves_the_result(
+    spark, read_photos, dino, tmp_path, caplog
+):
+    (tmp_path / "reports").write_text("a file")
+    result = write_vision_columns(
+        read_photos(),
+        str(tmp_path / "table"),
+        ["path"],
+        {"v": dino},
+        report_table=str(tmp_path / "reports"),
+    )
+    assert result.computed_rows == 7
+    assert f"cannot append the report of run {result.run_id} to {tmp_path}/reports" in caplog.text
+
+
+def test_a_report_table_that_is_no_place_is_refused_before_any_row(read_photos, dino, tmp_path):
+    with pytest.raises(TableError, match="neither a path nor a name"):
+        write_vision_columns(
+            read_photos(), str(tmp_path / "t"), ["path"], {"v": dino}, report_table="a b"
+        )
+    assert not (tmp_path / "t").exists()
 
 
 def test_spark_knows_the_steps_of_a_write(spark, read_photos, dino, table):

@@ -29,7 +29,7 @@ help:
 	@echo "make notebooks  runs the notebooks again, and stores what they show"
 	@echo "make setup   only makes .venv, with Delta's JARs"
 	@echo "make train-demo  trains the demonstration's checkpoints again, in half an hour"
-	@echo "make clean   removes .venv and demo-output"
+	@echo "make clean   removes .venv, .matrix and demo-output"
 
 python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || \
@@ -104,4 +104,4 @@ docs: python $(DOCS)
 	@echo "built: site/index.html"
 
 clean:
-	rm -rf .venv demo-output site
+	rm -rf .venv .matrix demo-output site

@@ -28,9 +28,9 @@ class EmbeddingOperator(Operator, ABC):
     normalize: bool = option(True, "Scale every vector to length 1 (L2).")
     torch_compile: bool = option(
         False,
-        "Compile the model by torch.compile, for a GPU: on a CPU it gained nothing. The first "
-        "batch of each model process then takes a minute or more, and executors need a C++ "
-        "compiler.",
+        "Compile the model by torch.compile. It is meant for GPUs, where it has not been measured; "
+        "on a CPU it gained nothing. The first batch of each model process then takes a minute or "
+        "more, and executors need a C++ compiler.",
     )
 
     @property

@@ -45,9 +45,12 @@ class ProgressBar:
             self._show_bar(progress) if self._has_bar else self._write_line(progress)
 
     def _show_bar(self, progress: Progress) -> None:
+        total = progress.total_rows
         if self._bar is None:
-            self._bar = auto.tqdm(file=self._stream, bar_format="{desc} |{bar}|")
-        self._bar.n, self._bar.total = progress.done_rows, progress.total_rows
+            self._bar = auto.tqdm(total=total, file=self._stream, bar_format="{desc} |{bar}|")
+        elif self._bar.total != total:
+            self._bar.reset(total)  # a notebook's bar has a copy of it
+        self._bar.n = progress.done_rows
         self._bar.set_description_str(describe_progress(progress))
 
     def _write_line(self, progress: Progress) -> None:

@@ -21,9 +21,9 @@ class TaskWork:
         decode_seconds: Decoding, resizing and otherwise preparing images.
         waiting_seconds: Waiting for a model server, beyond its own computation.
         model_seconds: Computation of the models.
-        busy_seconds: As `model_seconds`, but calls that overlap on a device count once.
+        busy_seconds: As `model_seconds`, but calls that overlap in a process count once.
         write_seconds: Waiting for Spark to take rows, which it writes to the table's files.
-        device_count: Number of devices: processes that computed with a model.
+        process_count: Number of processes that computed with a model.
         model_loads: How often a model was loaded.
         repeated_calls: Calls that were repeated because a model server had ended.
         rows_per_forward: Mean number of rows that a model server computed together; None where it
@@ -47,7 +47,7 @@ class TaskWork:
     model_seconds: float
     busy_seconds: float
     write_seconds: float
-    device_count: int
+    process_count: int
     model_loads: int
     repeated_calls: int
     rows_per_forward: float | None
@@ -61,7 +61,7 @@ def work_between(before: Mapping[str, int], after: Mapping[str, int]) -> TaskWor
     return TaskWork(
         **{f"{step}_seconds": spent.get(f"{step}_ns", 0) / 1e9 for step in _STEPS},
         busy_seconds=sum(busy) / 1e9,
-        device_count=len(busy),
+        process_count=len(busy),
         model_loads=spent.get("model_loads", 0),
         repeated_calls=spent.get("repeated_calls", 0),
         rows_per_forward=spent["forward_rows"] / forwards if forwards else None,

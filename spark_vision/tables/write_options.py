@@ -82,8 +82,8 @@ class WriteOptions:
     )
     report_table: str | None = option(
         None,
-        "A Delta table to which each run appends a row: its counts, statuses, rate and the seconds "
-        "of each step. None: no report.",
+        "A Delta table to which each run that ends well appends a row, and each batch of a stream: "
+        "its counts, statuses, rate and the seconds of each step. None: no report.",
     )
     on_duplicate_keys: str = option(
         "error",

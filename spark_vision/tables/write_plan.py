@@ -138,6 +138,11 @@ def plan_write(
     chosen = choose_columns(source, keys, columns, options)
     check_delta(spark)
     location = locate_table(spark, table)
+    report = locate_table(spark, options.report_table) if options.report_table else None
+    if report is not None and report.sql.rstrip("/`") == location.sql.rstrip("/`"):
+        raise TableError(
+            f"report_table got {report.given!r}, the table to write; allowed: another table"
+        )
     counters = {name: status_accumulator(spark) if progress else None for name in columns}
     for operator in columns.values():
         check_operator_on_driver(operator)
@@ -153,7 +158,7 @@ def plan_write(
         counters=counters,
         progress=progress,
         spent=status_accumulator(spark),
-        report=locate_table(spark, options.report_table) if options.report_table else None,
+        report=report,
     )
     # Refuses two columns of the same name.
     _ = plan.schema

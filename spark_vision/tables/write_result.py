@@ -65,13 +65,14 @@ class WriteResult:
 
     @property
     def busy_share(self) -> float | None:
-        """The share of the write's duration in which a device computed, on average over them.
+        """The share of the write's duration in which a model's process computed.
 
-        Copies to and from a GPU count as computation. None where no device computed.
+        The average over these processes; None where none computed. Copies to and from a GPU count
+        as computation.
         """
-        if self.work is None or not self.work.device_count:
+        if self.work is None or not self.work.process_count:
             return None
-        return self.work.busy_seconds / (self.elapsed_seconds * self.work.device_count)
+        return self.work.busy_seconds / (self.elapsed_seconds * self.work.process_count)
 
     def to_json(self) -> str:
         """Return all of this as one line of JSON, to keep a report of each run."""
@@ -97,9 +98,16 @@ def append_report(spark: SparkSession, location: TableLocation, result: WriteRes
     )
     try:
         row = result._report() | {"ended_at": datetime.now(UTC)}
-        spark.sql(f"CREATE TABLE IF NOT EXISTS {location.sql} ({schema}) USING delta")
+        spark.sql(
+            f"CREATE TABLE IF NOT EXISTS {location.sql} ({schema}) USING delta "
+            # Any reader of Delta can read it.
+            "TBLPROPERTIES ('delta.enableDeletionVectors' = 'false')"
+        )
         rows = spark.createDataFrame([row], schema)
-        rows.write.format("delta").mode("append").saveAsTable(location.sql)
+        # A later version may report more.
+        rows.write.format("delta").mode("append").option("mergeSchema", True).saveAsTable(
+            location.sql
+        )
     except Exception:
         message = "cannot append the report of run %s to %s"
         logger.warning(message, result.run_id, location.given, exc_info=True)

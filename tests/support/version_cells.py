@@ -8,6 +8,7 @@
 import argparse
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -34,8 +35,8 @@ class Cell(NamedTuple):
 
 
 CELLS = {
-    "spark-4.0": Cell("3.12", ("pyspark[connect]==4.0.*",)),
-    "spark-4.1": Cell("3.13", ("pyspark[connect]==4.1.*",)),
+    "spark-4.0": Cell("3.12", ("pyspark[connect]==4.0.*", "delta-spark==4.0.*")),
+    "spark-4.1": Cell("3.13", ("pyspark[connect]==4.1.*", "delta-spark==4.1.*")),
     # Daft does not allow the pyarrow of constraints.txt.
     "lowest": Cell("3.11", ("daft>=0.7",), resolution="lowest-direct"),
     "newest": Cell("3.13", resolution="highest"),
@@ -51,9 +52,11 @@ def install(cell: Cell, folder: Path) -> Path:
     def run(*command: str) -> None:
         subprocess.run(command, cwd=ROOT, check=True)
 
-    run(*UV, "venv", "--quiet", "--allow-existing", "--python", cell.python, str(folder))
+    # Without a Python of that version on the PATH, uv would download one.
+    venv = [*UV, "venv", "--quiet", "--allow-existing", "--no-python-downloads"]
+    run(*venv, "--python", cell.python, str(folder))
     if cell.resolution is None:
-        replaced = {each.partition("[")[0] for each in cell.packages}
+        replaced = {re.split(r"\W", each.replace("-", "_"))[0] for each in cell.packages}
         lines = (ROOT / "constraints.txt").read_text().splitlines(keepends=True)
         constraints = folder / "constraints.txt"
         constraints.write_text("".join(e for e in lines if e.partition("=")[0] not in replaced))

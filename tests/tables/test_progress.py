@@ -3,9 +3,11 @@
 import io
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pyarrow as pa
 from pyspark.sql import functions as F
+from tqdm import auto, notebook
 
 from spark_vision import write_vision_columns
 from spark_vision.tables.progress import Progress, Watch, reporting, status_accumulator
@@ -107,6 +109,18 @@ def test_a_terminal_gets_one_bar_in_place():
     assert shown.rstrip() == f"{describe_progress(PROGRESS)} |##5       |"
     assert shown.endswith("\n")
     assert stream.getvalue().count("\n") == 1
+
+
+def test_a_notebook_gets_a_bar_as_long_as_its_rows(monkeypatch, capsys):
+    monkeypatch.setattr(auto, "tqdm", notebook.tqdm)
+    monkeypatch.setattr(auto, "notebook_tqdm", notebook.tqdm)
+    with ProgressBar(io.StringIO()) as bar:
+        bar(PROGRESS)
+        widgets = bar._bar.container.children
+        assert (widgets[1].value, widgets[1].max) == (1500, 6000)
+        assert widgets[0].value.split() == describe_progress(PROGRESS).split()
+        bar(replace(PROGRESS, done_rows=2000, total_rows=8000))
+        assert (widgets[1].value, widgets[1].max) == (2000, 8000)
 
 
 def test_a_log_gets_a_line_now_and_then_and_the_last_one():

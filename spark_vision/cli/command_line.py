@@ -8,14 +8,12 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from spark_vision.errors import InvalidOptionError
 from spark_vision.images.urls import HIDDEN, redact_text
 from spark_vision.operators import OPERATORS, Operator
 from spark_vision.operators.options import Option, options_of
-
-OperatorType = TypeVar("OperatorType", bound=Operator)
 
 
 class JobParser(argparse.ArgumentParser):
@@ -46,16 +44,6 @@ class JobParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print an error without the user names and passwords of URLs, and exit."""
         super().error(redact_text(message))
-
-
-def add_operator_arguments(parser: argparse.ArgumentParser, operator: type[Operator]) -> None:
-    """Add one `--kebab-case` option per field of an operator, with its help, values and default.
-
-    Args:
-        parser: The options are added as a new group.
-        operator: The operator's class, such as `ImageViTEmbedding`.
-    """
-    add_option_arguments(parser, operator)
 
 
 def add_option_arguments(
@@ -100,17 +88,6 @@ def options_in(arguments: argparse.Namespace, owner: type) -> dict[str, Any]:
     """Return the options of a class that are set on a command line."""
     names = [each.name for each in options_of(owner)]
     return {name: value for name, value in vars(arguments).items() if name in names}
-
-
-def operator_from_arguments(
-    operator: type[OperatorType], arguments: argparse.Namespace
-) -> OperatorType:
-    """Build the operator from the arguments of `add_operator_arguments`.
-
-    Raises:
-        InvalidOptionError: Two options contradict each other.
-    """
-    return operator(**options_in(arguments, operator))
 
 
 def parse_function(text: str) -> tuple[str, Operator]:

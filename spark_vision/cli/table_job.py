@@ -4,13 +4,10 @@ import argparse
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from spark_vision.cli.command_line import (
-    OperatorType,
-    add_operator_arguments,
     add_option_arguments,
-    operator_from_arguments,
     options_in,
 )
 from spark_vision.cli.job import LOG_LEVELS, run_job
@@ -23,6 +20,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from spark_vision.operators import Operator
+
+OperatorType = TypeVar("OperatorType", bound="Operator")
 
 _GLOB = re.compile(r"[*?\[{]")
 
@@ -94,11 +93,11 @@ def parse_table_job(
         operator: The operator's class.
         texts: The command line.
     """
-    add_operator_arguments(parser, operator)
+    add_option_arguments(parser, operator)
     arguments = parser.parse_args(texts)
     check_stream_arguments(parser, arguments)
     try:
-        return arguments, operator_from_arguments(operator, arguments)
+        return arguments, operator(**options_in(arguments, operator))
     except InvalidOptionError as error:
         parser.error(str(error))
 

@@ -20,20 +20,15 @@ _TURNED_AT_ONCE = 2**22
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
-def exif_orientation(exif: bytes) -> int:
+def find_exif_orientation(exif: bytes) -> int | None:
     """Read the orientation from EXIF, which is a small TIFF file.
 
     Args:
         exif: The metadata without the `Exif` prefix of JPEG.
 
     Returns:
-        1 to 8; 1 (upright) also if it is missing or invalid.
+        1 to 8, 1 (upright) also if it is invalid; None if it is missing.
     """
-    return find_exif_orientation(exif) or 1
-
-
-def find_exif_orientation(exif: bytes) -> int | None:
-    """Read the orientation like `exif_orientation`, but return None if there is none."""
     if exif[:2] not in (b"II", b"MM"):
         return None
     is_little = exif[:2] == b"II"

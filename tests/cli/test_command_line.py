@@ -11,8 +11,8 @@ import pytest
 
 from spark_vision.cli.command_line import (
     JobParser,
-    add_operator_arguments,
-    operator_from_arguments,
+    add_option_arguments,
+    options_in,
     parse_function,
     parse_functions,
 )
@@ -31,14 +31,14 @@ from spark_vision.operators.options import options_of
 
 def parse(operator, *texts):
     parser = JobParser()
-    add_operator_arguments(parser, operator)
-    return operator_from_arguments(operator, parser.parse_args(texts))
+    add_option_arguments(parser, operator)
+    return operator(**options_in(parser.parse_args(texts), operator))
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 def test_help_names_every_option(operator):
     parser = argparse.ArgumentParser()
-    add_operator_arguments(parser, operator)
+    add_option_arguments(parser, operator)
     shown = parser.format_help()
     for option in options_of(operator):
         assert f"--{option.name.replace('_', '-')}" in shown

@@ -58,26 +58,55 @@ def test_every_status_is_explained_once():
     assert named == [status.value for status in Status]
 
 
-def messages():
-    """The texts in the package's code; `…` in the place of what is filled in."""
+def nodes():
+    """The syntax of the package's code."""
     for path in Path(spark_vision.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
-            if isinstance(node, ast.JoinedStr):
-                yield "".join(
-                    part.value if isinstance(part, ast.Constant) else "…" for part in node.values
-                )
+        yield from ast.walk(ast.parse(path.read_text()))
+
+
+def texts_in(nodes):
+    """The texts of strings; `…` in the place of what is filled in."""
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(
+                part.value if isinstance(part, ast.Constant) else "…" for part in node.values
+            )
+
+
+def quoted_messages():
+    """The messages in the tables of the troubleshooting page, without those of Spark."""
+    ours = read("troubleshooting.md").partition("## Messages of Spark")[0]
+    cells = re.findall(r"^\| (.*?) \| .* \|$", ours, re.MULTILINE)
+    return [each for cell in cells for each in re.findall(r"`(.+?)`", cell)]
 
 
 def test_the_messages_of_the_troubleshooting_page_are_those_of_the_package():
-    ours = read("troubleshooting.md").partition("## Messages of Spark")[0]
-    cells = re.findall(r"^\| (.*?) \| .* \|$", ours, re.MULTILINE)
-    quoted = [each for cell in cells for each in re.findall(r"`(.+?)`", cell)]
-    known = list(messages())
+    quoted = quoted_messages()
+    known = list(texts_in(nodes()))
     assert len(quoted) > 40
     assert [each for each in quoted if not any(each in text for text in known)] == []
     assert "a message that nobody writes" not in "".join(known)
+
+
+def test_an_error_says_what_to_change_or_the_troubleshooting_page_does():
+    kinds = ("SessionError", "TableError", "InputTypeError", "ModelServerError")
+    raised = [
+        next(texts_in(ast.walk(node.args[0])))
+        for node in nodes()
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) in kinds
+    ]
+    quoted = quoted_messages()
+    # The first is clear; the second ends with the advice for the table's problem.
+    quoted += ["metadata got a column twice: …", "… cannot be indexed: …"]
+    assert len(raised) > 90
+    unexplained = [
+        text
+        for text in raised
+        if not re.search(r"; |allowed: ", text) and not any(each in text for each in quoted)
+    ]
+    assert unexplained == []
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 from transformers import pipeline
 
 import checkpoints as write_checkpoints
@@ -12,6 +13,7 @@ from spark_vision import ImageViTEmbedding, QwenVLImageUnderstanding, embed_imag
 from spark_vision.cli.command_line import describe_default
 from spark_vision.demo import write_scenes
 from spark_vision.demo.ground_truth import TRUTH_FILE
+from spark_vision.operators.embedding import OPENAI_CLIP_NAMES
 from spark_vision.operators.options import options_of
 
 SCENE_COUNT = 4
@@ -75,6 +77,41 @@ def test_the_pooler_is_that_of_the_pipeline(spark, folder):
     vit = ImageViTEmbedding(model_name=str(folder / "vit"), pooling="pooler", normalize=False)
     photos = spark.read.format("binaryFile").load(str(folder / "photos"))
     assert_near(column(photos.select("path", embed_image("content", vit))), theirs)
+
+
+def test_vectors_scores_and_tags_are_those_of_a_clip_script(run_page, folder):
+    # Decoders agree on PNG to the bit.
+    for path in list((folder / "photos").iterdir()):
+        picture = Image.open(path).convert("RGB")
+        path.unlink()
+        picture.save(path.with_suffix(".png"))
+    names = run_page("migrate_from_clip.md")
+    places = {f"file:{name}": place for place, name in enumerate(names["files"])}
+    assert len(places) == SCENE_COUNT
+
+    ours, theirs = np.array(column(names["vectors"])), names["their_vectors"].numpy()
+    assert np.abs(ours - theirs).max() < 1e-5 < 0.05 < np.abs(ours[0] - theirs[1]).max()
+    assert np.abs(column(names["query"]) - names["their_query"].numpy()).max() < 1e-5
+
+    found = names["found"].orderBy("rank").collect()
+    assert [places[row["path"]] for row in found] == names["their_places"].tolist()
+    scores = names["their_scores"].numpy()
+    assert [row["score"] for row in found] == pytest.approx(scores, abs=1e-5)
+    assert scores[0] - scores[1] > 1e-3
+
+    their_shares, chosen = (each.numpy() for each in names["their_tags"])
+    for row in names["tagged"].collect():
+        place = places[row["path"]]
+        expected = [names["tags"][number] for number in chosen[place]]
+        assert [tag["tag"] for tag in row["tags"]] == expected
+        shares = [tag["score"] for tag in row["tags"]]
+        assert shares == pytest.approx(their_shares[place], abs=1e-5)
+        assert shares[0] - shares[-1] > 1e-3
+
+
+def test_the_names_of_openai_beside_a_script_are_those_that_are_accepted():
+    page = (DOCS / "migrate_from_clip.md").read_text()
+    assert set(re.findall(r"[`\"](ViT-[^`\"]+)", page)) == OPENAI_CLIP_NAMES.keys()
 
 
 def test_vectors_are_those_of_the_functions_that_are_replaced(run_page):

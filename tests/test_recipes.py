@@ -46,19 +46,19 @@ def run(command):
     if command[:2] == ["pip", "install"]:
         named = re.fullmatch(r"spark-vision\[(.+)\]", command[2])[1].split(",")
         assert set(named) <= PROJECT["optional-dependencies"].keys()
-    elif command[1] == "jobs/search_page.py":
+        return
+    assert command[:2] == ["python", "-m"]
+    if command[2] == "spark_vision.jobs.search_page":
         open_page(command)
     else:
-        assert command[0] == "python"
-        main = runpy.run_path(str(ROOT / command[1]))["main"]
-        assert main(command[2:]) == 0
+        assert runpy.run_module(command[2])["main"](command[3:]) == 0
         # A job ends with its process, and lets go of the file then.
         server_manager_instance.release_all()
 
 
 def open_page(command):
     process = subprocess.Popen(
-        [sys.executable, ROOT / command[1], *command[2:], "--port", "0"],
+        [sys.executable, *command[1:], "--port", "0"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -143,11 +143,23 @@ def test_a_trained_pooler_is_seen_in_the_header(tmp_path, safetensors):
     check_operator(open_folder(folder), ImageViTEmbedding(pooling="pooler"))
 
 
-@pytest.mark.parametrize("write", [checkpoints.write_dinov2, checkpoints.write_dinov3])
-def test_the_pooler_of_dino_is_refused_in_favour_of_cls(tmp_path, write):
+@pytest.mark.parametrize(
+    ("write", "model_type"),
+    [
+        (checkpoints.write_dinov2, "dinov2"),
+        (checkpoints.write_dinov2_with_registers, "dinov2_with_registers"),
+        (checkpoints.write_dinov3, "dinov3_vit"),
+    ],
+)
+def test_the_pooler_of_dino_is_refused_since_it_is_the_cls_token(tmp_path, write, model_type):
     checkpoint = open_folder(write(tmp_path / "dino"))
-    with pytest.raises(UnsupportedCheckpointError, match="CLS token; use pooling='cls'"):
+    message = f"'{model_type}', which has no trained pooler: .* CLS token; use pooling='cls'"
+    with pytest.raises(UnsupportedCheckpointError, match=message):
         check_operator(checkpoint, ImageViTEmbedding(pooling="pooler"))
+    model = transformers.AutoModel.from_pretrained(checkpoint.folder).eval()
+    with torch.no_grad():
+        output = model(torch.rand(2, 3, 56, 56))
+    assert torch.equal(output.pooler_output, output.last_hidden_state[:, 0])
 
 
 @pytest.mark.parametrize("model_type", ["siglip", "siglip2"])

@@ -340,7 +340,9 @@ def test_all_slots_of_a_session_compute_in_one_process(spark, files, dino, their
     java = psutil.Process(int(placed.executor.split("-")[0]))
     assert java.name() == "java"
     text = F.lit(b"no image")
-    assert files.limit(1).select(model_placement(text, dino).alias("p")).collect()[0].p is None
+    missing = files.limit(1).select(model_placement(text, dino).alias("p")).collect()[0].p
+    # The pandas UDFs of Spark 4.0 have no null structs.
+    assert missing is None or not any(missing)
 
 
 def test_sharing_by_worker_keeps_the_model_in_the_worker(spark, files, dino, theirs):

@@ -28,7 +28,8 @@ DRIVER_SETTINGS = {
     "spark.driver.memory": "512m",
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
-    # Work begins when all executors are there.
+    # Work begins when all executors are there, of both Workers: the ratio is of these cores.
+    "spark.cores.max": str(2 * CORES_PER_WORKER),
     "spark.scheduler.minRegisteredResourcesRatio": "1.0",
     "spark.scheduler.maxRegisteredResourcesWaitingTime": "120s",
     "spark.python.daemon.module": "warm_daemon",

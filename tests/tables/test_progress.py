@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pyarrow as pa
-from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, FloatType
 from tqdm import auto, notebook
 
 from spark_vision import write_vision_columns
+from spark_vision.spark.arrow_udf import make_arrow_udf
 from spark_vision.tables.progress import Progress, Watch, reporting, status_accumulator
 from spark_vision.tables.progress_bar import ProgressBar, describe_progress
 
@@ -33,7 +34,8 @@ def test_rows_and_failures_are_counted_as_tasks_end(spark, tmp_path):
         if progress.done_rows == 10 + 100:
             first_is_seen.touch()
 
-    function = F.arrow_udf(embed_image, "array<float>").asNondeterministic()
+    vectors = ArrayType(FloatType())
+    function = make_arrow_udf(embed_image, vectors, "embed_image").asNondeterministic()
     # One task has 100 rows and the other 200, of which one comes beyond what was expected.
     ids = spark.range(0, 400, 1, 2).filter("id < 100 OR id >= 200")
     source = ids.select("id", function("id").alias("v"))

@@ -36,7 +36,7 @@ class Cell(NamedTuple):
 
 CELLS = {
     "spark-4.0": Cell("3.12", ("pyspark[connect]==4.0.*", "delta-spark==4.0.*")),
-    "spark-4.1": Cell("3.13", ("pyspark[connect]==4.1.*", "delta-spark==4.1.*")),
+    "spark-4.1": Cell("3.13", ("pyspark[connect]==4.1.*", "delta-spark==4.3.*")),
     # Daft does not allow the pyarrow of constraints.txt.
     "lowest": Cell("3.11", ("daft>=0.7",), resolution="lowest-direct"),
     "newest": Cell("3.13", resolution="highest"),

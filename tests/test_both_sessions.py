@@ -1,33 +1,53 @@
-"""Over Spark Connect a table is written as by a classic session: one process, step by step."""
+"""A session of Spark Connect does what a classic one does: one process of each, step by step."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import torch
+import transformers
+from PIL import Image
 
-TESTS = Path(__file__).parents[1]
+from caption_oracle import caption
+from encoded_images import encode, photo
+from oracles import same
+from session_steps import QUERY, TAGS
+from spark_vision import ImageViTEmbedding, WriteResult, describe_model
+
+TESTS = Path(__file__).parent
 SECONDS = 550
 ALL = {"ok": 6, "not_an_image": 1}
+IMAGES = [f"{number}.jpg" for number in range(6)]
+STATUSES = {**dict.fromkeys(IMAGES, "ok"), "text.jpg": "not_an_image"}
 
-# The first test waits for all steps.
+# The first test of each kind waits for all steps.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 50)]
 
 
+@pytest.fixture(scope="module", params=["classic", "connect"])
+def kind(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory, checkpoints):
-    """What each step of `connected_writes` saw."""
-    folder = tmp_path_factory.mktemp("connected")
+def seen(kind, tmp_path_factory, checkpoints):
+    """What each step of `session_steps` saw."""
     environment = {name: value for name, value in os.environ.items() if "PYSPARK" not in name}
     path = [str(TESTS), environment.get("PYTHONPATH", "")]
     done = subprocess.run(
         [
             sys.executable,
-            str(TESTS / "support" / "connected_writes.py"),
-            str(folder),
-            str(checkpoints / "dinov2"),
+            str(TESTS / "support" / "session_steps.py"),
+            kind,
+            str(tmp_path_factory.mktemp(kind)),
+            str(checkpoints),
             str(TESTS / "support" / "worker_site"),
         ],
         capture_output=True,
@@ -40,12 +60,136 @@ def seen(tmp_path_factory, checkpoints):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.fixture(scope="module")
+def pictures():
+    files = [encode(photo(60 + seed, 40, seed=seed), "JPEG") for seed in range(6)]
+    return [Image.open(io.BytesIO(file)) for file in files]
+
+
+@pytest.fixture(scope="module")
+def dino_vectors(checkpoints, pictures):
+    """Vectors by Hugging Face's processor and model."""
+    folder = checkpoints / "dinov2"
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="torchvision")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        output = model(**processor(images=pictures, return_tensors="pt"))
+    return torch.nn.functional.normalize(output.last_hidden_state[:, 0], dim=-1)
+
+
+class HuggingFaceClip(NamedTuple):
+    """Its vectors of the pictures, what embeds texts, and by what it multiplies cosines."""
+
+    pictures: torch.Tensor
+    embed: Callable[[list[str]], torch.Tensor]
+    scale: float
+
+
+@pytest.fixture(scope="module")
+def clip(checkpoints, pictures):
+    folder = checkpoints / "clip"
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="torchvision")
+
+    def vectors(features, inputs):
+        with torch.inference_mode():
+            return torch.nn.functional.normalize(features(**inputs).pooler_output, dim=-1)
+
+    def embed(texts):
+        return vectors(model.get_text_features, tokenizer(texts, padding=True, return_tensors="pt"))
+
+    pixels = processor(images=pictures, return_tensors="pt")
+    return HuggingFaceClip(
+        vectors(model.get_image_features, pixels), embed, model.logit_scale.exp().item()
+    )
+
+
 def of(step, *names):
     return {name: step[name] for name in names}
 
 
-def test_the_session_is_of_connect(seen):
-    assert seen["is_of_connect"]
+def test_the_session_is_of_its_kind(seen, kind):
+    assert seen["is_of_connect"] == (kind == "connect")
+
+
+@pytest.fixture(params=["by_column", "by_sql"])
+def rows(request, seen):
+    """What the functions of columns, or of SQL, return, by the name of the file."""
+    return seen["columns"][request.param]
+
+
+def test_vectors_are_those_of_hugging_face(rows, dino_vectors, clip):
+    assert rows.keys() == STATUSES.keys()
+    assert same(torch.tensor([rows[name]["embed_image"] for name in IMAGES]), dino_vectors)
+    assert rows["text.jpg"]["embed_image"] is None
+    assert same(torch.tensor([row["embed_text"] for row in rows.values()]), clip.embed([*rows]))
+
+
+@pytest.mark.parametrize("function", ["tag_image", "tag_vectors"])
+def test_tags_are_those_of_hugging_face(rows, clip, function):
+    texts = clip.embed([f"a photo of a {tag}" for tag in TAGS])
+    scores = (clip.scale * clip.pictures @ texts.T).softmax(dim=1).tolist()
+    for name, true in zip(IMAGES, scores, strict=True):
+        given = {tag["tag"]: tag["score"] for tag in rows[name][function]}
+        assert given == pytest.approx(dict(zip(TAGS, true, strict=True)), abs=1e-4)
+        assert [*given.values()] == sorted(given.values(), reverse=True)
+    assert rows["text.jpg"][function] is None
+
+
+def test_captions_are_those_of_transformers(rows, checkpoints, pictures):
+    asked = zip(IMAGES, pictures, strict=True)
+    expected = {name: caption(checkpoints / "qwen", picture, name, 10) for name, picture in asked}
+    given = {name: row["caption_image"] for name, row in rows.items()}
+    assert given == {**expected, "text.jpg": None}
+    assert len(set(expected.values())) > 1
+
+
+def test_placements_name_one_process_with_the_model(rows, checkpoints):
+    assert rows["text.jpg"]["model_placement"] is None
+    placed = [rows[name]["model_placement"] for name in IMAGES]
+    model = describe_model(ImageViTEmbedding(model_name=str(checkpoints / "dinov2")))
+    assert {(each["device"], each["fingerprint"]) for each in placed} == {
+        ("cpu", model.fingerprint)
+    }
+    assert len({each["server_pid"] for each in placed}) == 1
+
+
+def test_sql_functions_say_why_a_row_has_no_vector(seen):
+    rows = seen["columns"]["by_sql"]
+    assert {name: row["status"] for name, row in rows.items()} == STATUSES
+
+
+def test_searches_find_the_nearest_pictures(seen, clip):
+    by_text, by_picture = seen["searches"]["found"]
+    for found, query in ((by_text, clip.embed([QUERY])[0]), (by_picture, clip.pictures[0])):
+        best = (clip.pictures @ query).topk(3)
+        assert [rank for rank, _, _ in found] == [1, 2, 3]
+        assert [name for _, name, _ in found] == [IMAGES[place] for place in best.indices]
+        assert [score for *_, score in found] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_an_index_takes_every_row_with_a_vector(seen, clip):
+    step = seen["searches"]
+    assert of(step, "statuses", "ready_rows", "not_computed", "is_ready") == {
+        "statuses": {"embedding": ALL}, "ready_rows": 6, "not_computed": {"not_an_image": 1},
+        "is_ready": True,
+    }  # fmt: skip
+    assert sorted(step["vectors"]) == IMAGES
+    assert same(torch.tensor([step["vectors"][name] for name in IMAGES]), clip.pictures)
+
+
+def test_duplicates_are_the_pairs_of_similar_vectors(seen, clip):
+    names = [*IMAGES, *(f"{name}.copy" for name in IMAGES)]
+    vectors = torch.cat([clip.pictures] * 2)
+    near = (vectors @ vectors.T >= 0.9999).triu(1).nonzero().tolist()
+    pairs = sorted(sorted([names[one], names[other]]) for one, other in near)
+    assert len(pairs) >= 6
+    assert seen["duplicates"] == {"pairs": pairs, "grouped": sorted(names)}
+
+
+def test_indexes_follow_the_table(seen):
+    assert seen["syncs"] == [[6, 1, IMAGES[1:]], [5, 1, IMAGES[2:]]]
 
 
 def test_a_dry_run_counts_what_a_first_write_would_do(seen):
@@ -79,18 +223,29 @@ def test_a_first_write_computes_each_row_once_in_waves(seen):
     }
     assert of(first, *expected) == expected
     assert first["statuses"] == {"embedding": ALL}
-    images = [f"{number}.jpg" for number in range(6)]
-    assert first["dimensions"] == {**dict.fromkeys(images, 48), "text.jpg": None}
+    assert first["dimensions"] == {**dict.fromkeys(IMAGES, 48), "text.jpg": None}
     assert {name for name, error in first["errors"].items() if error} == {"text.jpg"}
     assert first["lengths"]["text.jpg"] == len("not an image")
 
 
-def test_thumbnails_are_made_over_connect_too(seen):
+def test_a_run_reports_itself_in_a_table(seen):
+    (report,) = seen["first_write"]["reports"]
+    names = [field.name for field in fields(WriteResult)]
+    assert of(report, *names) == of(seen["first_write"], *names)
+
+
+def test_thumbnails_are_made(seen):
     assert seen["thumbnails"] == {"image_count": 6, "failed_count": 1, "html": 6}
 
 
-def test_progress_is_told_wave_by_wave_and_exact_at_the_end(seen):
-    assert seen["first_write"]["progress"] == [[0, 7], [3, 7], [6, 7], [7, 7]]
+def test_progress_is_told_wave_by_wave_and_exact_at_the_end(seen, kind):
+    told = seen["first_write"]["progress"]
+    if kind == "classic":
+        # What it also tells within a wave depends on the time.
+        assert told == sorted(told)
+        told = [each for each in told if each[0] in (0, 3, 6, 7)]
+        told = [*map(list, dict.fromkeys(map(tuple, told)))]
+    assert told == [[0, 7], [3, 7], [6, 7], [7, 7]]
     assert seen["first_write"]["last_statuses"] == {"embedding": ALL}
     assert seen["same_again"]["progress"] == [[0, 0]]
     assert seen["second_column"]["progress"][-1] == [7, 7]
@@ -116,16 +271,26 @@ def test_failed_rows_are_tried_again_by_their_status(seen):
     assert own["statuses"] == {"embedding": {"not_an_image": 1}}
 
 
-def test_a_stream_computes_each_row_once_in_the_servers_process(seen):
-    first = {f"{number}.jpg": "ok" for number in range(6)} | {"text.jpg": "not_an_image"}
+def test_a_stream_computes_each_row_once(seen):
     assert seen["stream"] == {
-        "seen": [first, first | {"of_the_second_run.jpg": "ok"}],
+        "seen": [STATUSES, STATUSES | {"of_the_second_run.jpg": "ok"}],
         "forwards": 6 + 1,
     }
 
 
-def test_a_connect_session_does_not_know_what_its_tasks_spent(seen):
-    assert seen["first_write"]["work"] is None
+def test_a_repeated_batch_of_ones_own_stream_is_written_once(seen):
+    assert seen["own_batches"] == {
+        "statuses": STATUSES, "history": ["CREATE TABLE", "MERGE"], "forwards": 6,
+    }  # fmt: skip
+
+
+def test_only_a_classic_session_knows_what_its_tasks_spent(seen, kind):
+    work = seen["first_write"]["work"]
+    if kind == "classic":
+        assert (work["device_count"], work["model_loads"] <= 1) == (1, True)
+        assert work["model_seconds"] > 0
+    else:
+        assert work is None
 
 
 def test_a_second_column_is_filled_in_without_computing_the_first(seen):
@@ -141,8 +306,7 @@ def test_two_writers_at_once_write_no_key_twice(seen):
     both = seen["two_writers"]
     assert both["computed"] == [1, 1]
     assert "conflict with another writer" in both["log"]
-    numbered = [f"{number}.jpg" for number in range(6)]
-    assert both["names"] == sorted([*numbered, "text.jpg", "one.jpg", "other.jpg"])
+    assert both["names"] == sorted([*STATUSES, "one.jpg", "other.jpg"])
 
 
 def test_rows_that_the_source_has_no_more_are_removed_where_that_is_asked_for(seen):

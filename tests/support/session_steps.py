@@ -172,16 +172,21 @@ def columns(writes):
     register_functions(writes.spark, operators, with_status=True, with_placement=True)
     files.createOrReplaceTempView("pictures")
     by_sql = writes.spark.sql("""
-        SELECT path, embed_image(content) AS embed_image, embed_text(name) AS embed_text,
-            caption_image(content, name) AS caption_image, tag_image(content) AS tag_image,
-            tag_vectors(embed_clip(content).embedding) AS tag_vectors,
-            embed_image_placement(content) AS model_placement
-        FROM pictures
+        SELECT path, model_placement, image.status, image.embedding AS embed_image,
+            text.embedding AS embed_text, said.caption AS caption_image, tagged.tags AS tag_image,
+            tagged_vector.tags AS tag_vectors
+        FROM (
+            SELECT path, embed_image_placement(content) AS model_placement,
+                embed_image(content) AS image, embed_text(name) AS text,
+                caption_image(content, name) AS said, tag_image(content) AS tagged,
+                tag_vectors(embed_clip(content).embedding) AS tagged_vector
+            FROM pictures
+        )
     """)
-    return [
-        {name: row.asDict(recursive=True) for name, row in by_name(rows.collect()).items()}
-        for rows in (by_column, by_sql)
-    ]
+    return {
+        kind: {name: row.asDict(recursive=True) for name, row in by_name(rows.collect()).items()}
+        for kind, rows in (("by_column", by_column), ("by_sql", by_sql))
+    }
 
 
 def searches(writes):

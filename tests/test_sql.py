@@ -125,6 +125,7 @@ def assert_same(rows, expected):
 
 @pytest.mark.parametrize("place", [place for place in STATEMENTS if place != "streams"])
 def test_the_functions_work_where_the_documentation_says(spark, vectors, place, count_forwards):
+    assert len(STATEMENTS) == 12
     before = count_forwards()
     rows = spark.sql(STATEMENTS[place]).collect()
     if place in RESULTS:
@@ -135,14 +136,17 @@ def test_the_functions_work_where_the_documentation_says(spark, vectors, place, 
     assert count_forwards() - before == 6
 
 
-def test_the_functions_work_on_streams(spark, folder, vectors, tmp_path):
-    files = spark.readStream.format("binaryFile").schema("path string, content binary")
-    files.load(str(folder)).createOrReplaceTempView("arriving")
+def test_the_functions_work_on_streams(spark, folder, vectors, tmp_path, count_forwards):
+    before = count_forwards()
+    schema = spark.read.format("binaryFile").load(str(folder)).schema
+    files = spark.readStream.format("binaryFile").schema(schema).load(str(folder))
+    files.createOrReplaceTempView("arriving")
     writer = spark.sql(STATEMENTS["streams"]).writeStream.format("delta")
     writer = writer.option("checkpointLocation", str(tmp_path / "checkpoint"))
     writer.trigger(availableNow=True).start(str(tmp_path / "streamed")).awaitTermination()
     rows = spark.read.format("delta").load(str(tmp_path / "streamed")).collect()
     assert_same(sorted(rows), expected_in("streams", vectors))
+    assert count_forwards() - before == 6
 
 
 def test_the_refusals_are_on_the_page_for_troubleshooting():

@@ -3,10 +3,11 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +16,11 @@ import torch
 import transformers
 from PIL import Image
 
+import session_steps
+import spark_vision
 from caption_oracle import caption
 from encoded_images import encode, photo
 from oracles import same
-from session_steps import QUERY, TAGS
 from spark_vision import ImageViTEmbedding, WriteResult, describe_model
 
 TESTS = Path(__file__).parent
@@ -113,6 +115,21 @@ def test_the_session_is_of_its_kind(seen, kind):
     assert seen["is_of_connect"] == (kind == "connect")
 
 
+def test_every_public_function_is_used_in_a_step():
+    public = {name for name in spark_vision.__all__ if re.fullmatch("[a-z][a-z_]*", name)}
+    # It writes a statement, without any session.
+    assert public - vars(session_steps).keys() == {"unity_catalog_ddl"}
+
+
+@pytest.fixture
+def model(checkpoints):
+    return describe_model(ImageViTEmbedding(model_name=str(checkpoints / "dinov2")))
+
+
+def test_a_model_is_described_by_a_task(seen, model):
+    assert seen["described_by_a_task"] == asdict(model)
+
+
 @pytest.fixture(params=["by_column", "by_sql"])
 def rows(request, seen):
     """What the functions of columns, or of SQL, return, by the name of the file."""
@@ -128,11 +145,12 @@ def test_vectors_are_those_of_hugging_face(rows, dino_vectors, clip):
 
 @pytest.mark.parametrize("function", ["tag_image", "tag_vectors"])
 def test_tags_are_those_of_hugging_face(rows, clip, function):
-    texts = clip.embed([f"a photo of a {tag}" for tag in TAGS])
+    tags = session_steps.TAGS
+    texts = clip.embed([f"a photo of a {tag}" for tag in tags])
     scores = (clip.scale * clip.pictures @ texts.T).softmax(dim=1).tolist()
     for name, true in zip(IMAGES, scores, strict=True):
         given = {tag["tag"]: tag["score"] for tag in rows[name][function]}
-        assert given == pytest.approx(dict(zip(TAGS, true, strict=True)), abs=1e-4)
+        assert given == pytest.approx(dict(zip(tags, true, strict=True)), abs=1e-4)
         assert [*given.values()] == sorted(given.values(), reverse=True)
     assert rows["text.jpg"][function] is None
 
@@ -145,14 +163,11 @@ def test_captions_are_those_of_transformers(rows, checkpoints, pictures):
     assert len(set(expected.values())) > 1
 
 
-def test_placements_name_one_process_with_the_model(rows, checkpoints):
+def test_placements_name_one_process_with_the_model(rows, model):
     assert rows["text.jpg"]["model_placement"] is None
     placed = [rows[name]["model_placement"] for name in IMAGES]
-    model = describe_model(ImageViTEmbedding(model_name=str(checkpoints / "dinov2")))
-    assert {(each["device"], each["fingerprint"]) for each in placed} == {
-        ("cpu", model.fingerprint)
-    }
-    assert len({each["server_pid"] for each in placed}) == 1
+    (known,) = {(each["device"], each["fingerprint"], each["server_pid"]) for each in placed}
+    assert known[:2] == ("cpu", model.fingerprint)
 
 
 def test_sql_functions_say_why_a_row_has_no_vector(seen):
@@ -162,7 +177,10 @@ def test_sql_functions_say_why_a_row_has_no_vector(seen):
 
 def test_searches_find_the_nearest_pictures(seen, clip):
     by_text, by_picture = seen["searches"]["found"]
-    for found, query in ((by_text, clip.embed([QUERY])[0]), (by_picture, clip.pictures[0])):
+    for found, query in (
+        (by_text, clip.embed([session_steps.QUERY])[0]),
+        (by_picture, clip.pictures[0]),
+    ):
         best = (clip.pictures @ query).topk(3)
         assert [rank for rank, _, _ in found] == [1, 2, 3]
         assert [name for _, name, _ in found] == [IMAGES[place] for place in best.indices]

@@ -30,6 +30,7 @@ from spark_vision import (
     QwenVLImageUnderstanding,
     caption_image,
     configure,
+    describe_model,
     embed_image,
     embed_text,
     find_duplicates,
@@ -48,6 +49,7 @@ from spark_vision import (
     write_vision_columns,
 )
 from spark_vision.errors import TableError
+from spark_vision.spark import driver_checks
 from spark_vision.tables import commit
 from spark_vision.tables.source_files import file_column, is_narrowed
 
@@ -146,6 +148,16 @@ def by_name(rows):
 
 def is_of_connect(writes):
     return type(writes.spark).__module__.startswith("pyspark.sql.connect")
+
+
+def described_by_a_task(writes):
+    """A model that only executors have."""
+    find_checkpoint = driver_checks.find_checkpoint
+    driver_checks.find_checkpoint = lambda operator: None
+    try:
+        return asdict(describe_model(writes.dino))
+    finally:
+        driver_checks.find_checkpoint = find_checkpoint
 
 
 def columns(writes):
@@ -443,7 +455,7 @@ def refusal(writes):
 
 
 STEPS = [
-    is_of_connect, columns, searches, duplicates, syncs,
+    is_of_connect, described_by_a_task, columns, searches, duplicates, syncs,
     plan, first_write, thumbnails, same_again, changed_row, retry, stream, own_batches,
     second_column,
     two_writers, delete_missing, filtered_source, source_of_two_sides, owners_constraint,

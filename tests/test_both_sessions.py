@@ -24,7 +24,7 @@ from oracles import same
 from spark_vision import ImageViTEmbedding, WriteResult, describe_model
 
 TESTS = Path(__file__).parent
-SECONDS = 550
+SECONDS = 900
 ALL = {"ok": 6, "not_an_image": 1}
 IMAGES = [f"{number}.jpg" for number in range(6)]
 STATUSES = {**dict.fromkeys(IMAGES, "ok"), "text.jpg": "not_an_image"}

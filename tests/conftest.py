@@ -18,6 +18,7 @@ WORKER_SITE = TESTS / "support" / "worker_site"
 LONGEST = (
     "tables/test_kills.py",
     "model_server/test_sharing_on_cluster.py",
+    "test_both_sessions.py",
     "tables",
     "test_examples.py",
     "model_server",

@@ -1,6 +1,6 @@
-"""A process with a Spark Connect session that writes a table step by step, and says what it saw.
+"""A process with one session, classic or of Connect, that says what it saw in each step.
 
-A process has either a classic session or one of Connect; the tests' own is classic.
+A process has one of the two kinds; the tests' own is classic.
 """
 
 import io
@@ -17,36 +17,66 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from encoded_images import encode, photo
+from memory_index import MemoryIndex
+from pinecone_server import serve_pinecone
 from quick_spark import quickly
 from spark_vision import (
+    ClipImageEmbedding,
+    ClipImageTags,
+    ClipTextEmbedding,
+    ClipVectorTags,
     ImageViTEmbedding,
+    PineconeIndex,
+    QwenVLImageUnderstanding,
+    caption_image,
     configure,
+    describe_model,
+    embed_image,
+    embed_text,
+    find_duplicates,
+    group_duplicates,
+    index_ready,
+    model_placement,
     plan_vision_columns,
+    register_functions,
+    search_images,
     show_images,
     stream_vision_columns,
+    sync_index,
+    tag_image,
+    tag_vectors,
+    write_vision_batch,
     write_vision_columns,
 )
 from spark_vision.errors import TableError
+from spark_vision.spark import driver_checks
 from spark_vision.tables import commit
 from spark_vision.tables.source_files import file_column, is_narrowed
 
 WAIT_SECONDS = 120
+TAGS = ["red circle", "blue square", "tree", "house"]
+QUERY = "a red circle"
 
 
-def main(folder, model, worker_site):
+def main(kind, folder, checkpoints, worker_site):
     folder = Path(folder)
     forwards = folder / "forwards"
     forwards.mkdir()
-    os.environ["SPARK_TESTING"] = "1"  # Spark's own switch for a server on any free port
     # A server's sessions have no spark.executorEnv: workers have the environment of its JVM.
     os.environ["PYTHONPATH"] = os.pathsep.join([worker_site, os.environ["PYTHONPATH"]])
     os.environ["COUNTED_FORWARDS"] = str(forwards)
-    builder = SparkSession.builder.remote("local[2]")
+    builder = SparkSession.builder
+    if kind == "connect":
+        os.environ["SPARK_TESTING"] = "1"  # Spark's own switch for a server on any free port
+        builder = builder.remote("local[2]")
+    else:
+        builder = builder.master("local[2]")
     builder = builder.config("spark.sql.warehouse.dir", str(folder / "warehouse"))
+    builder = builder.config("spark.python.daemon.module", "warm_daemon")
     spark = configure(quickly(builder)).getOrCreate()
     try:
-        writes = Writes(spark, folder, ImageViTEmbedding(model_name=model))
-        print(json.dumps({step.__name__: step(writes) for step in STEPS}))
+        writes = Writes(spark, folder, Path(checkpoints))
+        print(json.dumps({step.__name__: step(writes) for step in STEPS}, default=str))
     finally:
         spark.stop()
 
@@ -54,15 +84,20 @@ def main(folder, model, worker_site):
 class Writes:
     """Writes of one table from one folder of images."""
 
-    def __init__(self, spark, folder, dino):
+    def __init__(self, spark, folder, checkpoints):
         self.spark = spark
+        self.dino = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"))
+        self.clip = ClipImageEmbedding(model_name=str(checkpoints / "clip"))
+        self.qwen = QwenVLImageUnderstanding(
+            model_name=str(checkpoints / "qwen"), dtype="float32", max_caption_length=10
+        )
         self.table = str(folder / "vectors")
         self.photos = folder / "photos"
         self.photos.mkdir()
         for number in range(6):
             self.put(f"{number}.jpg", seed=number)
         (self.photos / "text.jpg").write_bytes(b"not an image")
-        self.columns = {"embedding": dino}
+        self.columns = {"embedding": self.dino}
         self._forwards = folder / "forwards"
 
     def put(self, name, seed):
@@ -92,18 +127,128 @@ class Writes:
         )
 
     def rows(self):
-        return {row["path"].rsplit("/")[-1]: row for row in self.table_rows()}
+        return by_name(self.table_rows())
 
-    def table_rows(self):
-        return self.spark.read.format("delta").load(self.table).collect()
+    def table_rows(self, suffix=""):
+        return self.spark.read.format("delta").load(self.table + suffix).collect()
 
-    def history(self, column="operation"):
-        rows = self.spark.sql(f"DESCRIBE HISTORY delta.`{self.table}`").orderBy("version")
+    def history(self, column="operation", suffix=""):
+        table = f"delta.`{self.table}{suffix}`"
+        rows = self.spark.sql(f"DESCRIBE HISTORY {table}").orderBy("version")
         return [row[column] for row in rows.collect()]
+
+
+def name_of(path):
+    return path.rsplit("/")[-1]
+
+
+def by_name(rows):
+    return {name_of(row["path"]): row for row in rows}
 
 
 def is_of_connect(writes):
     return type(writes.spark).__module__.startswith("pyspark.sql.connect")
+
+
+def described_by_a_task(writes):
+    """A model that only executors have."""
+    find_checkpoint = driver_checks.find_checkpoint
+    driver_checks.find_checkpoint = lambda operator: None
+    try:
+        return asdict(describe_model(writes.dino))
+    finally:
+        driver_checks.find_checkpoint = find_checkpoint
+
+
+def columns(writes):
+    """By each column function, and by the SQL function of each operator."""
+    dino, clip, qwen = writes.dino, writes.clip, writes.qwen
+    files = writes.read().withColumn("name", F.substring_index("path", "/", -1))
+    by_column = files.select(
+        "path",
+        embed_image("content", dino).alias("embed_image"),
+        embed_text("name", clip.convert(ClipTextEmbedding)).alias("embed_text"),
+        caption_image("content", qwen, F.col("name")).alias("caption_image"),
+        tag_image("content", clip, TAGS, top_k=4).alias("tag_image"),
+        tag_vectors(embed_image("content", clip), clip, TAGS, top_k=4).alias("tag_vectors"),
+        model_placement("content", dino).alias("model_placement"),
+    )
+    operators = {
+        "embed_image": dino,
+        "embed_clip": clip,
+        "embed_text": clip.convert(ClipTextEmbedding),
+        "caption_image": qwen,
+        "tag_image": clip.convert(ClipImageTags, tags=TAGS, top_k=4),
+        "tag_vectors": clip.convert(ClipVectorTags, tags=TAGS, top_k=4),
+    }
+    register_functions(writes.spark, operators, with_status=True, with_placement=True)
+    files.createOrReplaceTempView("pictures")
+    by_sql = writes.spark.sql("""
+        SELECT path, model_placement, image.status, image.embedding AS embed_image,
+            text.embedding AS embed_text, said.caption AS caption_image, tagged.tags AS tag_image,
+            tagged_vector.tags AS tag_vectors
+        FROM (
+            SELECT path, embed_image_placement(content) AS model_placement,
+                embed_image(content) AS image, embed_text(name) AS text,
+                caption_image(content, name) AS said, tag_image(content) AS tagged,
+                tag_vectors(embed_clip(content).embedding) AS tagged_vector
+            FROM pictures
+        )
+    """)
+    return {
+        kind: {name: row.asDict(recursive=True) for name, row in by_name(rows.collect()).items()}
+        for kind, rows in (("by_column", by_column), ("by_sql", by_sql))
+    }
+
+
+def searches(writes):
+    """By a text and by a picture; and what of the table an index takes."""
+    table = f"{writes.table}_searched"
+    result = write_vision_columns(writes.read(), table, ["path"], {"embedding": writes.clip})
+    ready = index_ready(table, "embedding", "pinecone")
+    return {
+        "statuses": result.statuses,
+        "vectors": {name_of(row["id"]): row["vector"] for row in ready.rows.collect()},
+        "ready_rows": ready.ready_rows,
+        "not_computed": ready.not_computed,
+        "is_ready": ready.is_ready,
+        "found": [
+            [
+                [row["rank"], name_of(row["path"]), row["score"]]
+                for row in search_images(table, "embedding", query, k=3).collect()
+            ]
+            for query in (QUERY, writes.photos / "0.jpg")
+        ],
+    }
+
+
+def duplicates(writes):
+    """Of the table that was searched, and a copy of each of its rows."""
+    path = F.substring_index("path", "/", -1)
+    stored = writes.spark.read.format("delta").load(f"{writes.table}_searched")
+    stored = stored.select(path.alias("path"), "embedding")
+    rows = stored.union(stored.withColumn("path", F.concat("path", F.lit(".copy"))))
+    pairs = find_duplicates(rows, "embedding", 0.9999, keys=["path"]).collect()
+    groups = group_duplicates(rows, "embedding", 0.9999, keys=["path"]).collect()
+    return {
+        "pairs": sorted([row["path_a"], row["path_b"]] for row in pairs),
+        "grouped": sorted(row["path"] for row in groups),
+    }
+
+
+def syncs(writes):
+    """To an index that the driver writes, and to one that executors write."""
+    table, seen = f"{writes.table}_searched", []
+    paths = [row["path"] for row in writes.table_rows("_searched")]
+    with serve_pinecone() as server:
+        service = PineconeIndex("p", api_key=server.api_key, control_host=server.url)
+        for index, name in ((MemoryIndex(), "0.jpg"), (service, "1.jpg")):
+            written = sync_index(table, "embedding", index).written_rows
+            writes.spark.sql(f"DELETE FROM delta.`{table}` WHERE path LIKE '%/{name}'")
+            deleted = sync_index(table, "embedding", index).deleted_rows
+            seen.append([written, deleted, sorted(map(name_of, index.fetch(paths)))])
+        service.close()
+    return seen
 
 
 def plan(writes):
@@ -114,10 +259,12 @@ def plan(writes):
 
 
 def first_write(writes):
-    result = writes.write(rows_per_commit=3, keep=["length"])
+    reports = "_reports"
+    result = writes.write(rows_per_commit=3, keep=["length"], report_table=writes.table + reports)
     rows = writes.rows()
     return {
         **result,
+        "reports": [row.asDict(recursive=True) for row in writes.table_rows(reports)],
         "history": writes.history(),
         "labels": writes.history("userMetadata"),
         "lengths": {name: row["length"] for name, row in rows.items()},
@@ -191,7 +338,7 @@ def two_writers(writes):
     finally:
         commit._check_models = check_models
         logger.removeHandler(handler)
-    names = [row["path"].rsplit("/")[-1] for row in writes.table_rows()]
+    names = [name_of(row["path"]) for row in writes.table_rows()]
     return {"computed": computed, "log": log.getvalue(), "names": sorted(names)}
 
 
@@ -252,10 +399,31 @@ def stream(writes):
             {"embedding": writes.columns["embedding"]},
             checkpoint_location=f"{table}_checkpoint",
         ).awaitTermination()
-        rows = writes.spark.read.format("delta").load(table).collect()
-        seen.append({row["path"].rsplit("/")[-1]: row["embedding_status"] for row in rows})
+        rows = by_name(writes.table_rows("_streamed"))
+        seen.append({name: row["embedding_status"] for name, row in rows.items()})
     (writes.photos / late).unlink()
     return {"seen": seen, "forwards": writes._count_forwards() - before}
+
+
+def own_batches(writes):
+    """A `foreachBatch` of one's own, whose batch Spark repeats."""
+    table, columns = f"{writes.table}_batches", {"embedding": writes.dino}
+    before = writes._count_forwards()
+
+    def write(batch, number):
+        for _ in range(2):
+            write_vision_batch(batch, number, table, ["path"], columns, app_id="photos")
+
+    source = writes.spark.readStream.format("binaryFile").schema(writes.read().schema)
+    writer = source.load(str(writes.photos)).writeStream.foreachBatch(write)
+    writer = writer.option("checkpointLocation", f"{table}_checkpoint")
+    writer.trigger(availableNow=True).start().awaitTermination()
+    rows = by_name(writes.table_rows("_batches"))
+    return {
+        "statuses": {name: row["embedding_status"] for name, row in rows.items()},
+        "history": writes.history(suffix="_batches"),
+        "forwards": writes._count_forwards() - before,
+    }
 
 
 def owners_constraint(writes):
@@ -287,7 +455,8 @@ def refusal(writes):
 
 
 STEPS = [
-    is_of_connect, plan, first_write, thumbnails, same_again, changed_row, retry, stream,
+    is_of_connect, described_by_a_task, columns, searches, duplicates, syncs,
+    plan, first_write, thumbnails, same_again, changed_row, retry, stream, own_batches,
     second_column,
     two_writers, delete_missing, filtered_source, source_of_two_sides, owners_constraint,
     append_only,

@@ -152,6 +152,8 @@ def test_a_row_without_any_prompt_reaches_no_model(images, qwen):
         model_name=qwen.model_name, prompt=None, dtype="float32", max_caption_length=LENGTH
     )
     placed = collect(images, model_placement("content", silent, F.col("asked")))
+    # The pandas UDFs of Spark 4.0 have no null structs.
+    placed = [place if place and any(place) else None for place in placed]
     reached = [place is not None for place in placed]
     assert reached == [bool((prompt or "").strip()) for prompt in ASKED]
     assert len({place.server_pid for place in placed if place}) == 1

@@ -1,6 +1,11 @@
 """Operators as SQL functions, in all places where the documentation says that they work."""
 
+import os
 import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -187,3 +192,52 @@ def test_bad_registrations_are_refused_on_the_driver(spark, checkpoints):
         register_functions(spark, {"embed_image": ImageViTEmbedding})
     with pytest.raises(InputTypeError, match="got str"):
         register_functions(spark, {"embed_image": "dinov2"})
+
+
+def test_a_connect_session_computes_by_sql_and_column_and_fills_a_table(
+    folder, checkpoints, tmp_path
+):
+    # What else it does is in test_both_sessions.py, which takes minutes.
+    table = str(tmp_path / "vectors")
+    script = f"""
+        from pyspark.sql import SparkSession
+        from quick_spark import quickly
+        from spark_vision import (
+            ImageViTEmbedding, configure, embed_image, register_functions, search_images,
+            write_vision_columns,
+        )
+
+        spark = configure(quickly(SparkSession.builder.remote("local[2]"))).getOrCreate()
+        assert type(spark).__module__.startswith("pyspark.sql.connect")
+        dino = ImageViTEmbedding(model_name={str(checkpoints / "dinov2")!r})
+        register_functions(spark, {{"embed_image": dino}}, with_status=True)
+        files = spark.read.format("binaryFile").load({str(folder)!r})
+        files.createOrReplaceTempView("pictures")
+        by_sql = spark.sql("SELECT path, embed_image(content) AS r FROM pictures").collect()
+        by_column = files.select("path", embed_image("content", dino).alias("v")).collect()
+        vectors = {{row.path: row.v for row in by_column}}
+        assert all(vectors[row.path] == row.r.embedding for row in by_sql)
+        for computed in (len(vectors), 0):
+            result = write_vision_columns(files, {table!r}, ["path"], {{"embedding": dino}})
+            assert result.computed_rows == computed
+        rows = spark.read.format("delta").load({table!r}).collect()
+        assert {{row.path: row.embedding for row in rows}} == vectors
+        path, vector = next((path, each) for path, each in vectors.items() if each)
+        assert search_images({table!r}, "embedding", vector, k=1).head().path == path
+        print(sorted(row.r.status for row in by_sql))
+        spark.stop()
+    """
+    environment = {name: value for name, value in os.environ.items() if "PYSPARK" not in name}
+    support = str(Path(__file__).parent / "support")
+    environment["PYTHONPATH"] = os.pathsep.join([support, environment.get("PYTHONPATH", "")])
+    environment["SPARK_TESTING"] = "1"  # Spark's own switch for a server on any free port
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip().endswith(str(["not_an_image"] + ["ok"] * 6))

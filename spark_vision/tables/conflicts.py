@@ -19,7 +19,7 @@ _CONFLICT = re.compile(
     r"DELTA_CONCURRENT_|Concurrent\w+Exception|DELTA_METADATA_CHANGED|MetadataChangedException|"
     r"DELTA_PROTOCOL_CHANGED|ProtocolChangedException|DELTA_SCHEMA_CHANGE_SINCE_ANALYSIS|"
     # Two writers make one table, or add one column or one constraint, at once.
-    r"DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION|"
+    r"DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION|another writer is creating|"
     r"FIELD_ALREADY_EXISTS|DELTA_DUPLICATE_COLUMNS_FOUND|DELTA_CONSTRAINT_ALREADY_EXISTS"
 )
 _Result = TypeVar("_Result")

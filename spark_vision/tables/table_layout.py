@@ -129,8 +129,6 @@ def _empty_columns(spark: SparkSession, write: WritePlan, detail: TableDetail) -
 def _read(spark: SparkSession, write: WritePlan) -> TableDetail:
     detail = read_detail(spark, write.location)
     if detail is None:
-        raise TableError(
-            f"{write.location.given} holds something that is not a Delta table; choose another "
-            "place"
-        )
+        # A conflict: it exists, but its first commit cannot be read yet.
+        raise TableError(f"another writer is creating {write.location.given}; run again")
     return detail

@@ -139,6 +139,18 @@ def test_a_schema_that_changed_after_the_analysis_is_a_conflict_like_others(
     assert count_forwards() == 6
 
 
+def test_a_table_whose_creation_cannot_be_read_yet_is_read_again(
+    read_photos, dino, table, monkeypatch
+):
+    read, unread = layout.read_detail, [None, None]
+    monkeypatch.setattr(
+        layout, "read_detail", lambda *where: unread.pop() if unread else read(*where)
+    )
+    result = write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
+    assert not unread
+    assert result.statuses == {"embedding": {"ok": 6, "not_an_image": 1}}
+
+
 @pytest.mark.parametrize("is_there", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_writers_make_a_table_or_add_their_columns_at_once(
     spark, read_photos, dino, table, monkeypatch, is_there

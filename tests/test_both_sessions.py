@@ -305,7 +305,7 @@ def test_a_repeated_batch_of_ones_own_stream_is_written_once(seen):
 def test_only_a_classic_session_knows_what_its_tasks_spent(seen, kind):
     work = seen["first_write"]["work"]
     if kind == "classic":
-        assert (work["device_count"], work["model_loads"] <= 1) == (1, True)
+        assert (work["process_count"], work["model_loads"] <= 1) == (1, True)
         assert work["model_seconds"] > 0
     else:
         assert work is None

@@ -1,9 +1,8 @@
 """How fast rows reach a model and come back: JPEG bytes in Parquet to 768 floats in Parquet.
 
-The model's own cost is small, so what is measured is everything around it. In the same
-run, in turn: our job, a UDF that computes nothing (one prebuilt buffer through the same Arrow
-shell), and decoding and resizing alone. A job cannot beat 1 / (1/decode + 1/no-op) without
-overlapping the two.
+The model's own cost is small, so what is measured is everything around it. In the same run, in
+turn: our job, a UDF that computes nothing (one prebuilt buffer through the same Arrow shell), and
+decoding and resizing alone. A job cannot beat 1 / (1/decode + 1/no-op) without overlapping the two.
 
 No model is free on a CPU: to write an image of 224 × 224 pixels as 600 kB of floats and to read
 them once in a convolution of 16 channels is a tenth of the whole. So the model's time, scaling

@@ -6,10 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from spark_vision.cli.command_line import (
-    add_option_arguments,
-    options_in,
-)
+from spark_vision.cli.command_line import add_option_arguments, options_in
 from spark_vision.cli.job import LOG_LEVELS, run_job
 from spark_vision.cli.stream_job import add_stream_arguments, check_stream_arguments, follow
 from spark_vision.errors import InvalidOptionError

@@ -86,10 +86,11 @@ class ServerConfig:
 
         Different Python environments or package installations do not share a server.
         """
-        model = [self.folder, self.stamp, self.dtype, self.flash_attention, self.device]
+        options = [self.flash_attention, self.torch_compile]
+        model = [self.folder, self.stamp, self.dtype, *options, self.device]
         # The device index counts the GPUs in this variable.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self.device != "cpu" else ""
-        engine = [self.python, self.vllm_arguments, self.torch_compile]
+        engine = [self.python, self.vllm_arguments]
         identity = json.dumps([*model, visible, *engine, errors.__file__])
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return f"{_log_prefix()}{self.executor}-{digest}"

@@ -3,7 +3,7 @@
 import logging
 import pickle
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,13 +83,12 @@ def load_pretrained(
     return model.to(device).eval().requires_grad_(False)
 
 
-def compile_modules(modules: Iterable[torch.nn.Module]) -> None:
+def compile_modules(modules: Sequence[torch.nn.Module]) -> None:
     """Compile modules at their first call, for batches and images of any size.
 
     Raises:
         InvalidOptionError: torch.compile does not work here, such as without a compiler.
     """
-    modules = list(modules)
     ones = torch.ones(4, device=next(modules[0].parameters()).device)
     try:
         torch.compile(_double)(ones)

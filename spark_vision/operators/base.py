@@ -201,7 +201,7 @@ class Operator(ABC):
 
     @property
     def torch_compile(self) -> bool:
-        """Whether to compile the model when it is loaded."""
+        """Whether to compile the model by torch.compile."""
         return False
 
     @property

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from encoded_images import encode, photo
+from meeting import meet_after
 from memory_index import MemoryIndex
 from pinecone_server import serve_pinecone
 from quick_spark import quickly
@@ -53,7 +53,6 @@ from spark_vision.spark import driver_checks
 from spark_vision.tables import commit
 from spark_vision.tables.source_files import file_column, is_narrowed
 
-WAIT_SECONDS = 120
 TAGS = ["red circle", "blue square", "tree", "house"]
 QUERY = "a red circle"
 
@@ -313,15 +312,7 @@ def second_column(writes):
 
 def two_writers(writes):
     """Both look at the table before either has changed it."""
-    together, attempted = threading.Barrier(2), threading.local()
     check_models, log = commit._check_models, io.StringIO()
-
-    def check_together(*args):
-        filled = check_models(*args)
-        if not hasattr(attempted, "once"):
-            attempted.once = True
-            together.wait(WAIT_SECONDS)
-        return filled
 
     def write(name):
         writes.put(name, seed=80)
@@ -331,7 +322,7 @@ def two_writers(writes):
     logger, handler = logging.getLogger("spark_vision.tables"), logging.StreamHandler(log)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    commit._check_models = check_together
+    commit._check_models = meet_after(check_models)
     try:
         with ThreadPoolExecutor(2) as pool:
             computed = list(pool.map(write, ["one.jpg", "other.jpg"]))

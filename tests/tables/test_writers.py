@@ -9,6 +9,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from encoded_images import encode, photo
+from meeting import WAIT_SECONDS, meet_after
 from spark_vision import ImageViTEmbedding, write_vision_columns
 from spark_vision.errors import CommitConflictError, TableError
 from spark_vision.tables import commit, conflicts, wave_writer
@@ -17,24 +18,10 @@ from spark_vision.tables import table_layout as layout
 from spark_vision.tables import write as write_module
 from spark_vision.tables.location import locate_table
 
-WAIT_SECONDS = 120
-
 
 def test_two_writers_at_once_write_no_key_twice_and_compute_one_wave_twice_at_most(
     spark, read_photos, dino, table, monkeypatch, caplog, count_forwards
 ):
-    together = threading.Barrier(2)
-    check_models = commit._check_models
-    attempted = threading.local()
-
-    def check_together(*args):
-        # Both look at the table before either has changed it.
-        filled = check_models(*args)
-        if not hasattr(attempted, "once"):
-            attempted.once = True
-            together.wait(WAIT_SECONDS)
-        return filled
-
     def write(names):
         source = read_photos().filter(F.regexp_extract("path", r"(\w+)\.jpg", 1).isin(names))
         return write_vision_columns(
@@ -43,7 +30,8 @@ def test_two_writers_at_once_write_no_key_twice_and_compute_one_wave_twice_at_mo
 
     # The table is there, so that both meet in their commits.
     assert write([]) == 0
-    monkeypatch.setattr(commit, "_check_models", check_together)
+    # Both look at the table before either has changed it.
+    monkeypatch.setattr(commit, "_check_models", meet_after(commit._check_models))
     caplog.set_level(logging.INFO, logger="spark_vision.tables")
     with ThreadPoolExecutor(2) as pool:
         computed = list(pool.map(write, [["0", "1", "2"], ["3", "4", "5", "text"]]))

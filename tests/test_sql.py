@@ -17,6 +17,12 @@ from spark_vision import ClipTextEmbedding, ImageViTEmbedding, embed_image, regi
 from spark_vision.errors import InputTypeError, InvalidOptionError
 
 
+@pytest.fixture
+def spark(spark):
+    """A session of its own: other tests have views and functions by the documented names."""
+    return spark.newSession()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
@@ -76,9 +82,6 @@ def tables(spark, folder):
     yield
     for name in ("photos", "vectors", "made"):
         spark.sql(f"DROP TABLE IF EXISTS {name}")
-    for name in ("embedded", "arriving"):
-        spark.sql(f"DROP VIEW IF EXISTS {name}")
-    spark.sql("DROP TEMPORARY FUNCTION IF EXISTS dimension")
 
 
 # What reads the result of a statement that returns no rows.

@@ -19,7 +19,14 @@ from spark_vision.operators import Operator
 from spark_vision.spark.driver_checks import ModelIdentity
 from spark_vision.spark.udfs import value_type
 from spark_vision.tables.identity import FilledColumn
-from spark_vision.tables.location import TableLocation, literal, quote, quoted_path
+from spark_vision.tables.location import (
+    TableDetail,
+    TableLocation,
+    literal,
+    quote,
+    quoted_path,
+    read_detail,
+)
 from spark_vision.tables.source import INPUTS, SourceColumns
 from spark_vision.tables.write_options import WriteOptions
 
@@ -73,11 +80,12 @@ def create_table(
     properties: Mapping[str, str],
     constraints: Mapping[str, str],
     options: WriteOptions,
-) -> None:
-    """Create an empty table with change data feed.
+) -> TableDetail:
+    """Create an empty table with change data feed, unless another writer does so.
 
     Raises:
-        TableError: Something that is not a Delta table is in its place.
+        TableError: Something that is not a Delta table is in its place, or another writer is
+            creating it.
     """
     columns = ", ".join(_ddl(field) for field in schema.fields)
     checks = {f"{_CONSTRAINTS}{name}": condition for name, condition in constraints.items()}
@@ -90,6 +98,7 @@ def create_table(
     ):
         if names:
             layout += f"{clause} ({', '.join(map(quote, names))}) "
+    is_refused = False
     try:
         spark.sql(
             f"CREATE TABLE IF NOT EXISTS {location.sql} ({columns}) USING delta "
@@ -97,20 +106,23 @@ def create_table(
         )
     except AnalysisException as error:
         condition = error.getCondition() or ""
-        if "NON_EMPTY_LOCATION" in condition and _has_log(spark, location):
-            # Another writer is creating the table: a conflict, after which it exists.
+        if condition != "TABLE_OR_VIEW_ALREADY_EXISTS" and "NON_EMPTY_LOCATION" not in condition:
             raise
-        if condition == "TABLE_OR_VIEW_ALREADY_EXISTS" or "NON_EMPTY_LOCATION" in condition:
-            raise TableError(
-                f"{location.given} holds something that is not a Delta table; choose another place"
-            ) from error
-        raise
-
-
-def _has_log(spark: SparkSession, location: TableLocation) -> bool:
+        is_refused = True
+    # Spark leaves any folder that has files as it is, without an error.
+    detail = read_detail(spark, location)
+    if detail is not None:
+        return detail
     folder = quoted_path(location.sql)
-    if folder is None:
-        return False
+    if is_refused if folder is None else not _has_log(spark, folder):
+        raise TableError(
+            f"{location.given} holds something that is not a Delta table; choose another place"
+        )
+    # A conflict: its first commit cannot be read yet.
+    raise TableError(f"another writer is creating {location.given}; run again")
+
+
+def _has_log(spark: SparkSession, folder: str) -> bool:
     try:
         _ = spark.read.text(f"{folder}/_delta_log").schema
     except AnalysisException:

@@ -100,8 +100,9 @@ def _make_table(spark: SparkSession, write: WritePlan) -> TableDetail:
     detail = read_detail(spark, location)
     properties = write.table_properties | write.column_properties
     if detail is None:
-        create_table(spark, location, write.schema, properties, write.constraints, write.options)
-        detail = _read(spark, write)
+        detail = create_table(
+            spark, location, write.schema, properties, write.constraints, write.options
+        )
     check_table(write, detail)
     if write.options.recompute:
         _empty_columns(spark, write, detail)
@@ -129,6 +130,5 @@ def _empty_columns(spark: SparkSession, write: WritePlan, detail: TableDetail) -
 def _read(spark: SparkSession, write: WritePlan) -> TableDetail:
     detail = read_detail(spark, write.location)
     if detail is None:
-        # A conflict: it exists, but its first commit cannot be read yet.
-        raise TableError(f"another writer is creating {write.location.given}; run again")
+        raise TableError(f"{write.location.given} was dropped during this write; run again")
     return detail

@@ -7,10 +7,10 @@ thumbnail.
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
+from spark_vision.images.image_header import Format, Header
 
 MAX_BOXES = 2**14
 MAX_PARTS = 256
@@ -24,19 +24,7 @@ _HIGH_BIT_DEPTH = 0x40
 _PIXELS = b"mdat"
 
 
-class AvifHeader(NamedTuple):
-    """The header of an AVIF.
-
-    Attributes:
-        size: Width and height in pixels of the largest picture in it.
-        peak_bytes: Peak memory for decoding.
-    """
-
-    size: tuple[int, int]
-    peak_bytes: int
-
-
-def read_avif(data: memoryview) -> AvifHeader:
+def read_avif(data: memoryview) -> Header:
     """Read the boxes with sizes and those with the bit depth.
 
     Raises:
@@ -61,7 +49,7 @@ def read_avif(data: memoryview) -> AvifHeader:
         raise RowFailure(Status.INCOMPLETE, "the AVIF ends before the box with its size")
     size = max(sizes, key=lambda each: each[0] * each[1])
     factor = cost.AVIF_HIGH_BIT_DEPTH if is_deep else cost.AVIF
-    return AvifHeader(size, cost.estimate_bytes(size, factor))
+    return Header(Format.AVIF, size, peak_bytes=cost.estimate_bytes(size, factor))
 
 
 def _all_but_pixels(data: memoryview) -> Iterator[tuple[int, int]]:

@@ -32,7 +32,7 @@ from spark_vision.images.decoder_messages import (
     receive_request,
     send_answer,
 )
-from spark_vision.images.headers import Format
+from spark_vision.images.image_header import Format
 from spark_vision.images.pillow_decoding import decode_rows, translate_errors
 
 # The worker kills a decoder that times out; this alarm ends one whose worker is gone.

@@ -24,7 +24,8 @@ import torchvision.io
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
-from spark_vision.images.headers import Format, Header, read_header
+from spark_vision.images.headers import read_header
+from spark_vision.images.image_header import Format, Header
 from spark_vision.images.isolated_decoding import decode_isolated
 from spark_vision.images.orientation import apply_orientation
 from spark_vision.images.pillow_decoding import decode_by_pillow

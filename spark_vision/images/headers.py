@@ -4,49 +4,13 @@ This takes microseconds, and keeps small files that claim a huge size or need ho
 from the decoders.
 """
 
-from enum import StrEnum
-from typing import NamedTuple
-
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
 from spark_vision.images.avif_header import read_avif
+from spark_vision.images.image_header import Format, Header
 from spark_vision.images.jpeg_header import read_jpeg
 from spark_vision.images.tiff_header import read_tiff
 from spark_vision.images.webp_header import read_webp
-
-
-class Format(StrEnum):
-    """The supported formats; the values are Pillow's names."""
-
-    JPEG = "JPEG"
-    PNG = "PNG"
-    GIF = "GIF"
-    WEBP = "WEBP"
-    BMP = "BMP"
-    TIFF = "TIFF"
-    AVIF = "AVIF"
-
-
-class Header(NamedTuple):
-    """The header of an image of any format.
-
-    Attributes:
-        format: The file format.
-        size: Width and height in pixels, as stored.
-        orientation: EXIF orientation, 1 to 8; read for plain images only.
-        is_plain: Whether it is one frame of opaque 8-bit pixels, without alpha or animation; only
-            for JPEG and WebP.
-        peak_bytes: Peak memory for decoding to uint8 RGB, including the result.
-        work: Work for decoding beyond the usual work per pixel, in the unit of `cost`.
-    """
-
-    format: Format
-    size: tuple[int, int]
-    orientation: int = 1
-    is_plain: bool = False
-    peak_bytes: int = 0
-    work: int = 0
-
 
 _UNSUPPORTED_MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"8BPS", "PSD"),
@@ -95,25 +59,21 @@ def read_header(data: memoryview) -> Header:
     """
     start = bytes(data[:_START_BYTES])
     if start.startswith(b"\xff\xd8\xff"):
-        jpeg = read_jpeg(data)
-        return Header(Format.JPEG, jpeg.size, jpeg.orientation, True, jpeg.peak_bytes, jpeg.work)
+        return read_jpeg(data)
     if start.startswith(_PNG_MAGIC):
         return _read_png(start)
     if start.startswith((b"GIF87a", b"GIF89a")):
         return _read_gif(data)
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
-        webp = read_webp(data)
-        return Header(Format.WEBP, webp.size, webp.orientation, webp.is_plain, webp.peak_bytes)
+        return read_webp(data)
     if start.startswith(b"BM") and len(start) >= 18 and _little(start[14:18]) in range(12, 256):
         return _read_bmp(start, len(data))
     if start.startswith(_TIFF_MAGIC):
-        tiff = read_tiff(data)
-        return Header(Format.TIFF, tiff.size, peak_bytes=tiff.peak_bytes, work=tiff.work)
+        return read_tiff(data)
     if start[4:8] == b"ftyp":
         brands = start[8 : max(12, int.from_bytes(start[:4], "big"))]
         if any(brand in brands for brand in _AVIF_BRANDS):
-            avif = read_avif(data)
-            return Header(Format.AVIF, avif.size, peak_bytes=avif.peak_bytes)
+            return read_avif(data)
         if start[8:12] in _HEIF_BRANDS:
             raise _unsupported("HEIC")
     raise _refuse(data, start)

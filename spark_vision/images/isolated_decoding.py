@@ -34,7 +34,7 @@ from spark_vision.images.decoder_messages import (
     receive_into,
     send_request,
 )
-from spark_vision.images.headers import Format
+from spark_vision.images.image_header import Format
 from spark_vision.images.pillow_decoding import CheckSize, Pixels, allocate_upright
 from spark_vision.operators import ImageLimits
 

@@ -6,10 +6,10 @@ several scans (progressive, or one scan per channel) it reads further, to count 
 
 import re
 from struct import Struct
-from typing import NamedTuple
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
+from spark_vision.images.image_header import Format, Header
 from spark_vision.images.orientation import EXIF_PREFIX, find_exif_orientation, xmp_orientation
 
 MAX_HEADER_BYTES = 16 * 2**20
@@ -30,23 +30,7 @@ _SKIPPED = frozenset((0xFFC4, 0xFFC8, 0xFFCC, *range(0xFFDB, 0xFFE1), *range(0xF
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 
 
-class JpegHeader(NamedTuple):
-    """The header of a JPEG.
-
-    Attributes:
-        size: Width and height in pixels.
-        orientation: EXIF orientation, 1 to 8.
-        peak_bytes: Peak memory for decoding.
-        work: Number of samples in all scans, 0 if there is one scan.
-    """
-
-    size: tuple[int, int]
-    orientation: int
-    peak_bytes: int
-    work: int
-
-
-def read_jpeg(data: memoryview) -> JpegHeader:
+def read_jpeg(data: memoryview) -> Header:
     """Read everything before the pixel data.
 
     Raises:
@@ -93,7 +77,7 @@ def read_jpeg(data: memoryview) -> JpegHeader:
 
 def _measure(
     data: memoryview, frame_at: int, scan_at: int, exif: bytes | None, xmp: bytes
-) -> JpegHeader:
+) -> Header:
     frame = bytes(data[frame_at : frame_at + 10])
     if len(frame) < 10:
         raise RowFailure(Status.INCOMPLETE, "the JPEG ends within its header")
@@ -105,11 +89,11 @@ def _measure(
     peak_bytes = width * height * cost.RESULT + width * cost.ROW
     is_progressive = frame[0] << 8 | frame[1] in _PROGRESSIVE
     if not is_progressive and data[scan_at + 4 : scan_at + 5] == frame[9:10]:
-        return JpegHeader(size, orientation, peak_bytes, 0)
+        return Header(Format.JPEG, size, orientation, True, peak_bytes)
     samples = _count_samples(size, bytes(data[frame_at + 10 : frame_at + 10 + 3 * channel_count]))
     scan_count = _count_scans(data, scan_at)
     peak_bytes += cost.JPEG_COEFFICIENT * samples
-    return JpegHeader(size, orientation, peak_bytes, scan_count * samples)
+    return Header(Format.JPEG, size, orientation, True, peak_bytes, scan_count * samples)
 
 
 def _count_scans(data: memoryview, at: int) -> int:

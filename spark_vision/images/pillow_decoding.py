@@ -30,7 +30,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from spark_vision.errors import RowFailure, Status
-from spark_vision.images.headers import Format
+from spark_vision.images.image_header import Format
 from spark_vision.images.orientation import EXIF_PREFIX, find_exif_orientation, xmp_orientation
 from spark_vision.images.png_chunks import check_png
 from spark_vision.images.truncation import is_truncated

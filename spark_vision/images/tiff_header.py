@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
+from spark_vision.images.image_header import Format, Header
 
 MAX_ENTRIES = 1024
 MAX_NUMBERS = 2**20
@@ -35,20 +36,6 @@ _YCBCR = 6
 _UNCOMPRESSED = 1
 
 
-class TiffHeader(NamedTuple):
-    """The header of the first picture of a TIFF.
-
-    Attributes:
-        size: Width and height in pixels, as stored.
-        peak_bytes: Peak memory for decoding.
-        work: Work for decompressing strips or tiles, which may hold more pixels than are shown.
-    """
-
-    size: tuple[int, int]
-    peak_bytes: int
-    work: int
-
-
 class _Layout(NamedTuple):
     order: Literal["little", "big"]
     count_bytes: int
@@ -57,7 +44,7 @@ class _Layout(NamedTuple):
     first: int
 
 
-def read_tiff(data: memoryview) -> TiffHeader:
+def read_tiff(data: memoryview) -> Header:
     """Read the first directory and check those that it points to.
 
     Raises:
@@ -136,7 +123,7 @@ def _read_directory(
     return values
 
 
-def _measure(tags: dict[int, tuple[int, int]]) -> TiffHeader:
+def _measure(tags: dict[int, tuple[int, int]]) -> Header:
     def value(tag: int, default: int) -> int:
         return tags[tag][0] if tag in tags else default
 
@@ -151,7 +138,7 @@ def _measure(tags: dict[int, tuple[int, int]]) -> TiffHeader:
     piece_count = max((tags[tag][1] for tag in (_STRIPS, _TILES) if tag in tags), default=0)
     peak_bytes += cost.TIFF_PIECE_BYTES * piece_count
     if value(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED and not is_ycbcr:
-        return TiffHeader(size, peak_bytes, 0)
+        return Header(Format.TIFF, size, peak_bytes=peak_bytes)
     pixel_bits = max(32, bits * channel_count) if is_ycbcr else bits * channel_count
     if _TILE_WIDTH in tags:
         piece = max(1, value(_TILE_WIDTH, 1)), max(1, value(_TILE_HEIGHT, 1))
@@ -159,7 +146,8 @@ def _measure(tags: dict[int, tuple[int, int]]) -> TiffHeader:
         piece = max(1, width), max(1, min(height, value(_ROWS_PER_STRIP, height)))
     stored_pixels = -(-width // piece[0]) * -(-height // piece[1]) * piece[0] * piece[1]
     work = cost.TIFF_WORK * stored_pixels * -(-pixel_bits // 8)
-    return TiffHeader(size, peak_bytes + piece[0] * piece[1] * -(-pixel_bits // 8), work)
+    piece_bytes = piece[0] * piece[1] * -(-pixel_bits // 8)
+    return Header(Format.TIFF, size, peak_bytes=peak_bytes + piece_bytes, work=work)
 
 
 def _incomplete() -> RowFailure:

@@ -1,32 +1,15 @@
 """Reads the chunks of a WebP: size, orientation, whether it is one opaque frame, and its cost."""
 
-from typing import NamedTuple
-
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
+from spark_vision.images.image_header import Format, Header
 from spark_vision.images.orientation import EXIF_PREFIX, find_exif_orientation, xmp_orientation
 
 MAX_CHUNKS = 256
 _ANIMATION, _XMP, _EXIF, _ALPHA = 0x02, 0x04, 0x08, 0x10
 
 
-class WebpHeader(NamedTuple):
-    """The header of a WebP.
-
-    Attributes:
-        size: Width and height in pixels.
-        orientation: EXIF orientation, 1 to 8; read for plain images only.
-        is_plain: Whether it is one opaque frame.
-        peak_bytes: Peak memory for decoding.
-    """
-
-    size: tuple[int, int]
-    orientation: int
-    is_plain: bool
-    peak_bytes: int
-
-
-def read_webp(data: memoryview) -> WebpHeader:
+def read_webp(data: memoryview) -> Header:
     """Read the chunks before the pixels, and the metadata after them that the flags announce.
 
     Raises:
@@ -51,7 +34,7 @@ def read_webp(data: memoryview) -> WebpHeader:
     raise RowFailure(Status.DECODE_ERROR, "the WebP does not begin with a known chunk")
 
 
-def _look_into(data: memoryview, size: tuple[int, int], flags: int) -> WebpHeader:
+def _look_into(data: memoryview, size: tuple[int, int], flags: int) -> Header:
     """Find the pixels, which may have alpha without a flag, and the metadata after them."""
     wanted = {kind for kind, flag in ((b"EXIF", _EXIF), (b"XMP ", _XMP)) if flags & flag}
     metadata: dict[bytes, bytes] = {}
@@ -81,9 +64,10 @@ def _look_into(data: memoryview, size: tuple[int, int], flags: int) -> WebpHeade
 
 def _weigh(
     size: tuple[int, int], is_plain: bool, is_lossless: bool = False, orientation: int = 1
-) -> WebpHeader:
+) -> Header:
     beside = cost.WEBP_BY_PILLOW if not is_plain else cost.WEBP_LOSSLESS if is_lossless else 0
-    return WebpHeader(size, orientation, is_plain, cost.estimate_bytes(size, cost.RESULT + beside))
+    peak_bytes = cost.estimate_bytes(size, cost.RESULT + beside)
+    return Header(Format.WEBP, size, orientation, is_plain, peak_bytes)
 
 
 def _little(data: bytes | memoryview) -> int:

@@ -21,7 +21,7 @@ from encoded_images import (
 )
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images.decoding import decode
-from spark_vision.images.headers import Format
+from spark_vision.images.image_header import Format
 from spark_vision.images.pillow_decoding import allocate_upright, decode_by_pillow
 from spark_vision.images.png_chunks import MAX_CHUNKS
 from spark_vision.operators import ImageLimits
@@ -239,7 +239,7 @@ def test_bands_of_a_16_bit_png_join(channels):
 
 MEMORY = """
 import resource, sys
-from spark_vision.images.headers import Format
+from spark_vision.images.image_header import Format
 from spark_vision.images.pillow_decoding import decode_by_pillow
 data = memoryview(open(sys.argv[2], "rb").read())
 tiny = memoryview(open(sys.argv[3], "rb").read())

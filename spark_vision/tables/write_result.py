@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 from pyspark.sql import SparkSession
 
+from spark_vision.tables.conflicts import retry_conflicts
 from spark_vision.tables.location import TableLocation
 from spark_vision.tables.task_work import TaskWork
 
@@ -96,18 +97,21 @@ def append_report(spark: SparkSession, location: TableLocation, result: WriteRes
         "statuses map<string, map<string, long>>, elapsed_seconds double, rows_per_second double, "
         f"busy_share double, work struct<{work}>"
     )
-    try:
-        row = result._report() | {"ended_at": datetime.now(UTC)}
+    rows = spark.createDataFrame([result._report() | {"ended_at": datetime.now(UTC)}], schema)
+
+    def append() -> None:
         spark.sql(
             f"CREATE TABLE IF NOT EXISTS {location.sql} ({schema}) USING delta "
             # Any reader of Delta can read it.
             "TBLPROPERTIES ('delta.enableDeletionVectors' = 'false')"
         )
-        rows = spark.createDataFrame([row], schema)
         # A later version may report more.
         rows.write.format("delta").mode("append").option("mergeSchema", True).saveAsTable(
             location.sql
         )
+
+    try:
+        retry_conflicts(location, append)
     except Exception:
         message = "cannot append the report of run %s to %s"
         logger.warning(message, result.run_id, location.given, exc_info=True)

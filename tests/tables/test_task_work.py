@@ -1,16 +1,22 @@
 """A write's result says what its tasks spent, and Spark names its steps."""
 
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import checkpoints
+from meeting import WAIT_SECONDS
 from spark_vision import TableError, write_vision_columns
 from spark_vision.executor.spending import BUSY_PREFIX, BusyTime, count_spent, spend, take_spent
+from spark_vision.tables.location import locate_table
 from spark_vision.tables.task_work import TaskWork, work_between
+from spark_vision.tables.write_result import append_report
 
 
 def test_threads_amounts_and_both_waits_are_counted_once():
@@ -126,6 +132,26 @@ def test_each_run_appends_its_report_to_a_table(spark, read_photos, dino, tmp_pa
         reported = row.asDict(recursive=True)
         assert abs(reported.pop("ended_at").timestamp() - time.time()) < 600
         assert reported == report
+
+
+def test_two_runs_may_create_their_table_of_reports_at_once(
+    spark, read_photos, dino, table, tmp_path, monkeypatch
+):
+    result = write_vision_columns(read_photos(), table, ["path"], {"v": dino})
+    reports = locate_table(spark, str(tmp_path / "reports"))
+    together, run_sql = threading.Barrier(2), spark.sql
+
+    def create_together(statement):
+        together.wait(WAIT_SECONDS)
+        monkeypatch.setattr(spark, "sql", run_sql)
+        return run_sql(statement)
+
+    monkeypatch.setattr(spark, "sql", create_together)
+    with ThreadPoolExecutor(2) as pool:
+        runs = [replace(result, run_id=run_id) for run_id in ("one", "other")]
+        list(pool.map(partial(append_report, spark, reports), runs))
+    rows = spark.read.format("delta").load(str(tmp_path / "reports")).select("run_id").collect()
+    assert sorted(row.run_id for row in rows) == ["one", "other"]
 
 
 def test_a_report_that_cannot_be_written_leaves_the_result(

@@ -136,9 +136,10 @@ def _call_seconds(operator: ImageViTEmbedding, core_count: int, client_count: in
     """Median time of a call while so many clients of one server call without a pause."""
     checkpoint = resolve_checkpoint(operator)
     scaling = load_preprocessor(checkpoint, None).scaling
+    task = Task(gpu_addresses=(), cpus=1, executor_cores=core_count, idle_seconds=0)
     config = server_config(
-        ModelKey.of(checkpoint, operator, torch.device("cpu")),
-        Task(gpu_addresses=(), cpus=1, executor_cores=core_count, idle_seconds=0),
+        ModelKey.of(checkpoint, operator, torch.device("cpu"), task),
+        task,
         ExecutorProcess.of(os.getpid()),
     )
     pixels = torch.randint(0, 256, (MODEL_BATCH_SIZE, 3, 224, 224), dtype=torch.uint8)

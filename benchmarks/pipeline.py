@@ -190,7 +190,7 @@ def measure_cell(
     processes = []
     if operator.model_sharing == "executor":
         checkpoint = resolve_checkpoint(operator)
-        key = model_access.ModelKey.of(checkpoint, operator, torch.device("cpu"))
+        key = model_access.ModelKey.of(checkpoint, operator, torch.device("cpu"), task)
         is_listening = context.Event()
         config = model_access.server_config(key, task, task.executor)
         processes.append(context.Process(target=serve, args=(config, device, is_listening)))

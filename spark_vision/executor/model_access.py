@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from spark_vision.executor.task import Task
 from spark_vision.models.checkpoint_files import weight_files
 from spark_vision.models.checkpoints import Checkpoint, fingerprint, resolve_checkpoint
 from spark_vision.models.families import ModelDescription, check_operator, load_model
+from spark_vision.models.load_options import LoadOptions
 from spark_vision.models.precision import choose_dtype
 from spark_vision.operators import Operator
 
@@ -64,22 +65,19 @@ class ModelKey:
     stamp: str
     dtype: str
     device: torch.device
-    flash_attention: bool
-    torch_compile: bool
-    engine: str
+    options: LoadOptions
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, operator: Operator, device: torch.device) -> "ModelKey":
-        """Return the key of an operator's model."""
-        return cls(
-            checkpoint,
-            stamp_of(checkpoint),
-            operator.dtype,
-            device,
-            operator.flash_attention,
-            operator.torch_compile,
-            operator.engine,
+    def of(
+        cls, checkpoint: Checkpoint, operator: Operator, device: torch.device, task: Task
+    ) -> "ModelKey":
+        """Return the key of an operator's model in a task."""
+        options = LoadOptions(
+            flash_attention=operator.flash_attention,
+            torch_compile=operator.torch_compile,
+            vllm_arguments=task.vllm_arguments if operator.engine == "vllm" else None,
         )
+        return cls(checkpoint, stamp_of(checkpoint), operator.dtype, device, options)
 
 
 class LoadedModel:
@@ -90,9 +88,7 @@ class LoadedModel:
         dtype: The dtype to compute in, if the device supports it.
         device: The device to load it on.
         executor: The executor's JVM, as pid and start time.
-        flash_attention: As for `families.load_model`.
-        vllm_arguments: As for `families.load_model`.
-        torch_compile: As for `families.load_model`.
+        options: Further options of the load.
 
     Raises:
         InvalidOptionError: torch.compile does not work here.
@@ -105,18 +101,14 @@ class LoadedModel:
         dtype: str,
         device: torch.device,
         executor: str | None,
-        flash_attention: bool = False,
-        vllm_arguments: Mapping[str, Any] | None = None,
-        torch_compile: bool = False,
+        options: LoadOptions,
     ) -> None:
         self._checkpoint = checkpoint
         self._dtype = str(choose_dtype(dtype, device)).removeprefix("torch.")
         self._device = device
         self._executor = executor
         started = time.monotonic()
-        self.model: Any = load_model(
-            checkpoint, dtype, device, flash_attention, vllm_arguments, torch_compile
-        )
+        self.model: Any = load_model(checkpoint, dtype, device, options)
         self._load_seconds = time.monotonic() - started
         spend(model_loads=1)
         self._loaded_at = time.time()
@@ -239,14 +231,14 @@ def reach_model(
         UnsupportedCheckpointError: Its weights cannot be used.
         ModelServerError: The model server could not load it, or vLLM has no model server.
     """
-    key = ModelKey.of(checkpoint, operator, device)
+    key = ModelKey.of(checkpoint, operator, device, task)
     with _loading:
         if operator.model_sharing == "executor":
             served = _serve(key, task)
             if not isinstance(served, str):
                 call_count = CPU_CALL_COUNT if device.type == "cpu" else GPU_CALL_COUNT
                 return ReachedModel(served, served.placement, call_count)
-            if key.engine == "vllm":
+            if operator.engine == "vllm":
                 raise ModelServerError(
                     f"engine='vllm' computes in a model server, but {served}; correct that, or use "
                     "engine='transformers'"
@@ -257,14 +249,7 @@ def reach_model(
             _loaded,
             KEPT_MODEL_COUNT,
             key,
-            lambda: LoadedModel(
-                checkpoint,
-                key.dtype,
-                device,
-                executor,
-                key.flash_attention,
-                torch_compile=key.torch_compile,
-            ),
+            lambda: LoadedModel(checkpoint, key.dtype, device, executor, key.options),
         )
         # One call computes on all cores of a CPU; on a GPU, a second one copies meanwhile.
         device = loaded.model.device
@@ -299,7 +284,7 @@ def server_config(key: ModelKey, task: Task, executor: ExecutorProcess) -> "Serv
     """Return the settings of the server that holds a model for an executor's tasks."""
     from spark_vision.model_server.start import ServerConfig
 
-    is_vllm = key.engine == "vllm"
+    is_vllm = key.options.vllm_arguments is not None
     python = sys.executable
     if is_vllm:
         call_count = VLLM_CALL_COUNT
@@ -316,8 +301,7 @@ def server_config(key: ModelKey, task: Task, executor: ExecutorProcess) -> "Serv
         stamp=key.stamp,
         dtype=key.dtype,
         device=str(key.device),
-        flash_attention=key.flash_attention,
-        torch_compile=key.torch_compile,
+        options=key.options,
         call_count=call_count,
         thread_count=task.cpus,
         # On a CPU a batch of any size takes the same time per row.
@@ -326,7 +310,6 @@ def server_config(key: ModelKey, task: Task, executor: ExecutorProcess) -> "Serv
         batch_seconds=task.batch_seconds,
         idle_seconds=task.idle_seconds,
         python=python,
-        vllm_arguments=task.vllm_arguments if is_vllm else None,
     )
 
 

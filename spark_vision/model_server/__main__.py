@@ -43,7 +43,7 @@ def main(config_text: str, name: str, log: str) -> NoReturn:
         if error.errno != errno.EADDRINUSE:
             logger.exception("cannot listen")
         os._exit(NAME_TAKEN if error.errno == errno.EADDRINUSE else 1)
-    if config.vllm_arguments is not None:
+    if config.options.vllm_arguments is not None:
         _end_group_with_this_process()
     code = 1
     try:

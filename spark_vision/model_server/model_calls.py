@@ -3,7 +3,6 @@
 An error reaches only the call that caused it: joined calls that fail are computed one by one.
 """
 
-import json
 import logging
 import math
 import threading
@@ -72,16 +71,7 @@ class ModelCalls:
         checkpoint = open_folder(Path(config.folder))
         device, executor = torch.device(config.device), str(config.executor)
         _require_stamp(checkpoint, config)
-        arguments = json.loads(config.vllm_arguments) if config.vllm_arguments else None
-        loaded = LoadedModel(
-            checkpoint,
-            config.dtype,
-            device,
-            executor,
-            config.flash_attention,
-            arguments,
-            config.torch_compile,
-        )
+        loaded = LoadedModel(checkpoint, config.dtype, device, executor, config.options)
         _require_stamp(checkpoint, config)
         return cls(loaded, loaded.model.device, config.thread_count, config.joined_row_count)
 

@@ -22,6 +22,7 @@ from spark_vision import errors
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.task import TOKEN_VARIABLES
 from spark_vision.images.child_process import foreign_command, import_path, module_command
+from spark_vision.models.load_options import LoadOptions
 
 # The exit code of a server whose name is held by another process.
 NAME_TAKEN = 98
@@ -41,8 +42,7 @@ class ServerConfig:
         stamp: The digest of its files (`stamp_of`); the load fails if they have changed.
         dtype: The operator's `dtype`.
         device: A torch device.
-        flash_attention: As for `families.load_model`.
-        torch_compile: As for `families.load_model`.
+        options: Further options of the load.
         call_count: Number of calls computed at a time, each in its own thread.
         thread_count: Number of cores that one call may use.
         joined_row_count: Maximum number of rows of calls that are joined; 0 joins none.
@@ -50,8 +50,6 @@ class ServerConfig:
         batch_seconds: Time limit of a call; a longer one ends the server.
         idle_seconds: The server ends after this time without calls; 0 means never.
         python: The interpreter that runs it.
-        vllm_arguments: Arguments of the vLLM engine that computes, as a JSON object; None:
-            transformers computes.
     """
 
     executor: ExecutorProcess
@@ -59,8 +57,7 @@ class ServerConfig:
     stamp: str
     dtype: str
     device: str
-    flash_attention: bool
-    torch_compile: bool
+    options: LoadOptions
     call_count: int
     thread_count: int
     joined_row_count: int
@@ -68,7 +65,6 @@ class ServerConfig:
     batch_seconds: float
     idle_seconds: float
     python: str
-    vllm_arguments: str | None
 
     def to_json(self) -> str:
         """Serialize the settings as a command-line argument."""
@@ -78,7 +74,8 @@ class ServerConfig:
     def from_json(cls, text: str) -> "ServerConfig":
         """Parse the output of `to_json`."""
         fields = json.loads(text)
-        return cls(**{**fields, "executor": ExecutorProcess(**fields["executor"])})
+        executor, options = fields.pop("executor"), fields.pop("options")
+        return cls(ExecutorProcess(**executor), options=LoadOptions(**options), **fields)
 
     @property
     def name(self) -> str:
@@ -86,12 +83,10 @@ class ServerConfig:
 
         Different Python environments or package installations do not share a server.
         """
-        options = [self.flash_attention, self.torch_compile]
-        model = [self.folder, self.stamp, self.dtype, *options, self.device]
+        model = [self.folder, self.stamp, self.dtype, self.device, asdict(self.options)]
         # The device index counts the GPUs in this variable.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self.device != "cpu" else ""
-        engine = [self.python, self.vllm_arguments]
-        identity = json.dumps([*model, visible, *engine, errors.__file__])
+        identity = json.dumps([*model, visible, self.python, errors.__file__])
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return f"{_log_prefix()}{self.executor}-{digest}"
 

@@ -4,6 +4,7 @@
 function. This module imports neither torch nor transformers.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from spark_vision.errors import InvalidOptionError, UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import Checkpoint, weight_names
+from spark_vision.models.load_options import LoadOptions
 from spark_vision.models.processor_settings import check_overrides
 from spark_vision.operators import (
     OPERATORS,
@@ -114,9 +116,7 @@ def load_model(
     checkpoint: Checkpoint,
     dtype: str,
     device: "torch.device",
-    flash_attention: bool = False,
-    vllm_arguments: Mapping[str, Any] | None = None,
-    torch_compile: bool = False,
+    options: LoadOptions | None = None,
 ) -> "Model":
     """Load a checkpoint's model; a CLIP-like model is both an ImageEmbedder and a TextEmbedder.
 
@@ -124,11 +124,7 @@ def load_model(
         checkpoint: A checkpoint of a supported family.
         dtype: float32, float16 or bfloat16; a CPU computes float16 as bfloat16.
         device: The device of the weights.
-        flash_attention: Use the flash-attn package if it is installed and the device and family
-            support it.
-        vllm_arguments: Arguments of the vLLM engine that computes; None: transformers computes.
-        torch_compile: Compile the model when it computes its first batch; only an ImageEmbedder
-            can be compiled.
+        options: Further options.
 
     Raises:
         InvalidOptionError: torch.compile does not work here.
@@ -136,12 +132,14 @@ def load_model(
         UnsupportedCheckpointError: The family is unknown, weights are missing or have a wrong
             shape, or the checkpoint generates in a way that vLLM does not have.
     """
-    family = _family(checkpoint)
-    options: dict[str, Any] = {"flash_attention": flash_attention} if family == _QWEN_VL else {}
-    if vllm_arguments is not None:
-        family, options = _VLLM, {"arguments": vllm_arguments}
-    model = cast("Model", import_module(family).load(checkpoint, dtype, device, **options))
-    if torch_compile:
+    family, options = _family(checkpoint), options or LoadOptions()
+    more: dict[str, Any] = {}
+    if options.vllm_arguments is not None:
+        family, more = _VLLM, {"arguments": json.loads(options.vllm_arguments)}
+    elif family == _QWEN_VL:
+        more = {"flash_attention": options.flash_attention}
+    model = cast("Model", import_module(family).load(checkpoint, dtype, device, **more))
+    if options.torch_compile:
         from spark_vision.models.loading import compile_modules
 
         compile_modules(cast(Any, model).modules)

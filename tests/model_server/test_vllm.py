@@ -38,6 +38,7 @@ from spark_vision.executor.task import VLLM_ARGUMENTS, Task, _vllm_arguments
 from spark_vision.models import vllm_engine
 from spark_vision.models.checkpoint_files import open_folder
 from spark_vision.models.families import load_caption_preprocessor, load_model
+from spark_vision.models.load_options import LoadOptions
 from spark_vision.models.protocols import GenerationSettings
 
 VLLM_SITE = Path(__file__).parent.parent / "support" / "vllm_site"
@@ -79,7 +80,9 @@ def expected(checkpoint, inputs, rows):
 def captioner(checkpoint):
     """An engine of this process."""
     sys.path.insert(0, str(VLLM_SITE))
-    captioner = load_model(checkpoint, "float32", CPU, vllm_arguments={"max_model_len": 4096})
+    captioner = load_model(
+        checkpoint, "float32", CPU, LoadOptions(vllm_arguments='{"max_model_len": 4096}')
+    )
     yield captioner
     captioner._engine.core.kill()
     sys.path.remove(str(VLLM_SITE))
@@ -217,13 +220,13 @@ def test_rules_that_vllm_lacks_are_refused_by_name(checkpoint, tmp_path):
     with pytest.raises(
         UnsupportedCheckpointError, match=r"has forced_eos_token_id, no_repeat_ngram_size, which"
     ):
-        load_model(open_folder(folder), "float32", CPU, vllm_arguments={})
+        load_model(open_folder(folder), "float32", CPU, LoadOptions(vllm_arguments="{}"))
 
 
 def test_an_interpreter_without_vllm_is_named(checkpoint, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ModelServerError, match=f"{sys.executable} cannot import vLLM.*vllmPython"):
-        load_model(checkpoint, "float32", CPU, vllm_arguments={})
+        load_model(checkpoint, "float32", CPU, LoadOptions(vllm_arguments="{}"))
 
 
 @pytest.mark.parametrize("text", ["[]", "max_model_len=1", "1"])

@@ -18,6 +18,7 @@ from spark_vision.models.families import (
     load_caption_preprocessor,
     load_model,
 )
+from spark_vision.models.load_options import LoadOptions
 from spark_vision.models.protocols import GenerationSettings, ImageCaptioner
 from spark_vision.operators import (
     MAX_PROMPT_CHARACTERS,
@@ -376,7 +377,8 @@ def test_missing_flash_attention_is_logged_once(folder, caplog):
     precision._warn_attention_is_torchs.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            model = load_model(open_folder(folder), "float32", CPU, flash_attention=True)
+            options = LoadOptions(flash_attention=True)
+            model = load_model(open_folder(folder), "float32", CPU, options)
     assert [record for record in caplog.messages if "flash" in record] == [
         "use_flash_attention_2 needs the flash-attn package, a GPU and half precision; torch's own "
         "attention (SDPA) is used"

@@ -10,6 +10,7 @@ import torch
 from spark_vision import ClipImageEmbedding, ImageViTEmbedding
 from spark_vision.models.checkpoints import resolve_checkpoint
 from spark_vision.models.families import load_model, load_preprocessor, load_tokenizer
+from spark_vision.models.load_options import LoadOptions
 
 CPU = torch.device("cpu")
 
@@ -26,7 +27,9 @@ def test_a_compiled_model_gives_the_same_vectors_at_any_size(operator):
     scaling = load_preprocessor(checkpoint, None).scaling
     plain = load_model(checkpoint, "float32", CPU)
     torch.compiler.reset()
-    compiled = load_model(checkpoint, "float32", CPU, torch_compile=operator.torch_compile)
+    compiled = load_model(
+        checkpoint, "float32", CPU, LoadOptions(torch_compile=operator.torch_compile)
+    )
     graphs = torch._dynamo.utils.counters["stats"]
     before = graphs["unique_graphs"]
     size = plain.modules[0].config.image_size
@@ -53,11 +56,12 @@ import torch
 from spark_vision.errors import InvalidOptionError
 from spark_vision.models.checkpoint_files import open_folder
 from spark_vision.models.families import load_model
+from spark_vision.models.load_options import LoadOptions
 from pathlib import Path
 try:
     load_model(
         open_folder(Path({str(checkpoints / "dinov2")!r})), "float32", torch.device("cpu"),
-        torch_compile=True,
+        LoadOptions(torch_compile=True),
     )
 except InvalidOptionError as error:
     print(error)

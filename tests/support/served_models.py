@@ -15,6 +15,7 @@ from spark_vision.model_server.channel import Channel
 from spark_vision.model_server.model_calls import ModelCalls
 from spark_vision.model_server.server import ModelServer
 from spark_vision.model_server.start import ServerConfig
+from spark_vision.models.load_options import LoadOptions
 
 # Far more than a busy machine takes.
 LONG_SECONDS = 120
@@ -30,8 +31,7 @@ def make_config(**settings):
             "stamp": "",
             "dtype": "float32",
             "device": "cpu",
-            "flash_attention": False,
-            "torch_compile": False,
+            "options": LoadOptions(),
             "call_count": 1,
             "thread_count": 1,
             "joined_row_count": 0,
@@ -39,7 +39,6 @@ def make_config(**settings):
             "batch_seconds": 60,
             "idle_seconds": 1,
             "python": sys.executable,
-            "vllm_arguments": None,
             **settings,
         }
     )

@@ -1,6 +1,6 @@
 """Creates user-defined functions from operators: the body that executors run and its type."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ImagesBody:
+class OperatorsBody:
     """What executors run. It is pickled, and imports torch on the executor, not on the driver.
 
     Attributes:
-        operators: What to compute for each image.
+        operators: What to compute for each row; several of them read images.
         names: The field of each operator in the returned struct; None for a single operator, whose
             value is returned without a struct.
         with_status: Whether values are structs of value, status and error.
@@ -47,7 +47,7 @@ class ImagesBody:
         keys: Names of the key values in one more column, by which an error identifies a row.
     """
 
-    operators: tuple[ImageOperator, ...]
+    operators: tuple[Operator, ...]
     names: tuple[str, ...] | None
     with_status: bool
     environment: HubEnvironment
@@ -56,24 +56,36 @@ class ImagesBody:
     keys: tuple[str, ...] = ()
 
     def __call__(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
-        """Yield the values of the operators, in the order of the images."""
+        """Yield the values of the operators, in the order of the rows."""
         from spark_vision.executor.spending import count_spent
 
-        return count_spent(self._compute, batches, _adder(self.spent))
+        add = None if self.spent is None else self.spent.add
+        return count_spent(self._compute, batches, add)
 
     def _compute(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
-        from spark_vision.executor.image_columns import compute_images
         from spark_vision.executor.task import current_task
 
+        checked = _check_arguments(
+            batches, _function_name(self.operators), self.operators, is_keyed=bool(self.keys)
+        )
+        task = current_task(self.environment)
+        counts = [counter.add for counter in self.statuses]
+        images = [each for each in self.operators if reads_images(each)]
+        if not images:
+            (operator,) = self.operators
+            yield from operator.load_work()(
+                checked,
+                operator,
+                task,
+                with_status=self.with_status,
+                keys=self.keys,
+                count=counts[0] if counts else None,
+            )
+            return
+        from spark_vision.executor.image_columns import compute_images
+
         for arrays in compute_images(
-            _check_arguments(
-                batches, _function_name(self.operators), self.operators, is_keyed=bool(self.keys)
-            ),
-            self.operators,
-            current_task(self.environment),
-            with_status=self.with_status,
-            keys=self.keys,
-            counts=[counter.add for counter in self.statuses],
+            checked, images, task, with_status=self.with_status, keys=self.keys, counts=counts
         ):
             if self.names is None:
                 yield arrays[0]
@@ -82,40 +94,8 @@ class ImagesBody:
 
 
 @dataclass(frozen=True)
-class RowsBody:
-    """Like ImagesBody, for an operator that reads texts or vectors."""
-
-    operator: Operator
-    with_status: bool
-    environment: HubEnvironment
-    statuses: "Accumulator[dict[str, int]] | None"
-    spent: "Accumulator[dict[str, int]] | None"
-    keys: tuple[str, ...] = ()
-
-    def __call__(self, arrays: Iterator[Batch]) -> Iterator[pa.Array]:
-        """Yield the values of the rows, in order."""
-        from spark_vision.executor.spending import count_spent
-
-        return count_spent(self._compute, arrays, _adder(self.spent))
-
-    def _compute(self, arrays: Iterator[Batch]) -> Iterator[pa.Array]:
-        from spark_vision.executor.task import current_task
-
-        yield from self.operator.load_work()(
-            _check_arguments(
-                arrays, _function_name([self.operator]), [self.operator], is_keyed=bool(self.keys)
-            ),
-            self.operator,
-            current_task(self.environment),
-            with_status=self.with_status,
-            keys=self.keys,
-            count=_adder(self.statuses),
-        )
-
-
-@dataclass(frozen=True)
 class PlacementBody:
-    """Like ImagesBody, for `model_placement` of any operator."""
+    """Like OperatorsBody, for `model_placement` of any operator."""
 
     operator: Operator
     environment: HubEnvironment
@@ -128,12 +108,6 @@ class PlacementBody:
         checked = _check_arguments(batches, "model_placement", [self.operator])
         task = current_task(self.environment)
         return count_spent(lambda given: place_rows(given, self.operator, task), checked, None)
-
-
-def _adder(
-    counter: "Accumulator[dict[str, int]] | None",
-) -> Callable[[dict[str, int]], None] | None:
-    return None if counter is None else counter.add
 
 
 def placement_udf(operator: Operator) -> Any:
@@ -218,10 +192,8 @@ def operator_body(
     keys: Sequence[str] = (),
 ) -> ArrowBody:
     """Return what executors run for one operator; the arguments are those of `operator_udf`."""
-    if reads_images(operator):
-        counters = () if statuses is None else (statuses,)
-        return ImagesBody((operator,), None, with_status, environment, counters, spent, tuple(keys))
-    return RowsBody(operator, with_status, environment, statuses, spent, tuple(keys))
+    counters = () if statuses is None else (statuses,)
+    return OperatorsBody((operator,), None, with_status, environment, counters, spent, tuple(keys))
 
 
 def images_udf(
@@ -243,7 +215,7 @@ def images_udf(
         A UDF of images, or of images and prompts, that returns a struct of structs.
     """
     counters = tuple(each for name in operators if (each := statuses[name]) is not None)
-    body = ImagesBody(
+    body = OperatorsBody(
         tuple(operators.values()),
         tuple(operators),
         True,

@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -135,7 +136,7 @@ def embed_by_sql(model_name, photos, output):
 
 def assert_computed_by_two_servers(output, expected):
     rows = pd.read_parquet(output).sort_values("path")
-    assert same(torch.tensor(rows.v.tolist()), expected)
+    assert same(torch.tensor(np.stack(rows.v)), expected)
     placed = pd.DataFrame(rows.placed.tolist())
     assert placed.executor.nunique() == placed.server_pid.nunique() == 2
     assert not {*placed.server_pid.astype(str)} & {*placed.executor.str.partition("-")[0]}

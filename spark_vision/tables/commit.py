@@ -136,8 +136,8 @@ def delete_rows(
     *,
     unchanged: bool,
     transaction: Transaction | None = None,
-) -> None:
-    """Delete the rows that have the keys of `rows`.
+) -> int:
+    """Delete the rows that have the keys of `rows`; return their number.
 
     Args:
         location: The table.
@@ -152,7 +152,7 @@ def delete_rows(
     condition = f" AND t.{UPDATED_AT} <=> s.{quote(BASE)}" if unchanged else ""
     clause = f"WHEN MATCHED{condition} THEN DELETE"
     left = "its rows were not deleted"
-    _merge(rows, location, _match(keys), lambda: clause, left, transaction)
+    return _merge(rows, location, _match(keys), lambda: clause, left, transaction)
 
 
 def _match(keys: tuple[str, ...], bounds: tuple[str, str] | None = None) -> str:

@@ -15,16 +15,27 @@ from spark_vision.spark.sessions import is_classic
 _QUERY_LOGGER = "DataFrameQueryContextLogger"
 # The nodes, of classic and of Connect plans, that leave rows out.
 _NARROWING = ("Filter", "GlobalLimit", "Limit", "NADrop", "Offset", "Sample", "Tail")
+# Those whose rows each come from one row of their input.
+_BY_ROW = (
+    *("Project", "Filter", "Generate", "SubqueryAlias", "Sort", "ResolvedHint"),
+    *("Repartition", "RepartitionByExpression", "WithColumns", "WithColumnsRenamed", "Drop"),
+    *("ToDF", "ToSchema", "Hint", "NADrop", "NAFill", "NAReplace"),
+)
 
 
 def file_column(source: DataFrame) -> Column | None:
     """Return the column that names the file of each row.
 
     Returns:
-        None where the rows do not have one, and for joins and unions: there a file of one side does
-        not determine what the other side reads.
+        None where the rows do not have one, and where they depend on more than one row of what is
+        read, as in joins, unions, distinct rows, limits and windows: there a file does not
+        determine which rows come from it.
     """
-    if _leaf_count(source) > 1:
+    if is_classic(source.sparkSession):
+        is_by_row = _is_by_row(source._jdf.queryExecution().analyzed())
+    else:
+        is_by_row = _is_connect_by_row(cast(Any, source)._plan)
+    if not is_by_row:
         return None
     file = F.col("_metadata.file_path")
     try:
@@ -35,11 +46,20 @@ def file_column(source: DataFrame) -> Column | None:
     return file
 
 
-def _leaf_count(source: DataFrame) -> int:
-    """Count the relations that a source reads: files, tables, rows from the driver."""
-    if is_classic(source.sparkSession):
-        return int(source._jdf.queryExecution().analyzed().collectLeaves().size())
-    return _connect_leaf_count(cast(Any, source)._plan)
+def _is_by_row(plan: Any) -> bool:
+    children = plan.children()
+    return not children.size() or (
+        plan.nodeName() in _BY_ROW
+        and all(_is_by_row(children.apply(place)) for place in range(children.size()))
+    )
+
+
+def _is_connect_by_row(plan: Any) -> bool:
+    name, inputs = type(plan).__name__, _connect_inputs(plan)
+    # A view has no `_metadata`, and the text of a query may do anything with its rows.
+    return name in (_BY_ROW if inputs else ("DataSource", "Read")) and all(
+        map(_is_connect_by_row, inputs)
+    )
 
 
 def is_narrowed(source: DataFrame) -> bool:
@@ -66,10 +86,6 @@ def _connect_node_names(plan: Any) -> Iterator[str]:
     yield type(plan).__name__
     for each in _connect_inputs(plan):
         yield from _connect_node_names(each)
-
-
-def _connect_leaf_count(plan: Any) -> int:
-    return sum(map(_connect_leaf_count, _connect_inputs(plan))) or 1
 
 
 def _connect_inputs(plan: Any) -> list[Any]:

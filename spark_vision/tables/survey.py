@@ -35,6 +35,11 @@ _TABLE_KEPT = "__spark_vision_table_kept"
 _REFRESH = ""
 _HASH_TYPE = "struct<" + ", ".join(f"{name}: string" for name in INPUTS) + ">"
 _EXAMPLE_COUNT = 3
+# Spark's default formats stop at milliseconds.
+_JSON_OPTIONS = {
+    "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
+    "timestampNTZFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSS",
+}
 
 
 @dataclass(frozen=True)
@@ -216,7 +221,7 @@ def _table_side(
 def _hash_of(names: Sequence[str], rows: DataFrame) -> Column:
     """Hash kept columns of any type; JSON omits null values, and so missing columns."""
     there = [F.col(quote(name)) for name in names if name in rows.columns]
-    return F.xxhash64(F.to_json(F.struct(*there)) if there else F.lit("{}"))
+    return F.xxhash64(F.to_json(F.struct(*there), _JSON_OPTIONS) if there else F.lit("{}"))
 
 
 def _reason(index: int, reads: Sequence[str], retry: Collection[str], recompute: bool) -> Column:

@@ -9,7 +9,6 @@ from pyspark.sql.types import DataType, IntegralType, StructField
 from spark_vision.errors import TableError
 from spark_vision.tables.conflicts import retry_conflicts
 from spark_vision.tables.identity import (
-    KEYS_PROPERTY,
     check_same_models,
     check_same_table,
     differing_model,
@@ -77,7 +76,7 @@ def _fit(name: str, kind: DataType) -> Column:
 
 def is_blank(detail: TableDetail) -> bool:
     """Whether a table is empty, made by its owner, and still without computed columns."""
-    return detail.is_empty and KEYS_PROPERTY not in detail.properties
+    return detail.is_empty and SOURCE_HASH not in detail.columns
 
 
 def make_table(spark: SparkSession, write: WritePlan) -> TableDetail:

@@ -31,6 +31,15 @@ class Transaction(NamedTuple):
         return {_APPLICATION: self.application, _VERSION: str(self.version)}
 
 
+def reads_transactions(spark: SparkSession) -> bool:
+    """Whether a session can read which transactions a table has.
+
+    Delta's classes cannot be reached in a Connect session, nor on Databricks, where they have other
+    names. There, Delta itself skips a commit that is repeated.
+    """
+    return is_classic(spark) and isinstance(_delta_log(spark), JavaClass)
+
+
 def is_committed(spark: SparkSession, folder: str, transaction: Transaction) -> bool:
     """Whether a table has a transaction, or a later one of its application.
 
@@ -40,15 +49,15 @@ def is_committed(spark: SparkSession, folder: str, transaction: Transaction) -> 
         transaction: The transaction to look for.
 
     Returns:
-        False also where Delta's classes cannot be reached: in a Connect session, and on
-        Databricks, where they have other names. There, Delta itself skips the repeated commit.
+        False also where the session cannot read them.
     """
-    if not is_classic(spark):
+    if not reads_transactions(spark):
         return False
-    jvm: Any = spark._jvm
-    delta_log = jvm.org.apache.spark.sql.delta.DeltaLog
-    if not isinstance(delta_log, JavaClass):
-        return False
-    snapshot = delta_log.forTable(spark._jsparkSession, folder).unsafeVolatileSnapshot()
+    snapshot = _delta_log(spark).forTable(spark._jsparkSession, folder).unsafeVolatileSnapshot()
     version = snapshot.transactions().get(transaction.application)
     return bool(version.isDefined()) and int(version.get()) >= transaction.version
+
+
+def _delta_log(spark: SparkSession) -> Any:
+    jvm: Any = spark._jvm
+    return jvm.org.apache.spark.sql.delta.DeltaLog

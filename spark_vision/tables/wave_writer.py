@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from spark_vision.errors import TableError
 from spark_vision.executor.failures import check_failure_rate, is_rate_exceeded
-from spark_vision.tables.commit import KeptRows, WaveContent, commit_wave, delete_rows
+from spark_vision.tables.commit import KeptRows, WaveContent, commit_wave
 from spark_vision.tables.named_points import reach
 from spark_vision.tables.progress import Watch, reporting
 from spark_vision.tables.session_settings import described, labelled
@@ -40,8 +40,7 @@ class WaveWriter:
     Args:
         write: The write's plan.
         run_id: The run's id in its commits.
-        transaction: The stream's batch; None where the rows are not a stream's.
-        completes: Whether the last wave completes the transaction.
+        transaction: What the commit of the last wave carries, if anything.
         is_kept: Whether the session caches the source's rows.
 
     Attributes:
@@ -57,16 +56,13 @@ class WaveWriter:
         run_id: str,
         transaction: Transaction | None,
         *,
-        completes: bool,
         is_kept: bool,
     ) -> None:
         self.computed_rows = self.refreshed_rows = self.remaining_rows = 0
         self.statuses = {name: Counter[str]() for name in write.columns}
         self._run_id = run_id
         self._wave_count = 0
-        self._last_transaction = transaction if completes else None
-        # A batch is cached: where one of its rows is not written, another writer was first.
-        self._ends_early = transaction is None
+        self._transaction = transaction
         self._is_kept = is_kept
         self._pace = Pace(write)
         self._kept = KeptRows(any(each.is_slow for each in write.columns.values()))
@@ -90,18 +86,12 @@ class WaveWriter:
 
     def write_pending(self, write: WritePlan, source: DataFrame, survey: Survey) -> bool:
         """Compute and commit what a survey found; return whether the source still had all of it."""
-        spark, location, keys = source.sparkSession, write.location, write.chosen.key_names
+        spark, location = source.sparkSession, write.location
         if not survey.pending:
-            if self._last_transaction is not None:
-                # A commit without rows, so that later writes of others are newer than the batch.
-                nothing = survey.missing_keys.limit(0)
-                with explaining(f"write to {location.given}"), labelled(spark, self._run_id):
-                    delete_rows(
-                        location, keys, nothing, unchanged=True, transaction=self._last_transaction
-                    )
             return True
         remaining, before, held = survey.pending_rows, self.rows, None
-        if remaining > self._pace.rows and not survey.has_source_files and not self._is_kept:
+        is_cached = self._is_kept or source.storageLevel != StorageLevel.NONE
+        if remaining > self._pace.rows and not survey.has_source_files and not is_cached:
             # Each wave would read the whole source: cache it once on the executors' disks.
             source = held = source.persist(StorageLevel.DISK_ONLY)
         is_stable = survey.has_source_files and not self._is_kept
@@ -116,12 +106,14 @@ class WaveWriter:
                     watch.begin(self.rows - before, wave.count, wave.columns)
                     logger.info("wave %d: computing %d of %d rows", number, wave.count, remaining)
                     remaining -= wave.count
-                    transaction = None if remaining else self._last_transaction
+                    transaction = None
+                    if not remaining:
+                        transaction, self._transaction = self._transaction, None
                     count = self._write_wave(
                         write, spark, prepared, transaction, is_stable=is_stable
                     )
                     logger.info("wave %d: committed %d rows", number, count)
-                    if count < wave.count and self._ends_early:
+                    if count < wave.count:
                         remaining += wave.count - count
                         return False
         finally:

@@ -12,10 +12,11 @@ from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
-from spark_vision.errors import TableError
+from spark_vision.errors import CommitConflictError, TableError
 from spark_vision.operators import Operator
 from spark_vision.tables.commit import delete_rows
-from spark_vision.tables.location import read_detail, read_version
+from spark_vision.tables.conflicts import retry_conflicts
+from spark_vision.tables.location import TableLocation, read_detail, read_version
 from spark_vision.tables.named_points import reach
 from spark_vision.tables.progress import Progress, Report, report_safely
 from spark_vision.tables.session_settings import described, labelled
@@ -25,7 +26,7 @@ from spark_vision.tables.storage_errors import explaining
 from spark_vision.tables.survey import Survey, survey_rows
 from spark_vision.tables.table_layout import check_table, fit_keys, is_blank, make_table
 from spark_vision.tables.task_work import work_between
-from spark_vision.tables.transaction import Transaction, is_committed
+from spark_vision.tables.transaction import Transaction, is_committed, reads_transactions
 from spark_vision.tables.wave_writer import WaveWriter
 from spark_vision.tables.write_options import parse_write_options, takes_write_options
 from spark_vision.tables.write_plan import WritePlan, plan_write
@@ -113,8 +114,8 @@ def run_write(
         write: The write's plan.
         source: The rows.
         transaction: The stream's batch; nothing is done where the table already has it.
-        completes: Whether the last commit of this run completes the transaction, even if it has no
-            rows; otherwise a later commit does.
+        completes: Whether this run completes the transaction, even if it has no rows; otherwise a
+            later commit does.
         is_kept: Whether the session caches the source's rows, so that reading them again is cheap.
     """
     started, spent_before = time.monotonic(), _spent(write)
@@ -130,7 +131,11 @@ def run_write(
                 return WriteResult(location.sql, 0, 0, 0, 0, 0, 0, {}, seconds, run_id, None)
     has_table = detail is not None and not is_blank(detail)
     first, lost_count = None, 0
-    with WaveWriter(write, run_id, transaction, completes=completes, is_kept=is_kept) as run:
+    # A batch is complete once all its rows are written, which another writer may delay. Where the
+    # table's transactions cannot be read, the last wave has it, so that Delta skips a repeated one.
+    ends = transaction if completes else None
+    of_last_wave = None if reads_transactions(spark) else ends
+    with WaveWriter(write, run_id, of_last_wave, is_kept=is_kept) as run:
         while True:
             reach("before survey")
             with described(spark, f"survey for {location.given}"):
@@ -146,9 +151,16 @@ def run_write(
                 has_table, before = True, run.rows
                 is_complete = run.write_pending(write, source, survey)
                 lost_count = 0 if run.rows > before else lost_count + 1
-                if is_complete or transaction is not None or lost_count == _LOST_SURVEY_COUNT:
+                if is_complete or lost_count == _LOST_SURVEY_COUNT:
+                    if transaction is not None and not is_complete:
+                        raise CommitConflictError(
+                            f"other writers changed rows of {location.given} that a stream's batch "
+                            "writes, again and again; start the stream again, with fewer writers"
+                        )
                     with labelled(spark, run_id):
                         deleted_rows = _delete_missing(write, survey)
+                        if ends is not None:
+                            _complete(write, survey, ends)
                     break
                 # What this run has already emptied or retried is not again.
                 write = replace(write, options=replace(write.options, recompute=False, retry=()))
@@ -156,7 +168,7 @@ def run_write(
                 survey.release()
     if write.options.optimize and run.rows:
         with explaining(f"compact the files of {location.given}"), labelled(spark, run_id):
-            spark.sql(f"OPTIMIZE {location.sql}").collect()
+            _compact(spark, location)
     result = WriteResult(
         table=location.sql,
         source_rows=first.source_rows,
@@ -186,8 +198,29 @@ def _delete_missing(write: WritePlan, survey: Survey) -> int:
         return 0
     logger.info("deleting %d rows", survey.missing_rows)
     with explaining(f"delete rows from {write.location.given}"):
-        delete_rows(write.location, write.chosen.key_names, survey.missing_keys, unchanged=True)
-    return survey.missing_rows
+        return delete_rows(
+            write.location, write.chosen.key_names, survey.missing_keys, unchanged=True
+        )
+
+
+def _compact(spark: SparkSession, location: TableLocation) -> None:
+    """Compact a table's files; where others rewrite them at each attempt, only warn of it."""
+    try:
+        retry_conflicts(location, lambda: spark.sql(f"OPTIMIZE {location.sql}").collect())
+    except CommitConflictError as error:
+        logger.warning("the files of %s were not compacted: %s", location.given, error)
+
+
+def _complete(write: WritePlan, survey: Survey, transaction: Transaction) -> None:
+    """Commit a transaction without rows: later writes of others are newer than the batch."""
+    with explaining(f"write to {write.location.given}"):
+        delete_rows(
+            write.location,
+            write.chosen.key_names,
+            survey.missing_keys.limit(0),
+            unchanged=True,
+            transaction=transaction,
+        )
 
 
 def survey_source(

@@ -6,6 +6,7 @@ from pyspark.sql import functions as F
 from encoded_images import encode, photo
 from spark_vision import write_vision_columns
 from spark_vision.errors import TableError
+from spark_vision.tables import schema
 
 
 @pytest.fixture
@@ -118,9 +119,30 @@ def test_a_tables_files_are_compacted_when_it_is_asked_for(spark, rows, dino, ta
     assert sorted(rows_of(spark, table)) == [0, 1]
 
 
-def test_an_empty_table_that_its_owner_made_is_filled(spark, rows, dino, table):
+def test_a_kept_time_is_copied_again_where_its_microseconds_have_changed(spark, rows, dino, table):
+    def write(time):
+        timed = rows.withColumn("taken", F.lit(f"2026-01-01 10:00:{time}").cast("timestamp"))
+        return write_vision_columns(
+            timed, table, ["id"], {"embedding": dino}, keep=["taken"], refresh_kept=True
+        )
+
+    assert write("00.123").computed_rows == 3
+    assert write("00.123456").refreshed_rows == 3
+    assert write("00.123456").refreshed_rows == 0
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_an_empty_table_that_its_owner_made_is_filled(
+    spark, rows, dino, table, is_killed, monkeypatch, kill_at
+):
     spark.sql(f"CREATE TABLE delta.`{table}` (id int, name string, mine date) USING delta")
     columns = {"embedding": dino}
+    if is_killed:
+        # The table has this write's properties, and not yet its columns.
+        kill_at(schema, "_ddl", SystemError("killed"))
+        with pytest.raises(SystemError, match="killed"):
+            write_vision_columns(rows, table, ["id"], columns, keep=["name"])
+        monkeypatch.undo()
     result = write_vision_columns(rows, table, ["id"], columns, keep=["name"])
     assert result.computed_rows == 3
     found = rows_of(spark, table)

@@ -1,6 +1,7 @@
 """What a wave reads: its source's files and no other, once, by all slots, also while it changes."""
 
 import pytest
+from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from encoded_images import encode, photo
@@ -145,7 +146,22 @@ def test_sources_of_several_sides_do_not_name_files(spark, images, tmp_path, cap
     assert file_column(joined) is None
     assert file_column(left.union(left)) is None
     assert file_column(left.groupBy("id").count()) is None
-    assert file_column(left.filter("id > 1").select("id")) is not None
+    for of_several_rows in (
+        left.distinct(),
+        left.dropDuplicates(["id"]),
+        left.limit(1),
+        left.sample(0.5),
+        left.withColumn("place", F.row_number().over(Window.orderBy("id"))),
+        spark.sql(f"SELECT DISTINCT id FROM parquet.`{place}`"),
+    ):
+        assert file_column(of_several_rows) is None
+    for of_one_row in (
+        left,
+        left.filter("id > 1").select("id").orderBy("id"),
+        left.repartition(2).withColumn("part", F.explode(F.lit([1, 2]))),
+        left.alias("named"),
+    ):
+        assert file_column(of_one_row) is not None
     # An error that is caught is not printed.
     assert not capfd.readouterr().err
 
@@ -168,6 +184,17 @@ def test_a_source_says_whether_rows_are_left_out(spark, images, tmp_path):
         assert is_narrowed(narrowed)
     for whole in (rows, rows.select("id"), rows.dropDuplicates(), spark.table("some_images")):
         assert not is_narrowed(whole)
+
+
+def test_what_the_user_has_cached_stays_cached(spark, images, dino, table, tmp_path):
+    images(1, 2, 3).write.parquet(str(tmp_path / "source"))
+    source = spark.read.parquet(str(tmp_path / "source"))
+    source = source.union(source.filter("id < 0")).withColumn("key", F.expr("uuid()")).cache()
+    columns = {"embedding": dino}
+    for computed in (3, 0):
+        result = write_vision_columns(source, table, ["key"], columns, rows_per_commit=1)
+        assert result.computed_rows == computed
+    source.unpersist()
 
 
 @pytest.mark.parametrize("kind", ["join", pytest.param("union", marks=pytest.mark.slow)])

@@ -277,6 +277,32 @@ def test_a_batch_is_written_whole_where_another_writer_has_a_row_of_it_first(
     assert sorted(rows_of(spark, table, "id")) == [1, 2, 3]
 
 
+def test_a_batch_fills_its_column_where_another_writer_inserts_its_rows_first(
+    spark, dino, table, monkeypatch, count_forwards
+):
+    data = [(key, encode(photo(48, 40, seed=key), "JPEG")) for key in range(2)]
+    images = spark.createDataFrame(data, "id int, content binary")
+    # Both columns are there, and no rows.
+    for name in ("embedding", "other"):
+        write_vision_columns(images.filter("id > 9"), table, ["id"], {name: dino})
+
+    def come_first(point):
+        if point == "before merge":
+            monkeypatch.undo()
+            write_vision_columns(images, table, ["id"], {"other": dino})
+
+    monkeypatch.setattr(points, "at_point", come_first)
+    batch = {"batch_id": 0, "app_id": "mine"}
+    write_vision_batch(images, table=table, keys=["id"], columns={"embedding": dino}, **batch)
+    rows = rows_of(spark, table, "id")
+    for key in range(2):
+        assert rows[key].embedding == rows[key].other is not None
+    # Spark repeats it.
+    before = count_forwards()
+    write_vision_batch(images, table=table, keys=["id"], columns={"embedding": dino}, **batch)
+    assert count_forwards() == before
+
+
 def test_a_streams_own_columns_are_not_kept(spark, dino, table, tmp_path, place):
     with pytest.raises(TableError, match=r"own columns _commit_version describe no row"):
         stream_vision_columns(

@@ -236,11 +236,11 @@ def test_a_row_that_came_back_meanwhile_is_not_removed(
     def delete_late(*args, **kwargs):
         monkeypatch.undo()
         write(read_photos().filter(is_third), table, recompute=True)
-        delete_rows(*args, **kwargs)
+        return delete_rows(*args, **kwargs)
 
     monkeypatch.setattr(write_module, "delete_rows", delete_late)
     some = read_photos().filter(~is_third & ~F.col("path").like("%/4.jpg"))
-    write(some, table, delete_missing=True)
+    assert write(some, table, delete_missing=True).deleted_rows == 1
     rows = spark.read.format("delta").load(table).collect()
     names = [row["path"].rsplit("/")[-1] for row in rows]
     assert sorted(names) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "5.jpg", "text.jpg"]

@@ -19,6 +19,7 @@ class IndexTarget:
         text_ids: Whether an id is passed as text, whatever its type.
         id_bytes: The maximum length of a text id; None for no limit.
         ascii_ids: Whether a text id must be ASCII.
+        id_controls: The control characters that a text id may have.
         metadata: The types of metadata, by Spark's names; an array is one of strings.
         metadata_bytes: The maximum size of a row's metadata, as JSON; None for no limit.
         row_bytes: The maximum size of the whole row; None for no limit.
@@ -27,6 +28,7 @@ class IndexTarget:
         needs_feed: Whether it is updated from the table's change data feed.
         zero_metrics: The metrics under which a vector of zeros is accepted.
         max_k: The maximum number of results of a query.
+        counts_late: Whether its count of records may be some seconds behind.
         max_batch_rows: The maximum number of records, or of ids, in a request.
         max_request_bytes: The maximum size of a request's records.
     """
@@ -37,6 +39,7 @@ class IndexTarget:
     text_ids: bool = False
     id_bytes: int | None = None
     ascii_ids: bool = False
+    id_controls: str = "".join(map(chr, range(32)))
     metadata: tuple[str, ...] = ("string", "boolean", *_NUMBERS)
     metadata_bytes: int | None = None
     row_bytes: int | None = None
@@ -45,6 +48,7 @@ class IndexTarget:
     needs_feed: bool = False
     zero_metrics: tuple[str, ...] = ()
     max_k: int = 10_000
+    counts_late: bool = False
     max_batch_rows: int = 1000
     max_request_bytes: int = 2_000_000
 
@@ -69,6 +73,7 @@ TARGETS: Mapping[str, IndexTarget] = {
             text_ids=True,
             id_bytes=512,
             ascii_ids=True,
+            counts_late=True,
             metadata=("string", "boolean", *_NUMBERS, "array"),
             metadata_bytes=40 * 1024,
             nulls=False,
@@ -78,6 +83,8 @@ TARGETS: Mapping[str, IndexTarget] = {
             dimensions=(2, 32_768),
             ids=(*_WHOLE, "string"),
             id_bytes=65_535,
+            # Those that a text of its filters can have.
+            id_controls="\t\n\r",
             metadata=("string", "boolean", *_NUMBERS, "array"),
             metadata_bytes=65_536,
             nulls=False,

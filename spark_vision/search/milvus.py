@@ -67,6 +67,8 @@ _CLIENT_PREFIX = re.compile(r"\[\w+\] Retry timeout: [\d.]+s(, message=|, )?")
 _BUSY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL", "RESOURCE_EXHAUSTED")
 _DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 _RATE_LIMIT, _NO_COLLECTION, _WRONG_TOKEN = 8, 100, 1800
+# An illegal argument of Lite; invalid, missing and too large parameters of a service.
+_BAD_RECORDS = (6, 1100, 1101, 1102)
 
 
 @dataclass(frozen=True)
@@ -179,27 +181,27 @@ class MilvusIndex(VectorIndex):
             if kind == "array":
                 options |= {"element_type": kinds.VARCHAR, "max_capacity": _MAX_LIST}
             made.add_field(name, kinds[_FIELDS[kind]], **options)
-        index = milvus.MilvusClient.prepare_index_params()
-        build = dict(_BUILD[self.index_type] if self.build_params is None else self.build_params)
-        if self.single_process:
-            # Lite reads them as one value, and pymilvus 3 sends each by itself.
-            build = {"params": build}
-        index.add_index(
-            self.vector_field,
-            index_type=self.index_type,
-            metric_type=self.metric,
-            params=build,
-        )
         # Strong: a search sees what was written before it.
         self._call(
             "create_collection",
             self.collection,
             schema=made,
-            index_params=index,
+            index_params=self._index_params(),
             consistency_level="Strong",
         )
         self.__dict__.pop("_found", None)
         return True
+
+    def _index_params(self) -> Any:
+        index = import_extra("pymilvus", "milvus").MilvusClient.prepare_index_params()
+        build = dict(_BUILD[self.index_type] if self.build_params is None else self.build_params)
+        if self.single_process:
+            # Lite reads them as one value, and pymilvus 3 sends each by itself.
+            build = {"params": build}
+        index.add_index(
+            self.vector_field, index_type=self.index_type, metric_type=self.metric, params=build
+        )
+        return index
 
     def drop(self) -> None:
         """Remove the collection, and its properties with it."""
@@ -231,7 +233,8 @@ class MilvusIndex(VectorIndex):
     def delete(self, ids: Sequence[Id]) -> None:
         """Remove records; ids that are not in the collection are ignored."""
         for part in _parts(ids, 1000):
-            self._call("delete", self.collection, ids=list(part))
+            # pymilvus writes ids into a filter without escaping what is in them.
+            self._call("delete", self.collection, filter=_expression({self.id_field: part}))
 
     def search(
         self,
@@ -274,7 +277,10 @@ class MilvusIndex(VectorIndex):
         self._found  # noqa: B018 - loads it
         for part in _parts(ids, 1000):
             rows = self._call(
-                "get", self.collection, ids=list(part), output_fields=[self.vector_field]
+                "query",
+                self.collection,
+                filter=_expression({self.id_field: part}),
+                output_fields=[self.id_field, self.vector_field],
             )
             for row in rows:
                 found[row[self.id_field]] = np.asarray(row[self.vector_field], dtype=np.float32)
@@ -401,12 +407,12 @@ class MilvusIndex(VectorIndex):
         return str(self._index()["index_type"])
 
     def _index(self) -> Any:
-        for name in self._call("list_indexes", self.collection, field_name=self.vector_field):
-            return self._call("describe_index", self.collection, index_name=name)
-        raise VectorIndexError(
-            f"{self._address}/{self.collection} has no index on {self.vector_field}; make one, or "
-            "pass another collection"
-        )
+        names = self._call("list_indexes", self.collection, field_name=self.vector_field)
+        if not names:
+            # A collection is made before its index: a kill may have come in between.
+            self._call("create_index", self.collection, self._index_params())
+            names = self._call("list_indexes", self.collection, field_name=self.vector_field)
+        return self._call("describe_index", self.collection, index_name=names[0])
 
     def _load(self) -> None:
         """Load the collection: before, nothing in it can be counted or found."""
@@ -447,7 +453,7 @@ class MilvusIndex(VectorIndex):
         try:
             return self._translated(lambda: call(*arguments, **options))
         except RequestRefusedError as error:
-            if method == "upsert":
+            if method == "upsert" and error.is_of_records:
                 raise
             message = f"{self._address}/{self.collection} refuses {method}: {error.reason}"
             raise VectorIndexError(message) from None
@@ -463,13 +469,14 @@ class MilvusIndex(VectorIndex):
                 # Of a connection that fails only the cause says why.
                 cause = error.__cause__ if "Fail connecting" in error.message else None
                 code = cause.code() if isinstance(cause, grpc.RpcError) else error.code
-                raise self._failure(code, error.message, error.retriable) from None
+                of_records = isinstance(error, milvus.ParamError | milvus.DataNotMatchException)
+                raise self._failure(code, error.message, error.retriable, of_records) from None
             except grpc.RpcError as error:
-                raise self._failure(error.code(), str(error.details()), False) from None
+                raise self._failure(error.code(), str(error.details()), False, False) from None
 
         return self.retry.run(attempt, address=self._address, was_reached=was_reached)
 
-    def _failure(self, code: Any, message: str, retriable: bool) -> Exception:
+    def _failure(self, code: Any, message: str, retriable: bool, of_records: bool) -> Exception:
         reason = _CLIENT_PREFIX.sub("", message)
         if self._token:
             reason = reason.replace(self._token, "***")
@@ -492,7 +499,7 @@ class MilvusIndex(VectorIndex):
             return TransientError(reason, has_answer=False)
         if retriable or status in _BUSY or code == _RATE_LIMIT:
             return TransientError(reason)
-        return RequestRefusedError(reason)
+        return RequestRefusedError(reason, is_of_records=of_records or code in _BAD_RECORDS)
 
 
 def _expression(where: Mapping[str, Any] | None) -> str:

@@ -271,19 +271,18 @@ class PineconeIndex(VectorIndex):
                 f"{self._name} was made by somebody else: it has the fields "
                 f"{', '.join(fields_found)}, and one of dense vectors is needed; use another index"
             )
-        rows = self._rows(stats, self.namespace)
         properties: Mapping[str, str] = {}
-        if rows:
-            answer = self._call(
-                lambda: self._data.fetch(ids=[_PROPERTIES], namespace=self._own_namespace)
-            )
-            if _PROPERTIES in answer.vectors:
-                properties = dict(answer.vectors[_PROPERTIES].metadata or {})
+        # Even where the statistics, which are late, count no records.
+        answer = self._call(
+            lambda: self._data.fetch(ids=[_PROPERTIES], namespace=self._own_namespace)
+        )
+        if _PROPERTIES in answer.vectors:
+            properties = dict(answer.vectors[_PROPERTIES].metadata or {})
         return IndexDescription(
             name=self._name,
             dimension=stats.dimension,
             metric=stats.metric or self.metric,
-            rows=rows,
+            rows=self._rows(stats, self.namespace),
             id_type="string",
             metadata=None,
             properties=properties,

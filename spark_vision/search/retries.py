@@ -34,11 +34,13 @@ class RequestRefusedError(Exception):
 
     Attributes:
         reason: One sentence, without secrets.
+        is_of_records: Whether the reason is in the records that the request holds.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, is_of_records: bool = True) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.is_of_records = is_of_records
 
 
 @dataclass(frozen=True)

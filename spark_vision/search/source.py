@@ -63,13 +63,14 @@ def open_source(
 
 
 def check_free(names: Sequence[str], own_names: Sequence[str]) -> None:
-    """Check that the names of the source's columns are not those that the result adds.
+    """Check that the names of the source's columns, in any case, are not those the result adds.
 
     Raises:
         TableError: One is.
     """
+    taken = {name.lower() for name in names}
     for name in own_names:
-        if name in names:
+        if name.lower() in taken:
             raise TableError(f"the result has a column {name} of its own; rename the source's")
 
 

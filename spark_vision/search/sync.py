@@ -157,12 +157,15 @@ def sync_index(
         held = None
     else:
         check_state(found, held, goal, model)
+    must_empty = found is not None and held is None and (reload or found.rows > 0)
+    if held is not None and held.phase == "complete" and found is not None and not found.rows:
+        # Somebody has emptied the index, or its count of records is late.
+        held, must_empty = None, index.target.counts_late
     sync = SyncRun(session, location, model, tuple(metadata), index, before, concurrency, progress)
     outcome = Outcome()
     if held is None or held.phase == "loading":
         # A load that was killed goes on with the version that it began.
         start = replace(goal, phase="loading", version=held.version if held else version)
-        must_empty = found is not None and held is None and (found.rows > 0 or reload)
         outcome.add(sync.load(start, must_empty=must_empty))
     else:
         start = replace(goal, phase="updating", version=held.version)

@@ -251,6 +251,35 @@ def test_a_service_that_takes_less_gets_less(tmp_path, make):
         assert index.upsert(table).written == index.count() == 40
 
 
+def test_an_error_that_is_not_about_records_rejects_none(served, service):
+    assert served.upsert(table_of(["a", "b"])).written == 2
+    service.fail_next("full")
+    with pytest.raises(VectorIndexError, match="refuses upsert: disk quota exhausted"):
+        served.upsert(table_of(["a", "c"], seed=1))
+    assert set(served.fetch(["a", "b", "c"])) == {"a", "b"}
+
+
+def test_an_id_that_no_filter_can_name_is_rejected(lite):
+    table = table_of(["bell\a", "tab\t"])
+    lite.create(table.schema, DIMENSION)
+    result = lite.upsert(table)
+    assert [each.id for each in result.rejected] == ["bell\a"]
+    assert "control characters" in result.rejected[0].reason
+    assert set(lite.fetch(["bell\t", "tab\t"])) == {"tab\t"}
+
+
+def test_a_collection_whose_index_was_not_made_any_more_gets_it(lite):
+    table = table_of(["a", "b"])
+    lite.create(table.schema, DIMENSION)
+    opened(lite, "release_collection", "photos")
+    opened(lite, "drop_index", "photos", "vector")
+    assert opened(lite, "list_indexes", "photos") == []
+    assert lite.describe().metric == "IP"
+    assert lite.create(table.schema, DIMENSION) is False
+    assert lite.upsert(table).written == 2
+    assert lite.count() == 2
+
+
 def test_what_may_pass_is_tried_again(served, service, waits):
     service.fail_next("busy", "away", "lose")
     assert served.upsert(table_of(["a", "b"])).written == 2

@@ -334,6 +334,28 @@ def test_a_service_is_written_to_by_executors_through_its_failures(
         index.close()
 
 
+def test_an_index_whose_count_is_late_keeps_no_row_that_is_gone(table):
+    table.add(0, 3)
+    with serve_pinecone() as server:
+        index = PineconeIndex("photos", api_key=server.api_key, control_host=server.url)
+        assert sync(table, index).written_rows == 4
+        table.sql("DELETE FROM VECTORS WHERE id = 'row-1'")
+        server.counts_nothing = True
+        sync(table, index)
+        server.counts_nothing = False
+        assert_holds(index, table)
+        index.close()
+
+
+def test_an_index_that_was_emptied_is_filled_again(table):
+    index = MemoryIndex()
+    assert sync(table, index).written_rows == 1
+    index.records.clear()
+    assert sync(table, index).written_rows == 1
+    assert_holds(index, table)
+    assert sync(table, index).written_rows == 0
+
+
 def test_the_key_of_a_service_is_in_no_plan_and_no_property(spark, table, monkeypatch):
     plans = []
     send = sending._send_from_executors

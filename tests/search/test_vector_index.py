@@ -173,6 +173,21 @@ def test_a_record_that_cannot_be_held_does_not_stop_the_others(index):
     assert f"{DIMENSION} numbers" in reasons["short"]
 
 
+def test_ids_are_found_and_deleted_whatever_is_in_them(index):
+    odd = ["women's.jpg", r"C:\new\1.jpg", 'say "cheese"', "a'] or id not in ['b", "two\nlines"]
+    odd += [] if index.target.ascii_ids else ["図.jpg"]
+    ids = [*odd, "plain", "last"]
+    index.create(table_of(ids, vectors_of(len(ids))).schema, DIMENSION)
+    assert index.upsert(table_of(ids, vectors_of(len(ids)))).written == len(ids)
+    found = index.fetch(ids)
+    for id, vector in zip(ids, vectors_of(len(ids)), strict=True):
+        np.testing.assert_allclose(found[id], vector, rtol=1e-6)
+    for count, id in enumerate(odd, start=1):
+        index.delete([id])
+        assert set(index.fetch(ids)) == set(ids[count:])
+        assert index.count() == len(ids) - count
+
+
 def test_metadata_beyond_the_limit_are_one_records_matter(index):
     big = "图" * index.target.metadata_bytes
     table = table_of(["small", "big"], vectors_of(2), text=["a", big])

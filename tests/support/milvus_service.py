@@ -30,7 +30,7 @@ class MilvusService(MilvusServicer):
         return f"http://127.0.0.1:{self.port}"
 
     def fail_next(self, *orders):
-        """Fail the next upserts: 'busy', 'hang', 'away' (before) or 'lose' (after it is done)."""
+        """Fail the next upserts: 'busy', 'full', 'hang', 'away', or 'lose' (after it is done)."""
         self.orders.extend(orders)
 
     def Upsert(self, request, context):  # noqa: N802
@@ -40,6 +40,10 @@ class MilvusService(MilvusServicer):
             status = common_pb2.Status(
                 code=8, reason="rate limit exceeded", error_code=common_pb2.RateLimit
             )
+            return milvus_pb2.MutationResult(status=status)
+        if order == "full":
+            # Milvus' code of a quota that is used up.
+            status = common_pb2.Status(code=9, reason="disk quota exhausted")
             return milvus_pb2.MutationResult(status=status)
         if order == "hang":
             self.ended.wait()

@@ -60,10 +60,10 @@ class CaptionCalls:
             self._call_of.update(dict.fromkeys(numbers, call))
 
     def _end(self, row: EndedRow) -> Iterator[tuple[Call, Any]]:
-        call = self._call_of.pop(row.number)
-        numbers = self._numbers.get(call)
-        if numbers is None:  # The call has failed, and its other rows are of no use.
+        call = self._call_of.pop(row.number, None)
+        if call is None:  # The call has failed, and its other rows are of no use.
             return
+        numbers = self._numbers[call]
         self._ended[row.number] = row
         if row.error is not None:
             self._forget(call)
@@ -78,3 +78,5 @@ class CaptionCalls:
         self._loop.drop(numbers)
         for number in numbers:
             self._ended.pop(number, None)
+            # It refers to the client's connection and memory.
+            self._call_of.pop(number, None)

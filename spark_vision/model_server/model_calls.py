@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -95,6 +95,8 @@ class ModelCalls:
         Yields:
             Each call with its answer, and so the further calls of a loop.
         """
+        if self.is_device_broken:
+            raise ModelServerError("the device is broken")
         with busy_time.computing():
             for call, (header, tensors) in self._answer(calls, take_more):
                 if "spent" in header:
@@ -138,7 +140,7 @@ class ModelCalls:
                     yield call, ({"spent": {"model_ns": now - began}}, result._asdict())
                     began = now
         except Exception as error:
-            self._check_device(error, len(in_progress))
+            self._check_device(error, in_progress)
             for call in in_progress:
                 yield call, self._describe(call, error)
         self._free_memory()
@@ -157,7 +159,7 @@ class ModelCalls:
                 for index in range(len(calls))
             ]
         except Exception as error:
-            self._check_device(error, len(calls))
+            self._check_device(error, calls)
             if is_out_of_memory(error):
                 self._fitting[calls[0].kind] = sum(row_counts) // 2
             logger.info("%d joined calls are repeated one by one: %s", len(calls), error)
@@ -178,17 +180,18 @@ class ModelCalls:
         self._free_memory()
         return described
 
-    def _check_device(self, error: Exception, call_count: int) -> None:
-        """Raise the error of a broken device if several calls could be the cause.
+    def _check_device(self, error: Exception, calls: Collection[Call]) -> None:
+        """Raise the error of a broken device, unless one call alone is the cause.
 
-        The server then ends without an answer, and each call is computed alone by the next one.
+        The device is broken for all threads. The server then ends without an answer, and each call
+        that is in flight is computed alone by the next one.
         """
         self.is_device_broken |= isinstance(error, torch.AcceleratorError)
-        if self.is_device_broken and call_count > 1:
+        if self.is_device_broken and not all(call.is_alone for call in calls):
             raise error
 
     def _describe(self, call: Call, error: Exception) -> Message:
-        self._check_device(error, 1)
+        self._check_device(error, [call])
         if not isinstance(error, torch.OutOfMemoryError | ValueError | IndexError):
             logger.error("a call of %s failed", call.header.get("method"), exc_info=error)
         return {"error": describe_error(error)}, {}

@@ -1,6 +1,8 @@
 """Calls for captions share one loop in the model server; each gets the texts it gets alone."""
 
+import gc
 import threading
+import weakref
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -10,9 +12,11 @@ import torch
 from caption_checkpoints import write_qwen_vl
 from oracles import draw_pictures
 from served_models import receive_answer, serve
+from spark_vision.model_server.call_queue import Call
+from spark_vision.model_server.caption_calls import CaptionCalls
 from spark_vision.models.checkpoint_files import open_folder
 from spark_vision.models.families import load_caption_preprocessor, load_model
-from spark_vision.models.protocols import GeneratedTokens, GenerationSettings
+from spark_vision.models.protocols import CaptionBatch, GeneratedTokens, GenerationSettings
 from spark_vision.operators import QwenVLImageUnderstanding
 
 NEW_TOKENS = 12
@@ -86,12 +90,12 @@ def assert_alone(captioner, channel, batch, new_tokens=NEW_TOKENS):
 
 
 @contextmanager
-def held_server(tmp_path, captioner, first, **settings):
+def held_server(tmp_path, captioner, first, *, alone=False, **settings):
     """A server that has the first call in its loop, and waits."""
     model = HeldModel(captioner[1])
     with serve(tmp_path, model, **{"joined_row_count": 16, "call_count": 2, **settings}) as server:
         channel = server.connect()
-        send(channel, captioner, first)
+        send(channel, captioner, first, alone=alone)
         assert model.arrived.acquire(timeout=60)
         yield server, model, channel
 
@@ -152,6 +156,40 @@ def test_a_client_that_leaves_does_not_disturb_the_others_in_the_loop(tmp_path, 
         assert_alone(captioner, staying, third)
 
 
+class WaitingLoop:
+    """A loop whose rows never enter."""
+
+    def __init__(self):
+        self.dropped = []
+        self.add = lambda batch: [1, 2]
+        self.step = list
+        self.drop = self.dropped.extend
+
+    def __len__(self):
+        return 0
+
+
+def test_a_client_that_leaves_before_its_rows_enter_keeps_no_memory():
+    class Leaving:
+        has_left = True
+
+        def begin(self):
+            pass
+
+    loop, client = WaitingLoop(), Leaving()
+    # Other calls keep the loop, and so its calls, for hours.
+    calls = CaptionCalls(loop, lambda count: [], 16)
+    call = Call(client, {"method": "generate"}, dict.fromkeys(CaptionBatch._fields, torch.zeros(2)))
+    [(left, error)] = calls.run([call])
+    assert left is call
+    assert isinstance(error, ConnectionError)
+    assert loop.dropped == [1, 2]
+    gone = weakref.ref(client)
+    del call, left, client
+    gc.collect()
+    assert gone() is None
+
+
 def test_a_call_that_makes_no_sense_fails_alone(tmp_path, captioner, batches):
     first, second, _ = batches
     broken = second._replace(grids=second.grids[:1])
@@ -173,10 +211,23 @@ def test_a_device_that_breaks_with_several_calls_ends_the_server_without_an_answ
         assert server.reason.result(60) == ("a compute thread has ended", 1)
 
 
-def test_a_device_that_breaks_with_one_call_is_an_error_of_that_call(tmp_path, captioner, batches):
-    with held_server(tmp_path, captioner, batches[0]) as (server, model, channel):
+def test_a_device_that_breaks_in_a_call_beside_others_ends_the_server_without_an_answer(
+    tmp_path, captioner, batches
+):
+    with held_server(tmp_path, captioner, batches[0]) as (server, model, _):
         model.failing_step = 2
         model.may_go_on.set()
+        # Another thread may be the cause: the client sends its call again, alone.
+        assert server.reason.result(60) == ("a compute thread has ended", 1)
+
+
+def test_a_device_that_breaks_with_one_call_alone_is_an_error_of_that_call(
+    tmp_path, captioner, batches
+):
+    with held_server(tmp_path, captioner, batches[0], alone=True) as (server, model, channel):
+        model.failing_step = 2
+        model.may_go_on.set()
+        assert receive_answer(channel)[0] == {"begun": 1}
         assert receive_answer(channel)[0]["error"]["kind"] == "AcceleratorError"
         assert server.reason.result(60) == ("a compute thread has ended", 1)
 

@@ -105,6 +105,9 @@ class ImageRows:
         self._fetched = OrderedBudget(IN_FLIGHT_BYTES)
         self._kept = Budget(KEPT_BYTES)
         self._fetcher = Fetcher(operator)
+        self._ready = OrderedBudget(IN_FLIGHT_BYTES)
+        # What a portion is expected to take; the first ones may be large.
+        self._portion_bytes = IN_FLIGHT_BYTES // (2 * self._cpu_count)
         self._largest_portion_bytes = 0
 
     def prepare(
@@ -133,14 +136,16 @@ class ImageRows:
         in_flight_count = -(-ahead_count // row_count) + 2 * thread_count
 
         def may_add(waiting_count: int) -> bool:
-            waiting_bytes = waiting_count * self._largest_portion_bytes
-            return waiting_count < in_flight_count and waiting_bytes < IN_FLIGHT_BYTES
+            return waiting_count < in_flight_count
 
         portions = _portions(itertools.chain([head], columns), row_count)
         with self._watch.running(), thread_pool(thread_count, "spark-vision-images") as pool:
             try:
-                yield from map_ahead(pool, self._prepare_portion, portions, may_add)
+                for order, prepared in map_ahead(pool, self._prepare_portion, portions, may_add):
+                    self._ready.leave(order)
+                    yield prepared
             finally:
+                self._ready.close()
                 self._fetched.close()
                 self._fetcher.close()
 
@@ -153,7 +158,11 @@ class ImageRows:
             return column, None
         return column, read_texts(check_texts(prompts, "caption_image"))
 
-    def _prepare_portion(self, portion: _Portion) -> list[Prepared]:
+    def _prepare_portion(self, portion: _Portion) -> tuple[int, list[Prepared]]:
+        """Return the portion's order and its rows, whose bytes are held until they are taken."""
+        self._ready.enter(portion.order)
+        if not portion.column.needs_fetch:
+            self._ready.take(portion.order, self._portion_bytes)
         started = time.perf_counter_ns()
         prepared = [
             self._prepare_row(portion, row, portion.order + index)
@@ -163,23 +172,30 @@ class ImageRows:
             spend(decode_ns=time.perf_counter_ns() - started)
         ready = [each for row in prepared for each in row if not isinstance(each, RowFailure)]
         portion_bytes = sum(each.nbytes for each in ready)
-        self._largest_portion_bytes = max(self._largest_portion_bytes, portion_bytes)
-        return prepared
+        self._ready.settle(portion.order, portion_bytes)
+        if portion_bytes:
+            self._portion_bytes = self._largest_portion_bytes = max(
+                self._largest_portion_bytes, portion_bytes
+            )
+        return portion.order, prepared
 
     def _prepare_row(self, portion: _Portion, row: int, order: int) -> Prepared:
         column = portion.column
         prompt = portion.prompts[row] if portion.prompts is not None else None
         if not column.needs_fetch:
-            prepared = _or_failure(lambda: self._for_models(column, row, prompt))
+            prepared = _or_failure(lambda: self._for_models(column, row, order, prompt))
         else:
             with self._fetched.hold(order) as on_bytes:
-                prepared = _or_failure(lambda: self._for_models(column, row, prompt, on_bytes))
+                prepared = _or_failure(
+                    lambda: self._for_models(column, row, order, prompt, on_bytes)
+                )
         return (prepared,) * len(self._prepares) if isinstance(prepared, RowFailure) else prepared
 
     def _for_models(
         self,
         column: ImageColumn,
         row: int,
+        order: int,
         prompt: str | None,
         on_bytes: Callable[[int], None] | None = None,
     ) -> Prepared:
@@ -187,6 +203,8 @@ class ImageRows:
             return self._decode(column.read(row), prompt)
         with timed("fetch_ns"):
             image = column.read(row, on_bytes)
+        # Its portion is this row. A slow model may leave no room for more pixels for a while.
+        self._ready.take(order, self._portion_bytes)
         with self._decoding, timed("decode_ns"):
             return self._decode(image, prompt)
 
@@ -198,8 +216,9 @@ class ImageRows:
             return self._decode_inspected(inspected, prompt)
 
     def _decode_inspected(self, inspected: InspectedImage, prompt: str | None) -> Prepared:
-        with self._watch:
-            pixels = decode_inspected(inspected, self._operator.limits, isolate=self._isolate)
+        pixels = decode_inspected(
+            inspected, self._operator.limits, isolate=self._isolate, watch=self._watch
+        )
         return tuple(_or_failure(partial(prepare, pixels, prompt)) for prepare in self._prepares)
 
 

@@ -56,10 +56,10 @@ class Budget:
 
 
 class OrderedBudget:
-    """Fetched bytes, which a thread takes while it fetches and releases once the image is decoded.
+    """Bytes of rows, which threads take and which are released in any order.
 
     A thread waits when the budget is used up, except the one with the oldest row: it always
-    proceeds, and then releases its bytes. So there is no deadlock.
+    proceeds, and its bytes are then released. So there is no deadlock.
 
     Args:
         capacity_bytes: Maximum of all rows together, beyond those of the oldest.
@@ -69,6 +69,7 @@ class OrderedBudget:
         self._capacity_bytes = capacity_bytes
         self._changed = threading.Condition()
         self._held_bytes: dict[int, int] = {}
+        self._total_bytes = 0
         self._closed = False
 
     @contextmanager
@@ -81,14 +82,22 @@ class OrderedBudget:
         Yields:
             A function that takes the given number of bytes, waiting if necessary.
         """
+        self.enter(order)
+        try:
+            yield lambda count: self.take(order, count)
+        finally:
+            self.leave(order)
+
+    def enter(self, order: int) -> None:
+        """Begin with a row, which holds no bytes yet."""
         with self._changed:
             self._held_bytes[order] = 0
-        try:
-            yield lambda count: self._take(order, count)
-        finally:
-            with self._changed:
-                del self._held_bytes[order]
-                self._changed.notify_all()
+
+    def leave(self, order: int) -> None:
+        """Release what a row holds."""
+        with self._changed:
+            self._total_bytes -= self._held_bytes.pop(order)
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Release every waiting thread, because the task has ended."""
@@ -96,16 +105,25 @@ class OrderedBudget:
             self._closed = True
             self._changed.notify_all()
 
-    def _take(self, order: int, count: int) -> None:
+    def take(self, order: int, count: int) -> None:
+        """Take bytes for a row, waiting for room."""
         with self._changed:
             self._changed.wait_for(
                 lambda: (
                     self._closed
+                    or self._total_bytes + count <= self._capacity_bytes
                     or order == min(self._held_bytes)
-                    or sum(self._held_bytes.values()) + count <= self._capacity_bytes
                 )
             )
             self._held_bytes[order] += count
+            self._total_bytes += count
+
+    def settle(self, order: int, count: int) -> None:
+        """Note how many bytes a row holds indeed, in the place of those that it has taken."""
+        with self._changed:
+            self._total_bytes += count - self._held_bytes[order]
+            self._held_bytes[order] = count
+            self._changed.notify_all()
 
 
 class DecodeWatchdog:

@@ -17,7 +17,7 @@ MAX_PARTS = 256
 
 _BOX = re.compile(
     # The size of a picture; of a track, in two versions; and the bit depth of either.
-    rb"ispe....(....)(....)|tkhd(?:\0.{75}|\1.{87})(..)..(..)..|av1C..(.)",
+    rb"ispe....(....)(....)|tkhd(?:\x00.{75}|\x01.{87})(..)..(..)..|av1C..(.)",
     re.DOTALL,
 )
 _HIGH_BIT_DEPTH = 0x40

@@ -17,7 +17,8 @@ with a segmentation fault on corrupt files.
 
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torchvision.io
@@ -41,6 +42,7 @@ _SCALES = (8, 4, 2)
 _ENOUGH = 3
 """A scaled image has at least this many times the height and width that a model resizes it to."""
 _RGB = torchvision.io.ImageReadMode.RGB.value
+_NOTHING: AbstractContextManager[Any] = nullcontext()
 _ISOLATED = (Format.GIF, Format.BMP, Format.TIFF, Format.AVIF)
 _CODE_PLACE = re.compile(r"^.*\.cpp:\d+,\s*")
 
@@ -125,9 +127,20 @@ def inspect_image(
 
 
 def decode_inspected(
-    inspected: InspectedImage, limits: ImageLimits, *, isolate: bool = False
+    inspected: InspectedImage,
+    limits: ImageLimits,
+    *,
+    isolate: bool = False,
+    watch: AbstractContextManager[Any] = _NOTHING,
 ) -> torch.Tensor:
-    """Decode an image like `decode`, with its header already read."""
+    """Decode an image like `decode`, with its header already read.
+
+    Args:
+        inspected: The image and its header.
+        limits: As for `decode`.
+        isolate: As for `decode`.
+        watch: Entered while this process decodes; another process has a time limit of its own.
+    """
     image, header, _, scale = inspected
     if isinstance(image, RawImage):
         return decode_raw(image)
@@ -141,12 +154,15 @@ def decode_inspected(
     orientation = header.orientation if header.is_plain else 0
     if isolate or header.format in _ISOLATED:
         decoded = decode_isolated(data, header.format, check, limits, orientation, scale)
-    if decoded is None and (scale > 1 or not header.is_plain):
-        decoded = decode_by_pillow(data, header.format, check, orientation, scale)
-    if decoded is not None:
-        return torch.from_numpy(decoded).permute(2, 0, 1)
-    pixels = _decode_by_torchvision(image, header.format)
-    return apply_orientation(pixels, header.orientation) if header.orientation != 1 else pixels
+    if decoded is None:
+        with watch:
+            if scale > 1 or not header.is_plain:
+                decoded = decode_by_pillow(data, header.format, check, orientation, scale)
+            if decoded is None:
+                pixels = _decode_by_torchvision(image, header.format)
+                turned = header.orientation != 1
+                return apply_orientation(pixels, header.orientation) if turned else pixels
+    return torch.from_numpy(decoded).permute(2, 0, 1)
 
 
 def check_size(size: tuple[int, int], limits: ImageLimits) -> None:

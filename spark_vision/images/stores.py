@@ -98,7 +98,7 @@ class Stores:
         if file_system.async_impl:
             # Asynchronous file systems are thread-safe; others are used by one thread at a time.
             idle.append(file_system)
-        file = None
+        file, is_usable = None, False
         try:
             block_size = min(_PIECE_BYTES, transfer.remaining_bytes + 1)
             file = call(lambda: _open(file_system, location, block_size))
@@ -107,12 +107,17 @@ class Stores:
                 transfer.check_size(size)
             while piece := call(lambda: file.read(min(_PIECE_BYTES, transfer.remaining_bytes + 1))):
                 transfer.append(piece)
+            is_usable = True
+        except (RowFailure, FileNotFoundError, IsADirectoryError, PermissionError):
+            is_usable = True
+            raise
         finally:
             if file is not None and not thread.is_abandoned:
                 # The file was only read, so a failed close loses nothing.
                 with suppress(Exception):
                     thread.call(file.close, _CLOSE_SECONDS)
-            if not thread.is_abandoned and not file_system.async_impl:
+            # After other errors its connection may be lost, and the next row gets a new one.
+            if is_usable and not thread.is_abandoned and not file_system.async_impl:
                 idle.append(file_system)
 
     def _options_for(self, scheme: str) -> dict[str, Any]:

@@ -94,6 +94,8 @@ class _ProcessorWrapper:
     def __init__(self, processor: Any, checkpoint: Checkpoint) -> None:
         self.scaling = scaling_of(processor)
         self._processor = processor
+        size = dict(getattr(processor, "size", None) or {})
+        self._rule = resized_size_rule(size) if getattr(processor, "do_resize", False) else None
         # Rejects a processor that returns patches or several crops here, not on every row.
         trial = torch.zeros(3, 64, 48, dtype=torch.uint8)
         try:
@@ -108,6 +110,9 @@ class _ProcessorWrapper:
         return height, width
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        if self._rule is not None:
+            height, width = image.shape[1:]
+            check_resized_size(height, width, self._rule(height, width))
         output = self._processor(
             images=image,
             do_rescale=False,

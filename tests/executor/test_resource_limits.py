@@ -102,7 +102,7 @@ class FakeDecoding:
         with self._lock:
             return InspectedImage(image, inspect_image(image, limits).header, next(self._peaks))
 
-    def decode_inspected(self, inspected, limits, *, isolate=False):
+    def decode_inspected(self, inspected, limits, *, isolate, watch):
         self.recorder.enter(inspected.peak_bytes)
         threading.Event().wait(0.002)
         if inspected.peak_bytes % 2:
@@ -229,3 +229,28 @@ def test_closing_frees_those_who_wait():
         budget.close()
         assert freed.wait(5)
     thread.join(5)
+
+
+def test_a_slow_model_has_few_prepared_rows_waiting_from_the_first_on(monkeypatch, tmp_path):
+    row_bytes, capacity, count = 1000, 4000, 60
+    monkeypatch.setattr(image_rows, "IN_FLIGHT_BYTES", capacity)
+    for index in range(count):
+        (tmp_path / f"{index}.png").write_bytes(encode(photo(8, 8, seed=index), "PNG"))
+    prepared = threading.Semaphore(0)
+
+    def prepare(pixels, prompt):
+        prepared.release()
+        return torch.zeros(row_bytes, dtype=torch.uint8)
+
+    operator = ImageViTEmbedding(allow_paths=(str(tmp_path),))
+    rows = ImageRows(operator, [prepare], cpu_count=2, ahead_count=16, portion_row_count=8)
+    names = pa.array([str(tmp_path / f"{index}.png") for index in range(count)])
+    taken = rows.prepare([(names, None)])
+    assert len(next(taken)) == 1
+    # Those that fit, those that were begun meanwhile, and the one that was taken.
+    most = capacity // row_bytes + 2 + 1
+    ahead = 0
+    while prepared.acquire(timeout=0.5):
+        ahead += 1
+    assert 1 <= ahead <= most
+    assert sum(map(len, taken)) == count - 1

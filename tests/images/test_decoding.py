@@ -28,7 +28,7 @@ from encoded_images import (
     png_chunk,
     tiff_16_bit_rgb,
 )
-from spark_vision.images.decoding import decode
+from spark_vision.images.decoding import decode, decode_inspected, inspect_image
 from spark_vision.operators import ImageLimits
 
 LIMITS = ImageLimits()
@@ -338,6 +338,22 @@ def test_avif_alpha_is_composited_on_white():
 def test_result_is_interleaved_in_memory(format):
     pixels = decode(as_tensor(encode(photo(60, 40), format)), LIMITS)
     assert pixels.stride() == (1, 180, 3)
+
+
+@pytest.mark.parametrize(("format", "is_watched"), [("JPEG", True), ("PNG", True), ("GIF", False)])
+def test_only_what_this_process_decodes_is_watched(format, is_watched):
+    entered = []
+
+    class Watch:
+        def __enter__(self):
+            entered.append(True)
+
+        def __exit__(self, *_):
+            pass
+
+    image = as_tensor(encode(photo(40, 30), format))
+    decode_inspected(inspect_image(image, ImageLimits()), ImageLimits(), watch=Watch())
+    assert bool(entered) == is_watched
 
 
 def test_decoding_leaves_its_input_unchanged():

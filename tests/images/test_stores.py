@@ -102,6 +102,25 @@ def test_an_object_is_read_by_every_spelling_of_its_scheme(register, scheme):
         assert is_blocked(f"{scheme}://bucket/other/a.png", fetcher)
 
 
+def test_a_connection_that_was_lost_is_not_used_again(register):
+    lost = []
+
+    def read(self, path, mode, **_):
+        # Each file system has one session, which ends with its first read.
+        if id(self) in lost:
+            raise OSError("the session was closed")
+        lost.append(id(self))
+        return ObjectStore._open(self, path)
+
+    store = register("s3", open=read, async_impl=False, cachable=False)
+    store.objects["bucket/a.png"] = b"image"
+    fetcher = make_fetcher("s3://bucket")
+    assert fetcher.fetch("s3://bucket/a.png") == b"image"
+    assert failure_of("s3://bucket/a.png", fetcher).status == Status.READ_ERROR
+    assert fetcher.fetch("s3://bucket/a.png") == b"image"
+    assert len(store.made) == 2
+
+
 def test_without_roots_no_store_is_read_and_none_is_connected(register):
     store = register("s3")
     store.objects["bucket/a.png"] = b"image"

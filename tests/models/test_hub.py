@@ -1,5 +1,7 @@
 """Downloads from a hub on 127.0.0.1, in child processes, because settings are read at import."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import pytest
 
 import checkpoints
 from hub_server import serve_hub
+from spark_vision.models import hub
 
 SECRET = "hf_aSecretThatNoMessageMayHold"
 PROGRAM = """
@@ -85,6 +88,16 @@ def test_processes_that_start_together_download_once(vit_folder, tmp_path):
     assert [process.returncode for process in processes] == [0] * 4, outputs
     assert len(set(outputs)) == 1
     assert sorted(hub.downloads) == sorted(set(hub.downloads))
+
+
+def test_where_files_have_no_locks_each_process_downloads(vit_folder, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with hub._one_process_at_a_time("acme/vit"):
+        pass
 
 
 def test_what_was_downloaded_is_used_without_the_hub(vit_folder, tmp_path):

@@ -268,6 +268,15 @@ def test_an_image_that_would_be_resized_beyond_memory_fails_its_row(tmp_path):
     assert caught.value.status == Status.BAD_DIMENSIONS
 
 
+def test_an_image_that_a_processor_itself_would_resize_beyond_memory_fails_its_row(tmp_path):
+    settings = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}}
+    preprocessor = load(write_processor(tmp_path / "convnext", {**settings, "crop_pct": 0.875}))
+    assert type(preprocessor).__name__ == "_ProcessorWrapper"
+    with pytest.raises(RowFailure, match="1×60000") as caught:
+        preprocessor(torch.zeros(3, 60_000, 1, dtype=torch.uint8))
+    assert caught.value.status == Status.BAD_DIMENSIONS
+
+
 def test_an_image_whose_rows_alone_would_be_resized_beyond_memory_fails_its_row(tmp_path):
     folder = write_processor(tmp_path / "vit", {"size": 224})
     # Torch resizes the rows first: to 1,000,000 rows of 224 pixels.

@@ -165,7 +165,8 @@ def test_decoding_takes_at_most_the_memory_estimated_from_its_header(measured, k
     assert value_count == 3 * (header.size[0] // scale) * (header.size[1] // scale)
     # Pillow copies the file, and gives it to some decoders in one piece.
     copies = 0 if header.is_plain and scale == 1 else 3 * len(data)
-    assert taken_bytes <= peak_bytes + copies + CONSTANT_BYTES
+    # The forked process also copies pages of torch, with Python 3.12 11 MB more than with others.
+    assert taken_bytes <= peak_bytes + copies + CONSTANT_BYTES * 3 // 2
     # An estimate far too high would refuse images that fit.
     assert peak_bytes <= 1.6 * taken_bytes
 

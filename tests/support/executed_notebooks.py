@@ -61,6 +61,8 @@ def open_notebook(notebook, folder):
         "SPARK_CONF_DIR": str(folder / "conf"),
         "SPARK_SUBMIT_OPTS": quick_spark.JVM_OPTIONS,
         "OMP_NUM_THREADS": "1",
+        # What a bar of transformers leaves depends on how long a load takes.
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     with client.setup_kernel(env=os.environ | environment):
         yield Kernel(client)

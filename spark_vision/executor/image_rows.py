@@ -136,7 +136,8 @@ class ImageRows:
         in_flight_count = -(-ahead_count // row_count) + 2 * thread_count
 
         def may_add(waiting_count: int) -> bool:
-            return waiting_count < in_flight_count
+            waiting_bytes = waiting_count * self._largest_portion_bytes
+            return waiting_count < in_flight_count and waiting_bytes < IN_FLIGHT_BYTES
 
         portions = _portions(itertools.chain([head], columns), row_count)
         with self._watch.running(), thread_pool(thread_count, "spark-vision-images") as pool:

@@ -164,6 +164,10 @@ class MilvusIndex(VectorIndex):
         self.check(schema, dimension)
         if (found := self.describe()) is not None:
             check_suits(self.target, found, schema, dimension=dimension, metric=self.metric)
+            if self._index() is None:
+                # A collection is made before its index: a kill came in between.
+                self._call("create_index", self.collection, self._index_params())
+                self.__dict__.pop("_found", None)
             return False
         names = {} if self.dynamic_metadata else metadata_types(schema)
         milvus = import_extra("pymilvus", "milvus")
@@ -234,7 +238,10 @@ class MilvusIndex(VectorIndex):
         """Remove records; ids that are not in the collection are ignored."""
         for part in _parts(ids, 1000):
             # pymilvus writes ids into a filter without escaping what is in them.
-            self._call("delete", self.collection, filter=_expression({self.id_field: part}))
+            self._call("delete", self.collection, filter=self._filter(part))
+
+    def _filter(self, ids: Sequence[Id]) -> str:
+        return _expression({self.id_field: [e if isinstance(e, str) else int(e) for e in ids]})
 
     def search(
         self,
@@ -279,7 +286,7 @@ class MilvusIndex(VectorIndex):
             rows = self._call(
                 "query",
                 self.collection,
-                filter=_expression({self.id_field: part}),
+                filter=self._filter(part),
                 output_fields=[self.id_field, self.vector_field],
             )
             for row in rows:
@@ -318,13 +325,14 @@ class MilvusIndex(VectorIndex):
             for name, value in raw.get("properties", {}).items()
             if name.startswith(_PREFIX)
         }
-        metric = self._index()["metric_type"]
-        self._load()
+        index = self._index()
+        if index is not None:
+            self._load()
         return IndexDescription(
             name=f"{self._address}/{self.collection}",
             dimension=int(vector["params"]["dim"]),
-            metric=metric,
-            rows=self._row_count(),
+            metric=self.metric if index is None else index["metric_type"],
+            rows=0 if index is None else self._row_count(),
             id_type="string" if key["type"].name == "VARCHAR" else "long",
             metadata=None if raw.get("enable_dynamic_field") else kinds,
             properties=properties,
@@ -404,15 +412,18 @@ class MilvusIndex(VectorIndex):
 
     @cached_property
     def _index_type(self) -> str:
-        return str(self._index()["index_type"])
+        return str((self._index() or {}).get("index_type"))
 
-    def _index(self) -> Any:
-        names = self._call("list_indexes", self.collection, field_name=self.vector_field)
-        if not names:
-            # A collection is made before its index: a kill may have come in between.
-            self._call("create_index", self.collection, self._index_params())
-            names = self._call("list_indexes", self.collection, field_name=self.vector_field)
-        return self._call("describe_index", self.collection, index_name=names[0])
+    def _index(self) -> Any | None:
+        """Return the index on the vectors; None where an empty collection has none yet."""
+        for name in self._call("list_indexes", self.collection, field_name=self.vector_field):
+            return self._call("describe_index", self.collection, index_name=name)
+        if self._call("get_collection_stats", self.collection)["row_count"]:
+            raise VectorIndexError(
+                f"{self._address}/{self.collection} has no index on {self.vector_field}; make one, "
+                "or pass another collection"
+            )
+        return None
 
     def _load(self) -> None:
         """Load the collection: before, nothing in it can be counted or found."""
@@ -430,7 +441,7 @@ class MilvusIndex(VectorIndex):
 
     def _rebuild(self) -> None:
         milvus = import_extra("pymilvus", "milvus")
-        found = self._index()
+        found: Any = self._index()
         again = milvus.MilvusClient.prepare_index_params()
         again.add_index(
             self.vector_field,

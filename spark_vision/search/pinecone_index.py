@@ -51,8 +51,8 @@ class PineconeIndex(VectorIndex):
 
     Its properties are the metadata of one record in a namespace of their own,
     `spark_vision:NAMESPACE`: there they are in nobody's results and counts, they go when the index
-    goes, and one request replaces them as a whole. They count as gone when the namespace of the
-    records is, so that an emptied one is loaded again.
+    goes, and one request replaces them as a whole. A namespace of records that was emptied is
+    loaded again.
 
     Attributes:
         index: The index's name.

@@ -158,7 +158,7 @@ def sync_index(
     else:
         check_state(found, held, goal, model)
     must_empty = found is not None and held is None and (reload or found.rows > 0)
-    if held is not None and held.phase == "complete" and found is not None and not found.rows:
+    if held is not None and held.phase != "loading" and found is not None and not found.rows:
         # Somebody has emptied the index, or its count of records is late.
         held, must_empty = None, index.target.counts_late
     sync = SyncRun(session, location, model, tuple(metadata), index, before, concurrency, progress)

@@ -106,14 +106,13 @@ class WaveWriter:
                     watch.begin(self.rows - before, wave.count, wave.columns)
                     logger.info("wave %d: computing %d of %d rows", number, wave.count, remaining)
                     remaining -= wave.count
-                    transaction = None
-                    if not remaining:
-                        transaction, self._transaction = self._transaction, None
+                    transaction = None if remaining else self._transaction
                     count = self._write_wave(
                         write, spark, prepared, transaction, is_stable=is_stable
                     )
                     logger.info("wave %d: committed %d rows", number, count)
-                    if count < wave.count:
+                    # A transaction that the table already has is skipped whole.
+                    if count < wave.count and transaction is None:
                         remaining += wave.count - count
                         return False
         finally:

@@ -97,7 +97,6 @@ def append_report(spark: SparkSession, location: TableLocation, result: WriteRes
         "statuses map<string, map<string, long>>, elapsed_seconds double, rows_per_second double, "
         f"busy_share double, work struct<{work}>"
     )
-    rows = spark.createDataFrame([result._report() | {"ended_at": datetime.now(UTC)}], schema)
 
     def append() -> None:
         spark.sql(
@@ -105,12 +104,14 @@ def append_report(spark: SparkSession, location: TableLocation, result: WriteRes
             # Any reader of Delta can read it.
             "TBLPROPERTIES ('delta.enableDeletionVectors' = 'false')"
         )
+        rows = spark.createDataFrame([row], schema)
         # A later version may report more.
         rows.write.format("delta").mode("append").option("mergeSchema", True).saveAsTable(
             location.sql
         )
 
     try:
+        row = result._report() | {"ended_at": datetime.now(UTC)}
         retry_conflicts(location, append)
     except Exception:
         message = "cannot append the report of run %s to %s"

@@ -274,10 +274,17 @@ def test_a_collection_whose_index_was_not_made_any_more_gets_it(lite):
     opened(lite, "release_collection", "photos")
     opened(lite, "drop_index", "photos", "vector")
     assert opened(lite, "list_indexes", "photos") == []
-    assert lite.describe().metric == "IP"
+    assert (lite.describe().metric, lite.describe().rows) == ("IP", 0)
+    # To look at it changes nothing.
+    assert opened(lite, "list_indexes", "photos") == []
     assert lite.create(table.schema, DIMENSION) is False
     assert lite.upsert(table).written == 2
     assert lite.count() == 2
+    opened(lite, "release_collection", "photos")
+    opened(lite, "drop_index", "photos", "vector")
+    lite.close()
+    with pytest.raises(VectorIndexError, match="has no index on vector; make one"):
+        lite.describe()
 
 
 def test_what_may_pass_is_tried_again(served, service, waits):

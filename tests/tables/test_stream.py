@@ -10,7 +10,7 @@ from spark_vision import stream_vision_columns, write_vision_batch, write_vision
 from spark_vision.cli.inputs import stream_images
 from spark_vision.errors import InvalidOptionError, TableError
 from spark_vision.tables import named_points as points
-from spark_vision.tables import stream, wave_writer
+from spark_vision.tables import stream, wave_writer, write
 
 SECONDS = 600
 
@@ -301,6 +301,20 @@ def test_a_batch_fills_its_column_where_another_writer_inserts_its_rows_first(
     before = count_forwards()
     write_vision_batch(images, table=table, keys=["id"], columns={"embedding": dino}, **batch)
     assert count_forwards() == before
+
+
+def test_where_transactions_cannot_be_read_delta_skips_a_batch_that_is_repeated(
+    spark, dino, table, monkeypatch
+):
+    # As with Spark Connect and on Databricks.
+    monkeypatch.setattr(write, "reads_transactions", lambda spark: False)
+    monkeypatch.setattr(write, "is_committed", lambda *_: False)
+    data = [(key, encode(photo(48, 40, seed=key), "JPEG")) for key in range(2)]
+    images = spark.createDataFrame(data, "id int, content binary")
+    for _ in range(2):
+        write_vision_batch(images, 0, table, ["id"], {"embedding": dino}, app_id="mine")
+        spark.sql(f"DELETE FROM delta.`{table}` WHERE id = 1")
+    assert sorted(rows_of(spark, table, "id")) == [0]
 
 
 def test_a_streams_own_columns_are_not_kept(spark, dino, table, tmp_path, place):

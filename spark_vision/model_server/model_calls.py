@@ -96,7 +96,7 @@ class ModelCalls:
             Each call with its answer, and so the further calls of a loop.
         """
         if self.is_device_broken:
-            raise ModelServerError("the device is broken")
+            raise RuntimeError("the device is broken")
         with busy_time.computing():
             for call, (header, tensors) in self._answer(calls, take_more):
                 if "spent" in header:

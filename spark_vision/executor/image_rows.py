@@ -106,8 +106,6 @@ class ImageRows:
         self._kept = Budget(KEPT_BYTES)
         self._fetcher = Fetcher(operator)
         self._ready = OrderedBudget(IN_FLIGHT_BYTES)
-        # What a portion is expected to take; the first ones may be large.
-        self._portion_bytes = IN_FLIGHT_BYTES // (2 * self._cpu_count)
         self._largest_portion_bytes = 0
 
     def prepare(
@@ -163,7 +161,7 @@ class ImageRows:
         """Return the portion's order and its rows, whose bytes are held until they are taken."""
         self._ready.enter(portion.order)
         if not portion.column.needs_fetch:
-            self._ready.take(portion.order, self._portion_bytes)
+            self._take_room(portion.order)
         started = time.perf_counter_ns()
         prepared = [
             self._prepare_row(portion, row, portion.order + index)
@@ -174,10 +172,7 @@ class ImageRows:
         ready = [each for row in prepared for each in row if not isinstance(each, RowFailure)]
         portion_bytes = sum(each.nbytes for each in ready)
         self._ready.settle(portion.order, portion_bytes)
-        if portion_bytes:
-            self._portion_bytes = self._largest_portion_bytes = max(
-                self._largest_portion_bytes, portion_bytes
-            )
+        self._largest_portion_bytes = max(self._largest_portion_bytes, portion_bytes)
         return portion.order, prepared
 
     def _prepare_row(self, portion: _Portion, row: int, order: int) -> Prepared:
@@ -205,9 +200,14 @@ class ImageRows:
         with timed("fetch_ns"):
             image = column.read(row, on_bytes)
         # Its portion is this row. A slow model may leave no room for more pixels for a while.
-        self._ready.take(order, self._portion_bytes)
+        self._take_room(order)
         with self._decoding, timed("decode_ns"):
             return self._decode(image, prompt)
+
+    def _take_room(self, order: int) -> None:
+        """Wait for the bytes that a portion is expected to take; the first ones may be large."""
+        expected_bytes = self._largest_portion_bytes or IN_FLIGHT_BYTES // (2 * self._cpu_count)
+        self._ready.take(order, expected_bytes)
 
     def _decode(self, image: EncodedImage | RawImage, prompt: str | None) -> Prepared:
         inspected = inspect_image(image, self._operator.limits, self._resized_sizes)

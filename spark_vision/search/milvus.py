@@ -164,7 +164,7 @@ class MilvusIndex(VectorIndex):
         self.check(schema, dimension)
         if (found := self.describe()) is not None:
             check_suits(self.target, found, schema, dimension=dimension, metric=self.metric)
-            if self._index() is None:
+            if not found.rows and self._index() is None:
                 # A collection is made before its index: a kill came in between.
                 self._call("create_index", self.collection, self._index_params())
                 self.__dict__.pop("_found", None)

@@ -259,7 +259,10 @@ def id_problem(target: IndexTarget, value: Id | None, longest: int | None) -> st
         return f"its id has {size:,} bytes, and the index takes {longest:,}; hash it"
     if target.ascii_ids and (not value.isascii() or "\0" in value):
         return f"{target.name} takes ids in ASCII without NUL; encode it"
-    if any(character < " " and character not in target.id_controls for character in value):
+    # Printable text, which most ids are, needs no look at each character.
+    if not value.isprintable() and any(
+        character < " " and character not in target.id_controls for character in value
+    ):
         return f"{target.name} takes no such control characters in ids; encode it"
     return None
 

@@ -134,7 +134,7 @@ def run_write(
     # A batch is complete once all its rows are written, which another writer may delay. Where the
     # table's transactions cannot be read, the last wave has it, so that Delta skips a repeated one.
     ends = transaction if completes else None
-    of_last_wave = None if reads_transactions(spark) else ends
+    of_last_wave = ends if ends is not None and not reads_transactions(spark) else None
     with WaveWriter(write, run_id, of_last_wave, is_kept=is_kept) as run:
         while True:
             reach("before survey")

@@ -81,10 +81,16 @@ style: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: java style
+# The tests start many JVMs, which share the classes of this archive.
+CLASSES := .venv/share/spark-vision/test-classes.jsa
+$(CLASSES): $(JARS)
+	@echo "archiving Spark's classes for the tests (only once)"
+	@PYTHONPATH=tests/support $(BIN)/python -m shared_classes > $@.log 2>&1 || { cat $@.log; exit 1; }
+
+test: java style $(CLASSES)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-all: java style
+test-all: java style $(CLASSES)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not browser"
 
 matrix: java setup

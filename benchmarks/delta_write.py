@@ -279,7 +279,7 @@ def start_session() -> SparkSession:
     return configure(builder).getOrCreate()
 
 
-def random_vectors(operators, counters, *, keys=(), row_seconds=0.0):
+def random_vectors(operators, counters, *, spent=None, keys=(), row_seconds=0.0):
     """Take the place of the function that runs the models: it reads the images, and no more."""
     import pyspark.cloudpickle as cloudpickle
     from pyspark.sql.types import StructField, StructType

@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from spark_vision.errors import ModelServerError, UnsupportedCheckpointError
-from spark_vision.executor.devices import keep_freed_memory, prepare_compute_thread
+from spark_vision.executor.devices import (
+    freeze_modules,
+    keep_freed_memory,
+    prepare_compute_thread,
+)
 from spark_vision.executor.inference import is_out_of_memory
 from spark_vision.executor.model_access import LoadedModel, stamp_of
 from spark_vision.executor.spending import busy_time
@@ -73,6 +77,7 @@ class ModelCalls:
         _require_stamp(checkpoint, config)
         loaded = LoadedModel(checkpoint, config.dtype, device, executor, config.options)
         _require_stamp(checkpoint, config)
+        freeze_modules()
         return cls(loaded, loaded.model.device, config.thread_count, config.joined_row_count)
 
     def prepare_thread(self) -> None:

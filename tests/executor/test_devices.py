@@ -1,11 +1,13 @@
 """The device is the one that Spark assigned; one that is not there is an error, never a guess."""
 
+import gc
+
 import pytest
 import torch
 
 from spark_vision import ImageViTEmbedding
 from spark_vision.errors import DeviceError
-from spark_vision.executor.devices import choose_device
+from spark_vision.executor.devices import choose_device, freeze_modules, prepare_device
 from spark_vision.executor.task import Task, current_task
 
 
@@ -86,3 +88,11 @@ def test_outside_of_spark_a_task_has_the_process_cores_and_no_gpu():
     task = current_task()
     assert task.gpu_addresses == ()
     assert task.cpus >= 1
+
+
+def test_the_garbage_collector_leaves_modules_alone_once_a_device_is_prepared():
+    gc.unfreeze()
+    freeze_modules.cache_clear()
+    prepare_device(ImageViTEmbedding(device="cpu"), Task((), cpus=1))
+    assert gc.get_freeze_count() > 100_000
+    assert len(gc.get_objects()) < 1000

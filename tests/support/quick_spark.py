@@ -1,8 +1,16 @@
 """Settings under which Spark works through a few rows quickly; none of them changes a result."""
 
+import sys
+from pathlib import Path
+
 # For JVMs that live for minutes: what their last compiler's passes take never comes back. Without
 # that compiler, the code cache would have 48 MB, and sweeping it would take a fifth of the time.
-JVM_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
+COMPILER_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
+# Made by shared_classes.py.
+CLASSES = Path(sys.prefix) / "share" / "spark-vision" / "test-classes.jsa"
+JVM_OPTIONS = COMPILER_OPTIONS
+if CLASSES.exists():
+    JVM_OPTIONS += f" -XX:SharedArchiveFile={CLASSES}"
 
 SETTINGS = {
     "spark.log.level": "OFF",

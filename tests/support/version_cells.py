@@ -66,6 +66,7 @@ def install(cell: Cell, folder: Path) -> Path:
         run(*pip, "--editable", ".[spark]", "--resolution", cell.resolution)
         run(*pip, "--editable", ".[spark,dev]", *cell.packages)
     run(str(python), "-m", "spark_vision.spark.delta_jars")
+    subprocess.run([python, "-m", "shared_classes"], cwd=Path(__file__).parent, check=True)
     return python
 
 

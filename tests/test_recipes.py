@@ -74,6 +74,7 @@ def open_page(command):
         process.wait(60)
 
 
+@pytest.mark.slow
 def test_the_recipe_for_milvus(follow):
     _, embedded, loaded, _, again, synced = follow("recipe_milvus.md")
     assert "clip: ok 4" in embedded
@@ -82,6 +83,7 @@ def test_the_recipe_for_milvus(follow):
     assert "0 rows written, 0 deleted" in synced
 
 
+@pytest.mark.slow
 def test_the_recipe_for_pinecone(follow, monkeypatch):
     with serve_pinecone() as server:
         monkeypatch.setenv("PINECONE_API_KEY", server.api_key)

@@ -197,6 +197,7 @@ def test_bad_registrations_are_refused_on_the_driver(spark, checkpoints):
         register_functions(spark, {"embed_image": "dinov2"})
 
 
+@pytest.mark.slow
 def test_a_connect_session_computes_by_sql_and_column_and_fills_a_table(
     folder, checkpoints, tmp_path
 ):

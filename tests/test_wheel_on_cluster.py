@@ -149,6 +149,7 @@ def archive(folder, file):
     return file
 
 
+@pytest.mark.slow
 def test_a_wheel_in_py_files_serves_executors_that_lack_the_package(
     submit, wheel, environment, photos, checkpoints, expected, tmp_path
 ):

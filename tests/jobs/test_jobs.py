@@ -129,6 +129,7 @@ def test_spark_submit_fills_a_table_of_a_catalog_that_persists(
     assert rows.filter("embedding_status = 'ok' AND size(embedding) = 48").count() == 4
 
 
+@pytest.mark.slow
 def test_spark_submit_without_delta_says_which_packages_to_give(photos, checkpoints, tmp_path):
     done = submit(
         EMBED_IMAGES,

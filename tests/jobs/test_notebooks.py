@@ -18,7 +18,6 @@ PROBED = {
     "migrate_from_las_daft": {"source": "samples", "image": "image_path", "operator": "vit"},
     "index_and_search": {"source": "photos", "image": "content", "operator": "clip"},
 }
-SLOW = {"migrate_from_las_daft", "index_and_search"}
 
 
 def test_every_notebook_is_run_small_and_starts_with_what_differs_on_databricks():
@@ -33,10 +32,9 @@ def test_every_notebook_is_run_small_and_starts_with_what_differs_on_databricks(
             assert f"| {what} |" in first.source
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PROBED]
-)
+@pytest.mark.parametrize("name", PROBED)
 def test_a_notebook_shows_what_is_stored_in_it_and_computes_nothing_twice(name, tmp_path):
     notebook = read_notebook(name)
     stored = shown(notebook)

@@ -191,6 +191,7 @@ def test_texts_are_served_as_well(lasting_host):
     assert served.logit_terms().bias is None
 
 
+@pytest.mark.slow
 def test_the_terms_of_siglips_scores_are_served_as_well(lasting_host, tmp_path):
     operator = ClipTextEmbedding(model_name=str(write_siglip(tmp_path / "siglip")))
     checkpoint = resolve_checkpoint(operator)
@@ -381,6 +382,7 @@ def test_a_batch_without_memory_is_halved_and_a_broken_device_gets_a_new_server(
     assert host.servers() == [reached.placement().server_pid] != [first]
 
 
+@pytest.mark.slow
 def test_a_batch_that_kills_its_server_each_time_fails(host, pixels, scaling, monkeypatch):
     monkeypatch.setattr(client, "MAX_SENDS", 2)
     reached = host.reach()
@@ -463,6 +465,7 @@ def test_a_row_that_kills_its_server_fails_alone(host, pixels, scaling, expected
     torch.testing.assert_close(torch.tensor(others), expected)
 
 
+@pytest.mark.slow
 def test_where_every_batch_kills_its_server_the_task_fails_and_not_its_rows(
     host, pixels, scaling, monkeypatch
 ):
@@ -506,6 +509,7 @@ def test_a_load_that_fails_is_told_to_all_and_not_tried_again_at_once(host):
     assert psutil.Process(refusal).num_threads() == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_changes_in_a_query_is_not_loaded_in_the_place_of_the_first(
     host, pixels, scaling, tmp_path
 ):
@@ -630,6 +634,7 @@ def run_squatter(name):
     return squatter
 
 
+@pytest.mark.slow
 def test_a_link_in_the_logs_place_costs_no_sharing_and_is_neither_written_nor_removed(
     host, monkeypatch
 ):

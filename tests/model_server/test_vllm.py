@@ -305,6 +305,7 @@ def wait_until(is_so):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_server_in_another_environment_that_is_killed_leaves_no_engine(
     checkpoint, executor, python, inputs, rows, expected
 ):
@@ -318,6 +319,7 @@ def test_a_server_in_another_environment_that_is_killed_leaves_no_engine(
     wait_until(lambda: processes(str(python)) == [])
 
 
+@pytest.mark.slow
 def test_a_failed_load_leaves_no_engine_and_is_told_again(checkpoint, executor, python):
     settings = {"vllm_python": str(python), "vllm_arguments": '{"max_model_len": 1}'}
     with pytest.raises(ModelServerError, match="max_model_len is too small"):

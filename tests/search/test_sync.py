@@ -161,7 +161,8 @@ def kill_process(table, index, point, times=1):
     assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
 
 
-@pytest.mark.parametrize("is_real", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("is_real", [False, True])
 def test_syncs_some_of_them_killed_end_in_the_tables_own_vectors(
     spark, table, lite, small_batches, monkeypatch, is_real
 ):
@@ -257,6 +258,7 @@ def test_an_empty_index_that_the_user_made_is_kept(table, monkeypatch):
     assert sync(table, index, metadata=[]).written_rows == 1
 
 
+@pytest.mark.slow
 def test_a_row_that_comes_back_after_a_killed_sync_is_sent_again(table, monkeypatch):
     table.add(0, 3)
     index = MemoryIndex()
@@ -334,6 +336,7 @@ def test_a_service_is_written_to_by_executors_through_its_failures(
         index.close()
 
 
+@pytest.mark.slow
 def test_an_index_whose_count_is_late_keeps_no_row_that_is_gone(table):
     table.add(0, 3)
     with serve_pinecone() as server:
@@ -347,7 +350,7 @@ def test_an_index_whose_count_is_late_keeps_no_row_that_is_gone(table):
         index.close()
 
 
-@pytest.mark.parametrize("phase", ["complete", "updating"])
+@pytest.mark.parametrize("phase", ["complete", pytest.param("updating", marks=pytest.mark.slow)])
 def test_an_index_that_was_emptied_is_filled_again(table, phase):
     index = MemoryIndex()
     assert sync(table, index).written_rows == 1
@@ -408,6 +411,7 @@ def test_an_index_of_something_else_is_refused_and_left_alone(spark, table, chec
     assert sync(table, foreign, reload=True).written_rows == 4
 
 
+@pytest.mark.slow
 def test_a_feed_with_a_gap_is_refused_until_the_index_is_loaded_again(spark, table):
     table.add(0, 3)
     index = MemoryIndex()
@@ -453,6 +457,7 @@ def test_two_syncs_at_once_are_noticed_and_the_next_one_repairs(table, monkeypat
     assert_holds(index, table)
 
 
+@pytest.mark.slow
 def test_a_sync_that_ends_while_another_prepares_is_noticed(table, monkeypatch):
     table.add(0, 3)
     index = MemoryIndex()

@@ -38,6 +38,7 @@ def test_columns_of_the_tables_owner_are_left_alone(spark, rows, dino, table):
         write_vision_columns(rows, table, ["id"], {"label": dino})
 
 
+@pytest.mark.slow
 def test_kept_columns_are_added_renamed_and_refreshed_without_a_model(
     spark, rows, dino, table, count_forwards
 ):

@@ -156,6 +156,7 @@ def test_a_column_added_later_is_filled_in_in_waves_without_computing_the_others
     )
 
 
+@pytest.mark.slow
 def test_each_commit_says_which_run_and_wave_made_it(spark, photos, read_photos, dino, table):
     def label(result, **more):
         return json.dumps({"spark_vision": {"run": result.run_id, **more}})
@@ -231,6 +232,7 @@ def test_another_model_fills_a_column_again_when_asked_to(
     ).computed_rows == 0  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_column_of_images_decoded_in_full_is_not_continued_with_scaled_ones(
     spark, read_photos, dino, table
 ):

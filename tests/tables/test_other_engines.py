@@ -40,6 +40,7 @@ def test_other_engines_read_the_rows_that_spark_reads(filled, table):
     assert rows_of(polars.read_delta(table, columns=KEPT).to_dict(as_series=False)) == expected
 
 
+@pytest.mark.slow
 def test_daft_reads_the_rows_that_spark_reads(filled, table):
     # It needs an older pyarrow than constraints.txt has; `make matrix CELL=lowest` has both.
     daft = pytest.importorskip("daft")
@@ -47,6 +48,7 @@ def test_daft_reads_the_rows_that_spark_reads(filled, table):
     assert rows_of(daft.read_deltalake(table).select(*KEPT).to_pydict()) == expected
 
 
+@pytest.mark.slow
 def test_other_engines_read_the_changes_that_spark_reads(spark, filled, table):
     feed = spark.read.format("delta").option("readChangeFeed", True).option("startingVersion", 0)
     names = ["path", "embedding", "_change_type", "_commit_version"]

@@ -40,13 +40,8 @@ def test_a_wave_that_was_left_is_computed_by_the_next_run_and_leaves_nothing_beh
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "after",
-    [
-        pytest.param(False, id="before the commit", marks=pytest.mark.slow),
-        pytest.param(True, id="after the commit"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True], ids=["before the commit", "after the commit"])
 def test_changed_rows_of_a_wave_that_was_left_are_updated_once_and_newer_ones_stay(
     spark, photos, read_photos, dino, table, monkeypatch, kill_at, count_forwards, after
 ):

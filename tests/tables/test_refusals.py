@@ -122,7 +122,13 @@ def test_a_table_that_only_takes_new_rows_takes_them(spark, rows, dino, table):
     assert write_vision_columns(rows, table, ["id"], columns, **options).computed_rows == 2
 
 
-@pytest.mark.parametrize("is_there", [False, True], ids=["new rows", "changed rows"])
+@pytest.mark.parametrize(
+    "is_there",
+    [
+        pytest.param(False, id="new rows"),
+        pytest.param(True, id="changed rows", marks=pytest.mark.slow),
+    ],
+)
 def test_a_row_that_a_constraint_of_the_owner_forbids_is_named_with_it(
     spark, rows, dino, table, refused, is_there
 ):

@@ -43,13 +43,14 @@ def between_waves(monkeypatch):
 @pytest.mark.parametrize(
     "statement",
     [
-        "OPTIMIZE delta.`{}`",
+        pytest.param("OPTIMIZE delta.`{}`", id="optimized", marks=pytest.mark.slow),
         pytest.param(
-            "UPDATE delta.`{}` SET content = unhex('00') WHERE id = {}", marks=pytest.mark.slow
+            "UPDATE delta.`{}` SET content = unhex('00') WHERE id = {}",
+            id="updated",
+            marks=pytest.mark.slow,
         ),
-        "DELETE FROM delta.`{}` WHERE id = {}",
+        pytest.param("DELETE FROM delta.`{}` WHERE id = {}", id="deleted from"),
     ],
-    ids=["optimized", "updated", "deleted from"],
 )
 def test_a_delta_source_may_be_rewritten_between_waves(
     spark, images, dino, table, tmp_path, between_waves, count_forwards, statement
@@ -81,6 +82,7 @@ def test_a_delta_source_may_be_rewritten_between_waves(
     assert count_forwards() == len(expected) - ("UPDATE" in statement)
 
 
+@pytest.mark.slow
 def test_a_source_that_is_rewritten_is_recomputed_once(
     spark, images, dino, table, tmp_path, between_waves, count_forwards
 ):

@@ -171,7 +171,8 @@ def test_a_batch_that_is_in_the_table_is_not_written_over_what_came_after_it(
     assert count_forwards() == forwards + 1
 
 
-@pytest.mark.parametrize("has_feed", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("has_feed", [True, False])
 def test_a_key_that_comes_twice_in_a_batch_ends_it_or_leaves_its_latest_row(
     spark, dino, table, place, tmp_path, has_feed, count_forwards
 ):
@@ -277,6 +278,7 @@ def test_a_batch_is_written_whole_where_another_writer_has_a_row_of_it_first(
     assert sorted(rows_of(spark, table, "id")) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_batch_fills_its_column_where_another_writer_inserts_its_rows_first(
     spark, dino, table, monkeypatch, count_forwards
 ):
@@ -303,6 +305,7 @@ def test_a_batch_fills_its_column_where_another_writer_inserts_its_rows_first(
     assert count_forwards() == before
 
 
+@pytest.mark.slow
 def test_where_transactions_cannot_be_read_delta_skips_a_batch_that_is_repeated(
     spark, dino, table, monkeypatch
 ):

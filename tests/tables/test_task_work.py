@@ -134,6 +134,7 @@ def test_each_run_appends_its_report_to_a_table(spark, read_photos, dino, tmp_pa
         assert reported == report
 
 
+@pytest.mark.slow
 def test_two_runs_may_create_their_table_of_reports_at_once(
     spark, read_photos, dino, table, tmp_path, monkeypatch
 ):

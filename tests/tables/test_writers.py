@@ -64,6 +64,7 @@ def test_rows_that_another_writer_was_first_with_are_counted_for_that_one(
     assert spark.read.format("delta").load(table).count() == 7
 
 
+@pytest.mark.slow
 def test_a_run_that_met_a_conflict_keeps_its_rows_and_computes_no_further_one_twice(
     spark, read_photos, dino, table, monkeypatch, count_forwards
 ):
@@ -205,6 +206,7 @@ def test_rows_of_a_model_that_the_column_no_longer_has_are_not_committed(
     assert write({"embedding": other}).computed_rows == 0
 
 
+@pytest.mark.slow
 def test_a_column_that_another_model_has_taken_meanwhile_is_refused(
     spark, read_photos, dino, table, checkpoints, monkeypatch
 ):
@@ -269,6 +271,7 @@ def test_conflicts_are_met_a_bounded_number_of_times(spark, tmp_path, monkeypatc
     assert len(attempts) == conflicts.ATTEMPT_COUNT + 1
 
 
+@pytest.mark.slow
 def test_of_a_source_that_shrinks_while_it_is_read_the_rest_is_written_with_a_warning(
     spark, photos, read_photos, dino, table, monkeypatch, caplog
 ):
@@ -287,6 +290,7 @@ def test_of_a_source_that_shrinks_while_it_is_read_the_rest_is_written_with_a_wa
     assert spark.read.format("delta").load(table).count() == 6
 
 
+@pytest.mark.slow
 def test_keys_that_come_twice_while_a_source_is_read_are_taken_out_again(
     spark, dino, table, tmp_path, monkeypatch
 ):

@@ -88,10 +88,10 @@ $(CLASSES): $(JARS)
 	@PYTHONPATH=tests/support $(BIN)/python -m shared_classes > $@.log 2>&1 || { cat $@.log; exit 1; }
 
 test: java style $(CLASSES)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-all: java style $(CLASSES)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not browser"
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not browser"
 
 matrix: java setup
 	@PYTHONPATH=tests/support $(BIN)/python -m version_cells $(CELL) $(PYTEST)

@@ -551,6 +551,7 @@ def test_a_load_that_takes_too_long_fails(host):
     assert wait_until(lambda: not host.servers())
 
 
+@pytest.mark.slow
 def test_without_calls_the_server_ends_and_comes_back(
     tmp_path, checkpoints, monkeypatch, pixels, scaling, expected
 ):

@@ -50,6 +50,7 @@ def test_a_compiled_model_gives_the_same_vectors_at_any_size(operator):
         assert graphs["unique_graphs"] > before
 
 
+@pytest.mark.slow
 def test_without_a_compiler_loading_says_what_is_missing(checkpoints):
     program = f"""
 import torch

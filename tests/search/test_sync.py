@@ -385,6 +385,7 @@ def test_the_key_of_a_service_is_in_no_plan_and_no_property(spark, table, monkey
         index.close()
 
 
+@pytest.mark.slow
 def test_an_index_of_something_else_is_refused_and_left_alone(spark, table, checkpoints, tmp_path):
     table.add(0, 3)
     index = MemoryIndex()
@@ -436,6 +437,7 @@ def test_a_feed_with_a_gap_is_refused_until_the_index_is_loaded_again(spark, tab
         sync(table, index)
 
 
+@pytest.mark.slow
 def test_two_syncs_at_once_are_noticed_and_the_next_one_repairs(table, monkeypatch):
     table.add(0, 5)
     index = MemoryIndex()

@@ -144,7 +144,8 @@ def test_a_table_whose_creation_cannot_be_read_yet_is_read_again(
     assert result.statuses == {"embedding": {"ok": 6, "not_an_image": 1}}
 
 
-@pytest.mark.parametrize("is_there", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("is_there", [False, True])
 def test_two_writers_make_a_table_or_add_their_columns_at_once(
     spark, read_photos, dino, table, monkeypatch, is_there
 ):

@@ -66,7 +66,8 @@ def install(cell: Cell, folder: Path) -> Path:
         run(*pip, "--editable", ".[spark]", "--resolution", cell.resolution)
         run(*pip, "--editable", ".[spark,dev]", *cell.packages)
     run(str(python), "-m", "spark_vision.spark.delta_jars")
-    subprocess.run([python, "-m", "shared_classes"], cwd=Path(__file__).parent, check=True)
+    # Without the archive, the tests take longer.
+    subprocess.run([python, "-m", "shared_classes"], cwd=Path(__file__).parent, check=False)
     return python
 
 

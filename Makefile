@@ -89,10 +89,10 @@ $(CLASSES): $(JARS)
 		echo "this JVM cannot archive them, and the tests take longer; log: $@.log"
 
 test: java style $(CLASSES)
-	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-all: java style $(CLASSES)
-	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not browser"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not browser"
 
 matrix: java setup
 	@PYTHONPATH=tests/support $(BIN)/python -m version_cells $(CELL) $(PYTEST)

@@ -79,7 +79,7 @@ def main() -> int:
     python = install(CELLS[arguments.cell], ROOT / ".matrix" / arguments.cell)
     show = "import version_cells; version_cells.print_versions()"
     subprocess.run([python, "-c", show], cwd=Path(__file__).parent, check=True)
-    suite = [python, "-m", "pytest", "--numprocesses", "3", "--dist", "loadfile"]
+    suite = [python, "-m", "pytest", "--numprocesses", "2", "--dist", "loadfile"]
     suite += ["--no-loadscope-reorder", *pytest_arguments]
     environment = os.environ | {"PYSPARK_PYTHON": str(python), "PYSPARK_DRIVER_PYTHON": str(python)}
     return subprocess.run(suite, cwd=ROOT, env=environment, check=False).returncode

@@ -21,6 +21,8 @@ from spark_vision.tables.session_settings import settings
 from spark_vision.tables.source import INPUTS
 from spark_vision.tables.survey import BASE
 from spark_vision.tables.transaction import Transaction
+from spark_vision.tables.waves import Wave
+from spark_vision.tables.write_plan import WritePlan
 
 # In a first write, optimizeWrite would leave one task per wave to write while no model runs, and
 # autoCompact would rewrite what has just been written.
@@ -29,33 +31,6 @@ _WAVE_SETTINGS = {
     "spark.databricks.delta.autoCompact.enabled": "false",
 }
 _MATERIALIZE = "spark.databricks.delta.merge.materializeSource"
-
-
-@dataclass(frozen=True)
-class WaveContent:
-    """What a wave's rows are.
-
-    Attributes:
-        is_new: Whether they are to be inserted; else, updated.
-        keys: The key columns.
-        kept: The columns that are copied.
-        columns: What is computed.
-        inputs: What is read of each row, of `source.INPUTS`.
-        identity: The table's properties of those columns.
-        bounds: The minimum and maximum of the first key, in SQL, where they are known: the commit
-            looks for no key outside of them.
-        is_stable: Whether the source returns the same rows when a wave's keys are read twice, and
-            the session caches none of them.
-    """
-
-    is_new: bool
-    keys: tuple[str, ...]
-    kept: tuple[str, ...]
-    columns: tuple[str, ...]
-    inputs: tuple[str, ...]
-    identity: Mapping[str, str]
-    bounds: tuple[str, str] | None
-    is_stable: bool
 
 
 @dataclass
@@ -71,20 +46,23 @@ class KeptRows:
 
 
 def commit_wave(
-    location: TableLocation,
-    content: WaveContent,
+    write: WritePlan,
+    wave: Wave,
     rows: DataFrame,
     kept: KeptRows,
-    transaction: Transaction | None = None,
+    transaction: Transaction | None,
+    is_stable: bool,
 ) -> int:
     """Compute a wave's rows and commit them to the table.
 
     Args:
-        location: The table.
-        content: What the rows are.
+        write: The write's plan.
+        wave: What the rows are.
         rows: They are computed when they are read, which happens once per attempt.
         kept: Whether they are kept for a second attempt; a conflict turns this on.
         transaction: The one that this completes.
+        is_stable: Whether the source returns the same rows when a wave's keys are read twice, and
+            the session caches none of them.
 
     Returns:
         The number of changed rows of the table: fewer than `rows` has where another writer was
@@ -95,36 +73,27 @@ def commit_wave(
         TableError: A column has become another model's since the wave was planned.
     """
 
-    def clause() -> str:
+    def prepare() -> tuple[str, dict[str, str]]:
         # Checked before each attempt: another writer may have added a column or changed its model.
         # Where that happens during the MERGE, Delta reports a conflict.
-        filled = _check_models(rows.sparkSession, location, content)
-        return _insert(content, filled) if content.is_new else _update(content, filled)
-
-    def begin_attempt() -> dict[str, str]:
+        filled = _check_models(rows.sparkSession, write, wave)
         if kept.is_on:
             # What is lost with an executor is computed again.
             rows.persist(StorageLevel.DISK_ONLY)
         # An update reads its source twice, the first time only keys: Delta need not materialize
         # the rows, unless a second read could return others. An insert reads it once.
-        reads_directly = content.is_new or (content.is_stable and not kept.is_on)
-        return {**_WAVE_SETTINGS, _MATERIALIZE: "none" if reads_directly else "auto"}
+        reads_directly = wave.is_new or (is_stable and not kept.is_on)
+        clause = _insert(write, wave, filled) if wave.is_new else _update(write, wave, filled)
+        return clause, {**_WAVE_SETTINGS, _MATERIALIZE: "none" if reads_directly else "auto"}
 
     def meet_conflict() -> None:
         kept.is_on = True
 
+    keys = write.chosen.key_names
+    match = _match(keys, wave.key_bounds(keys[0]))
     left = "this wave's rows were not committed, and the next run computes them again"
     try:
-        return _merge(
-            rows,
-            location,
-            _match(content.keys, content.bounds),
-            clause,
-            left,
-            transaction,
-            begin_attempt,
-            meet_conflict,
-        )
+        return _merge(rows, write.location, match, prepare, left, transaction, meet_conflict)
     finally:
         rows.unpersist()
 
@@ -152,13 +121,13 @@ def delete_rows(
     condition = f" AND t.{UPDATED_AT} <=> s.{quote(BASE)}" if unchanged else ""
     clause = f"WHEN MATCHED{condition} THEN DELETE"
     left = "its rows were not deleted"
-    return _merge(rows, location, _match(keys), lambda: clause, left, transaction)
+    return _merge(rows, location, _match(keys), lambda: (clause, {}), left, transaction)
 
 
 def _match(keys: tuple[str, ...], bounds: tuple[str, str] | None = None) -> str:
     on = [f"t.{quote(key)} = s.{quote(key)}" for key in keys]
     if bounds is not None:
-        # Without it each wave would read all keys of the table.
+        # Without them each wave would read all keys of the table.
         on.append(f"t.{quote(keys[0])} BETWEEN {bounds[0]} AND {bounds[1]}")
     return " AND ".join(on)
 
@@ -167,25 +136,26 @@ def _merge(
     rows: DataFrame,
     location: TableLocation,
     match: str,
-    clause: Callable[[], str],
+    prepare: Callable[[], tuple[str, Mapping[str, str]]],
     left: str,
     transaction: Transaction | None,
-    begin_attempt: Callable[[], Mapping[str, str]] = dict,
     meet_conflict: Callable[[], None] = lambda: None,
 ) -> int:
     """Run a MERGE, and retry it after a conflict; return how many rows changed.
 
-    `clause` is called before each attempt. `left` is the error's clause on the state of the rows.
-    A statement of a transaction that the table already has changes nothing.
+    `prepare` is called before each attempt, and returns its clause and the session's settings.
+    `left` is the error's clause on the state of the rows. A statement of a transaction that the
+    table already has changes nothing.
     """
     spark = rows.sparkSession
     view = f"spark_vision_rows_{uuid.uuid4().hex}"
     rows.createOrReplaceTempView(view)
 
     def attempt() -> int:
-        statement = f"MERGE INTO {location.sql} AS t USING {view} AS s ON {match} {clause()}"
+        clause, values = prepare()
+        statement = f"MERGE INTO {location.sql} AS t USING {view} AS s ON {match} {clause}"
         carried = {} if transaction is None else transaction.settings
-        with settings(spark, {**begin_attempt(), **carried}):
+        with settings(spark, {**values, **carried}):
             counts = spark.sql(statement).collect()
         # Delta returns no row where it skipped the statement.
         return int(counts[0]["num_affected_rows"]) if counts else 0
@@ -196,50 +166,47 @@ def _merge(
         spark.catalog.dropTempView(view)
 
 
-def _check_models(
-    spark: SparkSession, location: TableLocation, content: WaveContent
-) -> dict[str, FilledColumn]:
+def _check_models(spark: SparkSession, write: WritePlan, wave: Wave) -> dict[str, FilledColumn]:
     """Check that a wave's columns are still its model's; return all columns of the table."""
-    detail = read_detail(spark, location)
+    given, detail = write.location.given, read_detail(spark, write.location)
     if detail is None:
-        raise TableError(f"{location.given} no longer exists; this wave was not committed")
+        raise TableError(f"{given} no longer exists; this wave was not committed")
     present = detail.properties
-    for name, said in content.identity.items():
+    for name, said in write.deciding_properties(wave.columns).items():
         if present.get(name) != said:
             raise TableError(
-                f"{location.given} was given another model during this write: its property {name} "
+                f"{given} was given another model during this write: its property {name} "
                 f"is {present.get(name, 'missing')}, and was {said}; this wave was not committed: "
                 "run again with the intended model"
             )
     return filled_columns(present, detail.columns)
 
 
-def _insert(content: WaveContent, filled: Mapping[str, FilledColumn]) -> str:
-    parts = [part for name in content.columns for part in filled[name].parts]
-    names = [*content.keys, *content.kept, SOURCE_HASH, *parts, UPDATED_AT]
+def _insert(write: WritePlan, wave: Wave, filled: Mapping[str, FilledColumn]) -> str:
+    parts = [part for name in wave.columns for part in filled[name].parts]
+    names = [*write.chosen.key_names, *write.chosen.kept_names, SOURCE_HASH, *parts, UPDATED_AT]
     listed = ", ".join(map(quote, names))
     values = ", ".join(f"s.{quote(name)}" for name in names)
     return f"WHEN NOT MATCHED THEN INSERT ({listed}) VALUES ({values})"
 
 
-def _update(content: WaveContent, filled: Mapping[str, FilledColumn]) -> str:
+def _update(write: WritePlan, wave: Wave, filled: Mapping[str, FilledColumn]) -> str:
     start = f"WHEN MATCHED AND t.{UPDATED_AT} <=> s.{quote(BASE)} THEN UPDATE SET "
-    if not content.columns:
-        return start + ", ".join(f"t.{quote(name)} = s.{quote(name)}" for name in content.kept)
-    parts = [part for name in content.columns for part in filled[name].parts]
-    values = {name: f"s.{quote(name)}" for name in (*content.kept, *parts, UPDATED_AT)}
-    hashes = (
-        f"'{name}', {'s' if name in content.inputs else 't'}.source_hash.{name}" for name in INPUTS
-    )
+    kept, inputs = write.chosen.kept_names, write.chosen.inputs
+    if not wave.columns:
+        return start + ", ".join(f"t.{quote(name)} = s.{quote(name)}" for name in kept)
+    parts = [part for name in wave.columns for part in filled[name].parts]
+    values = {name: f"s.{quote(name)}" for name in (*kept, *parts, UPDATED_AT)}
+    hashes = (f"'{name}', {'s' if name in inputs else 't'}.source_hash.{name}" for name in INPUTS)
     values[SOURCE_HASH] = f"named_struct({', '.join(hashes)})"
     for name, column in filled.items():
-        if name in content.columns:
+        if name in wave.columns:
             continue
         # The value of a former image is removed: a write with that column fills it in again.
         changed = " OR ".join(
             f"NOT (t.source_hash.{read} <=> s.source_hash.{read})"
             for read in column.reads
-            if read in content.inputs
+            if read in inputs
         )
         if changed:
             values |= {

@@ -1,11 +1,10 @@
 """The table properties that record which model computed a column, and their comparison."""
 
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from spark_vision._version import __version__
-from spark_vision.errors import TableError
 from spark_vision.operators import Operator
 from spark_vision.spark.driver_checks import ModelIdentity
 from spark_vision.tables.source import SourceColumns, inputs_of
@@ -72,13 +71,14 @@ def column_properties(
 def table_properties(chosen: SourceColumns) -> dict[str, str]:
     """Describe the keys, what is read of a row, and how a change of an image is noticed."""
     said = {KEYS_PROPERTY: json.dumps(list(chosen.key_names))}
-    said |= {_input_property(name): column for name, column in chosen.input_names.items()}
+    said |= {input_property(name): column for name, column in chosen.input_names.items()}
     if chosen.image is not None:
         said[VERSIONS_PROPERTY] = json.dumps(list(chosen.version_names))
     return said
 
 
-def _input_property(name: str) -> str:
+def input_property(name: str) -> str:
+    """Return the property that names the column of an input, of `source.INPUTS`."""
     return f"{PREFIX}{name}_column"
 
 
@@ -103,49 +103,6 @@ def filled_columns(
             if columns is None or all(part in columns for part in parts):
                 found[column] = FilledColumn(parts, reads)
     return found
-
-
-def check_same_table(
-    table: str, present: Mapping[str, str], chosen: SourceColumns, filled: Iterable[str]
-) -> None:
-    """Check that this package made a table, with these keys and the same way to notice changes.
-
-    Args:
-        table: Its name in messages.
-        present: Its properties.
-        chosen: What this write takes from its source.
-        filled: The table's columns of models.
-
-    Raises:
-        TableError: It is not so; the message names what differs.
-    """
-    if KEYS_PROPERTY not in present or not filled:
-        raise TableError(f"{table} was not made by spark_vision; choose another table")
-    was, now = sorted(json.loads(present[KEYS_PROPERTY])), sorted(chosen.key_names)
-    if was != now:
-        raise TableError(
-            f"{table} has the keys {', '.join(was)}, but this write has {', '.join(now)}; "
-            "use the same keys, or choose another table"
-        )
-    for name, column in chosen.input_names.items():
-        read = present.get(_input_property(name), column)
-        if read != column:
-            raise TableError(
-                f"{table} has columns that read the {name} of a row from {read}, but this write "
-                f"reads it from {column}; a table has one {name} per row: choose another table, or "
-                f"rename the source's column to {read}"
-            )
-    versions: list[str] = json.loads(present.get(VERSIONS_PROPERTY, "[]"))
-    if (
-        chosen.image is not None
-        and VERSIONS_PROPERTY in present
-        and versions != list(chosen.version_names)
-    ):
-        raise TableError(
-            f"{table} detects that an image changed by {', '.join(versions) or 'its bytes'}, but "
-            f"this write by {', '.join(chosen.version_names) or 'its bytes'}, so every row would "
-            f"count as changed; use version_columns={versions!r}"
-        )
 
 
 def deciding(properties: Mapping[str, str]) -> dict[str, str]:
@@ -174,29 +131,3 @@ def differing_model(
         if full.startswith(start) and was != said:
             return full.removeprefix(start), was, said
     return None
-
-
-def check_same_models(
-    table: str, present: Mapping[str, str], wanted: Mapping[str, str], columns: Sequence[str]
-) -> None:
-    """Check that existing columns were filled by the models of this write.
-
-    Args:
-        table: Its name in messages.
-        present: The table's properties.
-        wanted: What `column_properties` returns for this write's columns.
-        columns: Their names.
-
-    Raises:
-        TableError: They were not; the message names what differs and the two ways out.
-    """
-    for name in columns:
-        differs = differing_model(name, present, wanted)
-        if differs is not None:
-            key, was, now = differs
-            raise TableError(
-                f"{table} has the column {name} by {present.get(f'{PREFIX}{name}.model_name')} "
-                f"with {key} {was}, but this write has {key} {now}; values of different models "
-                "cannot be compared: use another column name, or pass recompute=True, which "
-                f"empties {name} and computes it again"
-            )

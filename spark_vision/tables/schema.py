@@ -1,46 +1,18 @@
-"""The schema of a table, and the statements that create and extend the table."""
+"""The columns of a table, and the constraints on them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
-from pyspark.errors import AnalysisException
-from pyspark.sql import SparkSession
-from pyspark.sql.types import (
-    ArrayType,
-    DataType,
-    MapType,
-    StringType,
-    StructField,
-    StructType,
-    TimestampType,
-)
+from pyspark.sql.types import DataType, StringType, StructField, StructType, TimestampType
 
 from spark_vision.errors import TableError
 from spark_vision.operators import Operator
 from spark_vision.spark.driver_checks import ModelIdentity
 from spark_vision.spark.udfs import value_type
-from spark_vision.tables.identity import FilledColumn
-from spark_vision.tables.location import (
-    TableDetail,
-    TableLocation,
-    literal,
-    quote,
-    quoted_path,
-    read_detail,
-)
+from spark_vision.tables.location import quote
 from spark_vision.tables.source import INPUTS, SourceColumns
-from spark_vision.tables.write_options import WriteOptions
 
 SOURCE_HASH = "source_hash"
 UPDATED_AT = "updated_at"
-_CONSTRAINTS = "delta.constraints."
-_SETTINGS = {
-    # An index is updated from the table's changes.
-    "delta.enableChangeDataFeed": "true",
-    # Any reader of Delta can read the table; updates rewrite whole files.
-    "delta.enableDeletionVectors": "false",
-    # Two writers that insert the same key conflict, even where the default level is weaker.
-    "delta.isolationLevel": "Serializable",
-}
 
 
 def table_schema(
@@ -73,136 +45,6 @@ def column_parts(name: str, operator: Operator) -> dict[str, str]:
     return {value: name, **{part: f"{name}_{part}" for part in more}}
 
 
-def create_table(
-    spark: SparkSession,
-    location: TableLocation,
-    schema: StructType,
-    properties: Mapping[str, str],
-    constraints: Mapping[str, str],
-    options: WriteOptions,
-) -> TableDetail:
-    """Create an empty table with change data feed, unless another writer does so.
-
-    Raises:
-        TableError: Something that is not a Delta table is in its place, or another writer is
-            creating it.
-    """
-    columns = ", ".join(_ddl(field) for field in schema.fields)
-    checks = {f"{_CONSTRAINTS}{name}": condition for name, condition in constraints.items()}
-    asked = options.table_properties or {}
-    listed = _property_list({**_SETTINGS, **asked, **properties, **checks})
-    layout = ""
-    for clause, names in (
-        ("PARTITIONED BY", options.partition_by),
-        ("CLUSTER BY", options.cluster_by),
-    ):
-        if names:
-            layout += f"{clause} ({', '.join(map(quote, names))}) "
-    is_refused = False
-    try:
-        spark.sql(
-            f"CREATE TABLE IF NOT EXISTS {location.sql} ({columns}) USING delta "
-            f"{layout}TBLPROPERTIES ({listed})"
-        )
-    except AnalysisException as error:
-        condition = error.getCondition() or ""
-        if condition != "TABLE_OR_VIEW_ALREADY_EXISTS" and "NON_EMPTY_LOCATION" not in condition:
-            raise
-        is_refused = True
-    # Spark leaves any folder that has files as it is, without an error.
-    detail = read_detail(spark, location)
-    if detail is not None:
-        return detail
-    folder = quoted_path(location.sql)
-    if is_refused if folder is None else not _has_log(spark, folder):
-        raise TableError(
-            f"{location.given} holds something that is not a Delta table; choose another place"
-        )
-    # A conflict: its first commit cannot be read yet.
-    raise TableError(f"another writer is creating {location.given}; run again")
-
-
-def _has_log(spark: SparkSession, folder: str) -> bool:
-    try:
-        _ = spark.read.text(f"{folder}/_delta_log").schema
-    except AnalysisException:
-        return False
-    return True
-
-
-def extend_table(
-    spark: SparkSession,
-    location: TableLocation,
-    present: Mapping[str, str],
-    schema: StructType,
-    properties: Mapping[str, str],
-) -> bool:
-    """Add columns to an existing table.
-
-    The properties are set first: after a kill in between, the next run continues.
-
-    Args:
-        spark: The session.
-        location: The table.
-        present: Its properties.
-        schema: The columns that it must have, among others.
-        properties: The properties that it must have; existing ones are not changed.
-
-    Returns:
-        Whether the table was changed.
-    """
-    said = {name: value for name, value in properties.items() if name not in present}
-    if said:
-        set_properties(spark, location, said)
-    there = spark.table(location.sql).columns
-    added = [field for field in schema.fields if field.name not in there]
-    if added:
-        columns = ", ".join(_ddl(field) for field in added)
-        spark.sql(f"ALTER TABLE {location.sql} ADD COLUMNS ({columns})")
-    return bool(said or added)
-
-
-def set_properties(
-    spark: SparkSession, location: TableLocation, properties: Mapping[str, str]
-) -> None:
-    """Set properties of a table."""
-    spark.sql(f"ALTER TABLE {location.sql} SET TBLPROPERTIES ({_property_list(properties)})")
-
-
-def empty_column(
-    spark: SparkSession, location: TableLocation, name: str, parts: Collection[str]
-) -> None:
-    """Set a column to null, so that it counts as not filled in, and drop its constraint."""
-    if not parts:
-        return
-    emptied = ", ".join(f"{quote(part)} = NULL" for part in parts)
-    spark.sql(f"UPDATE {location.sql} SET {emptied} WHERE {quote(f'{name}_status')} IS NOT NULL")
-    spark.sql(f"ALTER TABLE {location.sql} DROP CONSTRAINT IF EXISTS {quote(_constraint(name))}")
-
-
-def add_constraints(
-    spark: SparkSession,
-    location: TableLocation,
-    present: Mapping[str, str],
-    constraints: Mapping[str, str],
-) -> None:
-    """Add the constraints that a table lacks.
-
-    Args:
-        spark: The session.
-        location: An existing table.
-        present: Its properties: an existing constraint is not added again. A constraint is a commit
-            of its own, so that a run may have ended between the column's commit and this one.
-        constraints: As `vector_constraints` returns them.
-    """
-    there = {each.lower() for each in present}
-    for name, condition in constraints.items():
-        if f"{_CONSTRAINTS}{name}".lower() not in there:
-            spark.sql(
-                f"ALTER TABLE {location.sql} ADD CONSTRAINT {quote(name)} CHECK ({condition})"
-            )
-
-
 def vector_constraints(
     columns: Mapping[str, Operator], identities: Mapping[str, ModelIdentity]
 ) -> dict[str, str]:
@@ -212,62 +54,15 @@ def vector_constraints(
         if operator.returns_vectors:
             # Delta's constraints support no lambda: only the first token vector is checked.
             measured = f"{quote(name)}[0]" if _is_tokens(operator) else quote(name)
-            constraints[_constraint(name)] = (
+            constraints[constraint_name(name)] = (
                 f"{quote(name)} IS NULL OR size({measured}) = {identities[name].dimension}"
             )
     return constraints
 
 
-def check_schema(
-    location: TableLocation,
-    present: StructType,
-    wanted: StructType,
-    filled: Mapping[str, FilledColumn],
-    columns: Mapping[str, Operator],
-    may_lack: Collection[str],
-) -> None:
-    """Check that a table has the columns of this write, or that they can be added.
-
-    Columns that no write filled belong to the table's owner, and are not changed.
-
-    Args:
-        location: The table.
-        present: Its columns.
-        wanted: The columns of this write.
-        filled: Its columns that models filled.
-        columns: This write's computed columns, which the table may lack.
-        may_lack: Other columns that it may lack.
-
-    Raises:
-        TableError: A column differs; the message names it.
-    """
-    was = {field.name: field.dataType.simpleString() for field in present.fields}
-    now = {field.name: field.dataType.simpleString() for field in wanted.fields}
-    computed = {part for name in columns for part in column_parts(name, columns[name]).values()}
-    ours = {part for column in filled.values() for part in column.parts}
-    spelled = {name.lower(): name for name in was}
-    for name, kind in now.items():
-        if spelled.get(name.lower(), name) != name:
-            raise TableError(
-                f"{location.given} has the column {spelled[name.lower()]}, but this write calls it "
-                f"{name}; Delta does not distinguish case: use one spelling, or choose another name"
-            )
-        is_added = name not in was and (name in computed or name in may_lack)
-        taken = name in was and (name in computed) != (name in ours)
-        if (was.get(name) != kind and not is_added) or taken:
-            raise TableError(
-                f"{location.given} has the column {name} as {was.get(name, 'nothing')}, but this "
-                f"write has it as {kind}; keep the same columns, or choose another name or another "
-                "table"
-            )
-
-
-def _constraint(name: str) -> str:
+def constraint_name(name: str) -> str:
+    """Return the name of the constraint on a column of vectors."""
     return f"{name}_dimension"
-
-
-def _property_list(properties: Mapping[str, str]) -> str:
-    return ", ".join(f"{literal(name)} = {literal(value)}" for name, value in properties.items())
 
 
 def _comment(part: str, operator: Operator, identity: ModelIdentity) -> str:
@@ -301,23 +96,3 @@ def _check_names(fields: list[StructField]) -> None:
                 "operator need different names; rename one"
             )
         seen.add(field.name.lower())
-
-
-def _ddl(field: StructField) -> str:
-    text = f"{quote(field.name)} {_type_ddl(field.dataType)}"
-    if not field.nullable:
-        text += " NOT NULL"
-    comment = (field.metadata or {}).get("comment")
-    return f"{text} COMMENT {literal(comment)}" if comment else text
-
-
-def _type_ddl(kind: DataType) -> str:
-    """Write a type with its field names quoted, which `simpleString` leaves bare."""
-    if isinstance(kind, StructType):
-        fields = (f"{quote(each.name)}: {_type_ddl(each.dataType)}" for each in kind.fields)
-        return f"struct<{', '.join(fields)}>"
-    if isinstance(kind, ArrayType):
-        return f"array<{_type_ddl(kind.elementType)}>"
-    if isinstance(kind, MapType):
-        return f"map<{_type_ddl(kind.keyType)}, {_type_ddl(kind.valueType)}>"
-    return kind.simpleString()

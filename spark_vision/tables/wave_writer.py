@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from spark_vision.errors import TableError
 from spark_vision.executor.failures import check_failure_rate, is_rate_exceeded
-from spark_vision.tables.commit import KeptRows, WaveContent, commit_wave
+from spark_vision.tables.commit import KeptRows, commit_wave
 from spark_vision.tables.named_points import reach
 from spark_vision.tables.progress import Watch, reporting
 from spark_vision.tables.session_settings import described, labelled
@@ -131,12 +131,11 @@ class WaveWriter:
         is_stable: bool,
     ) -> int:
         started, wave = time.monotonic(), prepared.wave
-        content = _describe(write, wave, is_stable=is_stable)
         reach("before merge")
         self._wave_count += 1
         step = f"wave {self._wave_count}: {wave.count} rows of {write.location.given}"
         with labelled(spark, self._run_id, self._wave_count), described(spark, step):
-            count = commit_wave(write.location, content, prepared.rows, self._kept, transaction)
+            count = commit_wave(write, wave, prepared.rows, self._kept, transaction, is_stable)
             reach("after commit")
             self._take_account(write, spark, wave, prepared.stamp, count)
         self._pace.take_account(wave.count, time.monotonic() - started)
@@ -219,16 +218,3 @@ def _one_ahead(waves: _PreparedWaves, pace: Pace) -> _PreparedWaves:
             ahead = pool.submit(next, waves, None) if pace.is_known else None
             yield wave
             upcoming = ahead or pool.submit(next, waves, None)
-
-
-def _describe(write: WritePlan, wave: Wave, *, is_stable: bool) -> WaveContent:
-    return WaveContent(
-        is_new=wave.is_new,
-        keys=write.chosen.key_names,
-        kept=write.chosen.kept_names,
-        columns=wave.columns,
-        inputs=write.chosen.inputs,
-        identity=write.deciding_properties(wave.columns),
-        bounds=wave.key_bounds(write.chosen.key_names[0]),
-        is_stable=is_stable,
-    )

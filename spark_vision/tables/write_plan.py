@@ -68,11 +68,6 @@ class WritePlan:
         return vector_constraints(self.columns, self.identities)
 
     @cached_property
-    def table_properties(self) -> dict[str, str]:
-        """The table properties that describe keys and inputs."""
-        return table_properties(self.chosen)
-
-    @cached_property
     def properties_by_column(self) -> dict[str, dict[str, str]]:
         """The table properties that describe each column and its model."""
         return {
@@ -87,9 +82,9 @@ class WritePlan:
         }
 
     @cached_property
-    def column_properties(self) -> dict[str, str]:
-        """The table properties that describe all columns of this write."""
-        said: dict[str, str] = {}
+    def properties(self) -> dict[str, str]:
+        """The table properties that describe keys, inputs, and the columns of this write."""
+        said = table_properties(self.chosen)
         for properties in self.properties_by_column.values():
             said |= properties
         return said
@@ -97,7 +92,7 @@ class WritePlan:
     @cached_property
     def filled(self) -> dict[str, FilledColumn]:
         """The columns of this write, as the table's properties record them."""
-        found = filled_columns(self.column_properties)
+        found = filled_columns(self.properties)
         return {name: found[name] for name in self.columns}
 
     def deciding_properties(self, names: Sequence[str]) -> dict[str, str]:

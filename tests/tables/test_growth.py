@@ -6,7 +6,7 @@ from pyspark.sql import functions as F
 from encoded_images import encode, photo
 from spark_vision import write_vision_columns
 from spark_vision.errors import TableError
-from spark_vision.tables import schema
+from spark_vision.tables import table_layout as layout
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_an_empty_table_that_its_owner_made_is_filled(
     columns = {"embedding": dino}
     if is_killed:
         # The table has this write's properties, and not yet its columns.
-        kill_at(schema, "_ddl", SystemError("killed"))
+        kill_at(layout, "_ddl", SystemError("killed"))
         with pytest.raises(SystemError, match="killed"):
             write_vision_columns(rows, table, ["id"], columns, keep=["name"])
         monkeypatch.undo()

@@ -4,7 +4,8 @@ import pytest
 
 from encoded_images import encode, photo
 from spark_vision import write_vision_columns
-from spark_vision.tables import schema, wave_writer
+from spark_vision.tables import table_layout as layout
+from spark_vision.tables import wave_writer
 
 
 class KilledError(BaseException):
@@ -93,7 +94,7 @@ def test_a_column_that_was_announced_and_not_added_keeps_no_other_write_from_its
     def killed(field):
         raise KilledError
 
-    monkeypatch.setattr(schema, "_ddl", killed)
+    monkeypatch.setattr(layout, "_ddl", killed)
     with pytest.raises(KilledError):
         write_vision_columns(read_photos(), table, ["path"], both)
     monkeypatch.undo()

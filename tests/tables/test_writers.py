@@ -12,7 +12,7 @@ from encoded_images import encode, photo
 from meeting import WAIT_SECONDS, meet_after
 from spark_vision import ImageViTEmbedding, write_vision_columns
 from spark_vision.errors import CommitConflictError, TableError
-from spark_vision.tables import commit, conflicts, schema, wave_writer
+from spark_vision.tables import commit, conflicts, wave_writer
 from spark_vision.tables import named_points as points
 from spark_vision.tables import table_layout as layout
 from spark_vision.tables import write as write_module
@@ -138,7 +138,6 @@ def test_a_table_whose_creation_cannot_be_read_yet_is_read_again(
 
     # The first finds no table to extend; the second, no table after its creation.
     monkeypatch.setattr(layout, "read_detail", read_later)
-    monkeypatch.setattr(schema, "read_detail", read_later)
     result = write_vision_columns(read_photos(), table, ["path"], {"embedding": dino})
     assert not unread
     assert result.statuses == {"embedding": {"ok": 6, "not_an_image": 1}}

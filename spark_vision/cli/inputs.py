@@ -5,28 +5,13 @@ from pathlib import Path
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.types import (
-    BinaryType,
-    LongType,
-    StringType,
-    StructField,
-    StructType,
-    TimestampType,
-)
 
 from spark_vision.errors import TableError
 from spark_vision.tables.location import absolute_path, check_place, quote, quoted_path
 
 FILE_KEY = "path"
 _GLOB = re.compile(r"[*?\[{]")
-_FILES = StructType(
-    [
-        StructField(FILE_KEY, StringType()),
-        StructField("modificationTime", TimestampType()),
-        StructField("length", LongType()),
-        StructField("content", BinaryType()),
-    ]
-)
+_FILES = f"{FILE_KEY} string, modificationTime timestamp_ltz, length bigint, content binary"
 
 
 def read_images(spark: SparkSession, place: str) -> DataFrame:

@@ -7,10 +7,8 @@ images; with --stream it follows the input. Exit code: 0; 1 for an error, in one
 for a usage error.
 """
 
-import argparse
-
 from spark_vision.cli.command_line import JobParser
-from spark_vision.cli.table_job import add_table_arguments, parse_table_job, run_table_job
+from spark_vision.cli.table_job import run_table_job
 from spark_vision.operators import OPERATORS, ImageEmbeddingOperator, ImageViTEmbedding
 
 IMAGE_OPERATORS = {
@@ -18,8 +16,8 @@ IMAGE_OPERATORS = {
 }
 
 
-def parse_arguments(texts: list[str] | None) -> tuple[argparse.Namespace, ImageEmbeddingOperator]:
-    """Parse the command line; its operator determines which options it may have."""
+def main(texts: list[str] | None = None) -> int:
+    """Run the job; return its exit code. `--operator` determines which options there are."""
     chosen = JobParser(add_help=False)
     chosen.add_argument(
         "--operator",
@@ -28,17 +26,8 @@ def parse_arguments(texts: list[str] | None) -> tuple[argparse.Namespace, ImageE
         help="what to compute; --operator NAME --help shows its options (default: %(default)s)",
     )
     operator = IMAGE_OPERATORS[chosen.parse_known_args(texts)[0].operator]
-    parser = JobParser(
-        parents=[chosen],
-        description=__doc__,
-    )
-    add_table_arguments(parser, column="embedding", what="vectors")
-    return parse_table_job(parser, operator, texts)
-
-
-def main(texts: list[str] | None = None) -> int:
-    """Run the job; return its exit code."""
-    return run_table_job(*parse_arguments(texts))
+    parser = JobParser(parents=[chosen], description=__doc__)
+    return run_table_job(parser, operator, texts, column="embedding", what="vectors")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def parse_arguments(texts: list[str] | None) -> argparse.Namespace:
 def show(spark: "SparkSession", arguments: argparse.Namespace) -> None:
     """Fill the table, search it, and show the results on the terminal and on the page."""
     from spark_vision.cli.inputs import read_images
-    from spark_vision.cli.summary import describe_result
+    from spark_vision.cli.table_job import describe_result
     from spark_vision.demo.captions import caption
     from spark_vision.demo.gallery import answer_questions, search_by_picture, search_by_text
     from spark_vision.demo.ground_truth import example_questions, example_texts, read_ground_truth

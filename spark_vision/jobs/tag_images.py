@@ -7,23 +7,15 @@ images; with --stream it follows the input. Exit code: 0; 1 for an error, in one
 for a usage error.
 """
 
-import argparse
-
 from spark_vision.cli.command_line import JobParser
-from spark_vision.cli.table_job import add_table_arguments, parse_table_job, run_table_job
+from spark_vision.cli.table_job import run_table_job
 from spark_vision.operators import ClipImageTags
-
-
-def parse_arguments(texts: list[str] | None) -> tuple[argparse.Namespace, ClipImageTags]:
-    """Parse the command line."""
-    parser = JobParser(description=__doc__)
-    add_table_arguments(parser, column="tags", what="tags")
-    return parse_table_job(parser, ClipImageTags, texts)
 
 
 def main(texts: list[str] | None = None) -> int:
     """Run the job; return its exit code."""
-    return run_table_job(*parse_arguments(texts))
+    parser = JobParser(description=__doc__)
+    return run_table_job(parser, ClipImageTags, texts, column="tags", what="tags")
 
 
 if __name__ == "__main__":

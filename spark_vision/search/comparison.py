@@ -7,15 +7,7 @@ from typing import Any
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import (
-    ArrayType,
-    BinaryType,
-    DoubleType,
-    IntegerType,
-    LongType,
-    StructField,
-    StructType,
-)
+from pyspark.sql.types import StructType
 
 from spark_vision.errors import InvalidOptionError, TableError
 from spark_vision.search.batches import VECTOR
@@ -66,7 +58,7 @@ class Comparison:
     planes: Hyperplanes
     threshold: float
 
-    def run(self, work: _Work, schema: StructType) -> DataFrame:
+    def run(self, work: _Work, schema: str) -> DataFrame:
         """Return what `find_pairs` or `link_groups` finds in the blocks."""
         threshold = self.threshold
 
@@ -102,11 +94,9 @@ class Comparison:
         def assign(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             return assign_blocks(batches, planes, with_vectors)
 
-        bytes_columns = [DIGEST, VECTOR, CODES] if with_vectors else []
-        fields = [StructField(name, BinaryType()) for name in bytes_columns]
-        schema = StructType([*fields, StructField(BLOCK, LongType())])
+        carried = f"{DIGEST} binary, {VECTOR} binary, {CODES} binary, " if with_vectors else ""
         distinct = self.keyed.select(DIGEST, VECTOR).dropDuplicates([DIGEST])
-        return distinct.mapInArrow(assign, schema)
+        return distinct.mapInArrow(assign, f"{carried}{BLOCK} bigint")
 
 
 def compare_vectors(
@@ -165,8 +155,8 @@ def _digest(vectors: DataFrame, dimension: int) -> DataFrame:
     def digest(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         return digest_vectors(batches, dimension)
 
-    fields = [vectors.schema[KEY], StructField(DIGEST, BinaryType())]
-    return vectors.mapInArrow(digest, StructType([*fields, StructField(VECTOR, BinaryType())]))
+    schema = StructType([vectors.schema[KEY]]).add(DIGEST, "binary").add(VECTOR, "binary")
+    return vectors.mapInArrow(digest, schema)
 
 
 def _measure_sample(keyed: DataFrame, share: float) -> tuple[int, list[float]]:
@@ -182,8 +172,5 @@ def _measure_sample(keyed: DataFrame, share: float) -> tuple[int, list[float]]:
     # A digest is in the sample or is not: copies do not count.
     is_sampled = F.pmod(F.xxhash64(DIGEST), F.lit(_SAMPLE_PARTS)) < int(share * _SAMPLE_PARTS)
     sample = keyed.filter(is_sampled).dropDuplicates([DIGEST]).select(VECTOR).repartition(1)
-    schema = StructType(
-        [StructField("count", IntegerType()), StructField("shares", ArrayType(DoubleType()))]
-    )
-    measured = sample.mapInArrow(measure, schema).collect()
+    measured = sample.mapInArrow(measure, "count int, shares array<double>").collect()
     return (measured[0]["count"], measured[0]["shares"]) if measured else (0, NO_SAMPLE)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import BinaryType, DoubleType, StructField, StructType
 
 from spark_vision.search.blocks import (
     DIGEST,
@@ -25,7 +24,7 @@ from spark_vision.search.source import check_free, open_source
 
 _OTHER, _SIZE = "__spark_vision_other", "__spark_vision_size"
 
-_LINK = [StructField(FIRST, BinaryType()), StructField(SECOND, BinaryType())]
+_LINK = f"{FIRST} binary, {SECOND} binary"
 
 
 def find_duplicates(
@@ -77,10 +76,10 @@ def find_duplicates(
         >>> pairs.columns
         ['path_a', 'path_b', 'score']
     """
-    opened = open_source(source, column, keys, where, spark)
-    compared = compare_vectors(opened.rows, opened.keys, column, threshold, recall)
-    pairs = compared.run(find_pairs, StructType([*_LINK, StructField(SCORE, DoubleType())]))
-    return _name_pairs(compared.keyed, pairs, opened.keys)
+    rows, row_keys, _ = open_source(source, column, keys, where, spark)
+    compared = compare_vectors(rows, row_keys, column, threshold, recall)
+    pairs = compared.run(find_pairs, f"{_LINK}, {SCORE} double")
+    return _name_pairs(compared.keyed, pairs, row_keys)
 
 
 def group_duplicates(
@@ -127,12 +126,12 @@ def group_duplicates(
         >>> copies = groups.filter("path <> group_path")
         >>> distinct = photos.join(copies, "path", "left_anti")
     """
-    opened = open_source(source, column, keys, where, spark)
-    check_free([*opened.keys, "group_size"], [f"group_{key}" for key in opened.keys])
-    check_free(opened.keys, ["group_size"])
-    compared = compare_vectors(opened.rows, opened.keys, column, threshold, recall)
-    links = compared.run(link_groups, StructType(_LINK))
-    return _name_groups(compared.keyed, connect_nodes(links), opened.keys)
+    rows, row_keys, _ = open_source(source, column, keys, where, spark)
+    check_free([*row_keys, "group_size"], [f"group_{key}" for key in row_keys])
+    check_free(row_keys, ["group_size"])
+    compared = compare_vectors(rows, row_keys, column, threshold, recall)
+    links = compared.run(link_groups, _LINK)
+    return _name_groups(compared.keyed, connect_nodes(links), row_keys)
 
 
 def _name_pairs(keyed: DataFrame, pairs: DataFrame, keys: list[str]) -> DataFrame:

@@ -7,20 +7,14 @@ from typing import Any
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
-from pyspark.sql.types import (
-    FloatType,
-    IntegerType,
-    StringType,
-    StructField,
-    StructType,
-)
+from pyspark.sql.types import DataType, StructType
 
 from spark_vision.errors import InvalidOptionError, Status
 from spark_vision.operators import Operator
 from spark_vision.search.batches import VECTOR, Floats
 from spark_vision.search.column_model import other_side
 from spark_vision.search.nearest import QUERY, SCORE, find_nearest
-from spark_vision.search.queries import Queries, embed_queries
+from spark_vision.search.queries import Asked, embed_queries
 from spark_vision.search.source import check_free, open_source
 from spark_vision.tables.location import quote
 
@@ -85,9 +79,8 @@ def search_images(
     """
     if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= MAX_K:
         raise InvalidOptionError(f"k got {k!r}; allowed: 1 to {MAX_K:,}")
-    opened = open_source(source, column, keys, where, spark, keep)
-    session, rows, model = opened.spark, opened.rows, opened.model
-    names = list(dict.fromkeys([*opened.keys, *keep]))
+    rows, row_keys, model = open_source(source, column, keys, where, spark, keep)
+    session, names = rows.sparkSession, list(dict.fromkeys([*row_keys, *keep]))
     check_free(names, _OWN_NAMES)
 
     def operator_for(what: str) -> Operator:
@@ -99,10 +92,10 @@ def search_images(
             )
         return other_side(operator, what)
 
-    found = embed_queries(session, queries, operator_for, model.dimension if model else None)
+    dimension = model.dimension if model else None
+    asked, id_type, sought = embed_queries(session, queries, operator_for, dimension)
     vectors = rows.select(*map(quote, names), F.col(quote(column)).alias(VECTOR))
-    nearest = _search(vectors, found.vectors, k, opened.keys)
-    return _name_queries(session, found, nearest, names)
+    return _name_queries(asked, id_type, _search(vectors, sought, k, row_keys), names)
 
 
 def _search(vectors: DataFrame, queries: Floats, k: int, keys: list[str]) -> DataFrame:
@@ -111,37 +104,27 @@ def _search(vectors: DataFrame, queries: Floats, k: int, keys: list[str]) -> Dat
     def find(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         return find_nearest(batches, queries, k, keys)
 
-    fields = [field for field in vectors.schema.fields if field.name != VECTOR]
-    fields += [StructField(QUERY, IntegerType()), StructField(SCORE, FloatType())]
+    schema = StructType([field for field in vectors.schema.fields if field.name != VECTOR])
     if not len(queries):
         vectors = vectors.limit(0)
-    best = vectors.mapInArrow(find, StructType(fields))
+    best = vectors.mapInArrow(find, schema.add(QUERY, "integer").add(SCORE, "float"))
     order = [F.desc(SCORE), *(F.asc(quote(key)) for key in keys)]
     rank = F.row_number().over(Window.partitionBy(QUERY).orderBy(*order))
     return best.withColumn("rank", rank).filter(F.col("rank") <= k)
 
 
 def _name_queries(
-    spark: SparkSession, queries: Queries, nearest: DataFrame, names: Sequence[str]
+    asked: Sequence[Asked], id_type: DataType, nearest: DataFrame, names: Sequence[str]
 ) -> DataFrame:
     """Join each query's id and status to its rows."""
-    schema = StructType(
-        [
-            StructField(_POSITION, IntegerType()),
-            StructField(QUERY, IntegerType()),
-            StructField("query", queries.id_type),
-            StructField("status", StringType()),
-            StructField("error", StringType()),
-        ]
-    )
+    schema = StructType().add(_POSITION, "integer").add(QUERY, "integer").add("query", id_type)
+    schema = schema.add("status", "string").add("error", "string")
     places = count()
-    asked = [
+    rows = [
         (position, next(places) if status == Status.OK else None, each, status, error)
-        for position, (each, status, error) in enumerate(
-            zip(queries.ids, queries.statuses, queries.errors, strict=True)
-        )
+        for position, (each, status, error) in enumerate(asked)
     ]
-    joined = spark.createDataFrame(asked, schema).join(nearest, QUERY, "left")
+    joined = nearest.sparkSession.createDataFrame(rows, schema).join(nearest, QUERY, "left")
     return (
         joined.filter(F.col("rank").isNotNull() | F.col(QUERY).isNull())
         .orderBy(_POSITION, "rank")

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, FloatType, StringType, StructType
 
 from spark_vision.errors import TableError
-from spark_vision.search.column_model import open_vectors
+from spark_vision.search.column_model import ColumnModel, open_vectors
 from spark_vision.search.index_targets import TARGETS, IndexTarget
 from spark_vision.tables.location import quote
 
@@ -119,16 +119,13 @@ def index_ready(
         raise TableError(f"target got {target!r}; allowed: {', '.join(TARGETS)}")
     rules = TARGETS[target] if isinstance(target, str) else target
     rows, model = open_vectors(session, table, column)
-    check_columns(table, rows.schema, column, metadata, model.keys)
-    keys, dimension = model.keys, model.dimension
-
-    problems = table_problems(rows.schema, rules, model.properties, keys, metadata, dimension)
+    problems = table_problems(model, rows.schema, rules, metadata)
     if problems:
         # No row can be indexed before the table is changed.
         nothing = rows.select(F.col(quote(column)).alias("vector")).limit(0)
         return IndexReport(rules.name, nothing, 0, _without_vector(rows, column), tuple(problems))
-    vectors = rows_with_vectors(rows, keys[0], column)
-    checks = _row_checks(rows.schema, rules, keys[0], column, metadata, dimension)
+    key, vectors = model.keys[0], rows_with_vectors(rows, model)
+    checks = _row_checks(model, rows.schema, rules, metadata)
     broken = {name: _is_broken(kept) for name, (kept, _) in checks.items()}
     ready = ~reduce(or_, broken.values())
     counts = vectors.agg(
@@ -139,11 +136,11 @@ def index_ready(
         raise AssertionError("an aggregate without groups has one row")
     for name, (_, advice) in checks.items():
         if counts[name]:
-            examples = vectors.filter(broken[name]).select(quote(keys[0])).limit(_EXAMPLE_COUNT)
-            shown = tuple(f"{keys[0]}={row[0]!r}" for row in examples.collect())
+            examples = vectors.filter(broken[name]).select(quote(key)).limit(_EXAMPLE_COUNT)
+            shown = tuple(f"{key}={row[0]!r}" for row in examples.collect())
             problems.append(IndexProblem(name, counts[name], shown, advice))
     given = vectors.filter(ready).select(
-        _id(rules, keys[0]).alias("id"),
+        _id(rules, key).alias("id"),
         F.col(quote(column)).alias("vector"),
         *map(quote, metadata),
     )
@@ -152,47 +149,44 @@ def index_ready(
     )
 
 
-def rows_with_vectors(rows: DataFrame, key: str, column: str) -> DataFrame:
+def rows_with_vectors(rows: DataFrame, model: ColumnModel) -> DataFrame:
     """Return the rows that have a vector; `REPEATED` is true where two have one key, else null."""
-    name = F.col(quote(key))
+    name = F.col(quote(model.keys[0]))
     # Only keys are shuffled for it.
     repeated = (
         rows.groupBy(name).count().filter("count > 1").select(name, F.lit(True).alias(REPEATED))
     )
-    vectors = rows.filter(F.col(quote(column)).isNotNull())
-    return vectors.join(F.broadcast(repeated), key, "left")
+    vectors = rows.filter(F.col(quote(model.column)).isNotNull())
+    return vectors.join(F.broadcast(repeated), model.keys[0], "left")
 
 
 def index_records(
     rows: DataFrame,
+    model: ColumnModel,
     rules: IndexTarget,
-    key: str,
-    column: str,
     metadata: Sequence[str],
-    dimension: int,
     also: Sequence[str] = (),
 ) -> DataFrame:
     """Return rows as records of an index, with the rule that each breaks.
 
     Args:
         rows: The table's columns, and `REPEATED`.
+        model: The table's key and its column of vectors.
         rules: What the index accepts.
-        key: The table's key.
-        column: The column of vectors.
         metadata: Columns to include.
-        dimension: The length of a vector.
         also: Further columns of the rows in the result.
 
     Returns:
         `id`, `vector`, the metadata, and `PROBLEM`: null, or the name of the first rule that the
         row breaks; `no_vector` where it has none.
     """
-    checks = _row_checks(rows.schema, rules, key, column, metadata, dimension)
-    problems = [F.when(F.col(quote(column)).isNull(), NO_VECTOR)]
+    checks = _row_checks(model, rows.schema, rules, metadata)
+    vector = F.col(quote(model.column))
+    problems = [F.when(vector.isNull(), NO_VECTOR)]
     problems += [F.when(_is_broken(kept), name) for name, (kept, _) in checks.items()]
     return rows.select(
-        _id(rules, key).alias("id"),
-        F.col(quote(column)).alias("vector"),
+        _id(rules, model.keys[0]).alias("id"),
+        vector.alias("vector"),
         *map(quote, metadata),
         F.coalesce(*problems).alias(PROBLEM),
         *also,
@@ -204,46 +198,17 @@ def _is_broken(kept: Column) -> Column:
     return ~F.coalesce(kept, F.lit(False))
 
 
-def check_columns(
-    table: str,
-    schema: StructType,
-    column: str,
-    metadata: Sequence[str],
-    keys: Sequence[str],
-) -> None:
-    """Check that a column has one vector per row, and that the metadata columns can be used.
+def table_problems(
+    model: ColumnModel, schema: StructType, rules: IndexTarget, metadata: Sequence[str]
+) -> list[IndexProblem]:
+    """Return the rules that the table itself breaks, whatever its rows are.
 
     Raises:
-        TableError: It is not so.
+        TableError: The column does not have one vector per row, or the metadata columns cannot be
+            used.
     """
-    if column not in schema.names:
-        raise TableError(f"{table} has no column {column!r}; it has {', '.join(schema.names)}")
-    if schema[column].dataType != ArrayType(FloatType()):
-        raise TableError(
-            f"{column} of {table} has a vector per token; an index takes one per row: embed with "
-            "another pooling"
-        )
-    for name in metadata:
-        if name not in schema.names:
-            raise TableError(f"{table} has no column {name!r}; it has {', '.join(schema.names)}")
-        if name in ("id", "vector", column, *keys):
-            raise TableError(
-                f"metadata got {name!r}, a name that an index's records have already; the key "
-                f"{', '.join(keys)} becomes the id: leave it out, or rename the column"
-            )
-    if len({*metadata}) < len(metadata):
-        raise TableError(f"metadata got a column twice: {', '.join(metadata)}")
-
-
-def table_problems(
-    schema: StructType,
-    rules: IndexTarget,
-    properties: Mapping[str, str],
-    keys: Sequence[str],
-    metadata: Sequence[str],
-    dimension: int,
-) -> list[IndexProblem]:
-    """Return the rules that the table itself breaks, whatever its rows are."""
+    _check_columns(model, schema, metadata)
+    keys, dimension = model.keys, model.dimension
     least, most = rules.dimensions
     checks = [
         (
@@ -264,7 +229,7 @@ def table_problems(
             f"a vector has {dimension} numbers; allowed: {least} to {most}",
         ),
         (
-            properties.get(FEED_PROPERTY) == "true" or not rules.needs_feed,
+            model.properties.get(FEED_PROPERTY) == "true" or not rules.needs_feed,
             "change_data_feed",
             "the index is updated from the change data feed; set the table property "
             f"{FEED_PROPERTY} to true",
@@ -285,16 +250,33 @@ def table_problems(
     return [IndexProblem(rule, 0, (), advice) for kept, rule, advice in checks if not kept]
 
 
+def _check_columns(model: ColumnModel, schema: StructType, metadata: Sequence[str]) -> None:
+    table, column = model.table, model.column
+    if column not in schema.names:
+        raise TableError(f"{table} has no column {column!r}; it has {', '.join(schema.names)}")
+    if schema[column].dataType != ArrayType(FloatType()):
+        raise TableError(
+            f"{column} of {table} has a vector per token; an index takes one per row: embed with "
+            "another pooling"
+        )
+    for name in metadata:
+        if name not in schema.names:
+            raise TableError(f"{table} has no column {name!r}; it has {', '.join(schema.names)}")
+        if name in ("id", "vector", column, *model.keys):
+            raise TableError(
+                f"metadata got {name!r}, a name that an index's records have already; the key "
+                f"{', '.join(model.keys)} becomes the id: leave it out, or rename the column"
+            )
+    if len({*metadata}) < len(metadata):
+        raise TableError(f"metadata got a column twice: {', '.join(metadata)}")
+
+
 def _row_checks(
-    schema: StructType,
-    rules: IndexTarget,
-    key: str,
-    column: str,
-    metadata: Sequence[str],
-    dimension: int,
+    model: ColumnModel, schema: StructType, rules: IndexTarget, metadata: Sequence[str]
 ) -> dict[str, tuple[Column, str]]:
     """The condition that each row must meet, by the rule's name, and the rule in words."""
-    vector = F.col(quote(column))
+    key, dimension = model.keys[0], model.dimension
+    vector = F.col(quote(model.column))
     checks = {
         "unique_id": (F.col(REPEATED).isNull(), "ids must be unique"),
         "one_dimension": (F.size(vector) == dimension, f"a vector must have {dimension} numbers"),

@@ -1,13 +1,11 @@
 """What is searched for: texts, images and vectors, as unit vectors with an id each."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -23,6 +21,7 @@ from pyspark.sql.types import (
 from spark_vision.errors import InputTypeError, InvalidOptionError, Status
 from spark_vision.functions import embed_image, embed_text
 from spark_vision.operators import Operator
+from spark_vision.search.batches import Floats
 
 Kind = Literal["text", "image", "vector"]
 
@@ -30,23 +29,8 @@ MAX_QUERIES = 10_000
 _ID, _QUERY, _POSITION = "id", "query", "__spark_vision_position"
 
 
-@dataclass(frozen=True)
-class Queries:
-    """Queries as vectors.
-
-    Attributes:
-        ids: The id of each query.
-        id_type: Their Spark type.
-        statuses: A `Status` for each: why it has no vector.
-        errors: One sentence for each that has none.
-        vectors: float32, (queries with a vector, dimension), each of length 1.
-    """
-
-    ids: list[Any]
-    id_type: DataType
-    statuses: list[str]
-    errors: list[str | None]
-    vectors: npt.NDArray[np.float32]
+# An id, the `Status` of a query, and one sentence where it has no vector.
+Asked = tuple[Any, str, str | None]
 
 
 def embed_queries(
@@ -54,7 +38,7 @@ def embed_queries(
     queries: Any,
     operator_for: Callable[[str], Operator],
     dimension: int | None,
-) -> Queries:
+) -> tuple[list[Asked], DataType, Floats]:
     """Embed queries by Spark, and collect their vectors.
 
     Args:
@@ -62,6 +46,10 @@ def embed_queries(
         queries: As documented at `search_images`.
         operator_for: Returns the operator for `text` or `image`.
         dimension: The length of the column's vectors; None where it is not known.
+
+    Returns:
+        The queries, the Spark type of their ids, and the vectors of those that have one: float32,
+        (queries with a vector, dimension), each of length 1.
 
     Raises:
         InputTypeError: A query has another type.
@@ -74,25 +62,23 @@ def embed_queries(
         for row in part.withColumn(_QUERY, _embed(kind, operator_for)).collect()
     ]
     embedded.sort(key=lambda row: row[_POSITION])
-    answers = [tuple(row[_QUERY]) for row in embedded]
-    lengths = {len(vector) for vector, _, _ in answers if vector is not None}
+    answers = [(row[_ID], *row[_QUERY]) for row in embedded]
+    lengths = {len(vector) for _, vector, _, _ in answers if vector is not None}
     wanted = dimension or max(lengths, default=0)
     for length in lengths - {wanted}:
         raise InvalidOptionError(
             f"queries got a vector of {length} numbers; allowed: the {wanted} of the column's"
         )
-    vectors, statuses, errors = [], [], []
-    for vector, status, error in answers:
+    asked, vectors = list[Asked](), []
+    for each, vector, status, error in answers:
         norm = 0.0 if vector is None else float(np.linalg.norm(vector))
         has_direction = norm > 0 and np.isfinite(norm)
         if has_direction:
             vectors.append(np.asarray(vector, np.float64) / norm)
         elif vector is not None:
             status, error = Status.NONFINITE.value, "the query's vector has no direction"
-        statuses.append(status)
-        errors.append(error)
-    matrix = np.asarray(vectors, np.float32).reshape(len(vectors), wanted)
-    return Queries([row[_ID] for row in embedded], id_type, statuses, errors, matrix)
+        asked.append((each, status, error))
+    return asked, id_type, np.asarray(vectors, np.float32).reshape(len(vectors), wanted)
 
 
 def _embed(kind: Kind, operator_for: Callable[[str], Operator]) -> Column:

@@ -1,30 +1,12 @@
 """What is searched: a table of this package or a DataFrame, with its keys and its vectors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql.types import ArrayType, FractionalType
 
 from spark_vision.errors import InputTypeError, InvalidOptionError, TableError
 from spark_vision.search.column_model import ColumnModel, open_vectors
-
-
-@dataclass(frozen=True)
-class Source:
-    """Rows with keys and a column of vectors.
-
-    Attributes:
-        spark: The session.
-        rows: The rows for which the user's condition holds.
-        keys: The columns that identify a row.
-        model: What filled the column; None for a DataFrame.
-    """
-
-    spark: SparkSession
-    rows: DataFrame
-    keys: list[str]
-    model: ColumnModel | None
 
 
 def open_source(
@@ -34,7 +16,7 @@ def open_source(
     where: str | Column | None,
     spark: SparkSession | None,
     keep: Sequence[str] = (),
-) -> Source:
+) -> tuple[DataFrame, list[str], ColumnModel | None]:
     """Open a table by path or name, or a DataFrame.
 
     Args:
@@ -45,21 +27,24 @@ def open_source(
         spark: The session; None means the active one.
         keep: Further columns that are needed.
 
+    Returns:
+        The rows for which the condition holds, the columns that identify a row, and the model that
+        filled the column; None for a DataFrame.
+
     Raises:
         TableError: There is no such table or column.
         InputTypeError: The column has another type than array<float>.
         InvalidOptionError: A DataFrame comes without keys.
     """
     if isinstance(source, str):
-        session = spark or SparkSession.active()
-        rows, model = open_vectors(session, source, column)
+        rows, model = open_vectors(spark or SparkSession.active(), source, column)
         keys = keys or model.keys
     else:
-        session, rows, model = source.sparkSession, source, None
+        rows, model = source, None
     if not keys:
         raise InvalidOptionError("keys got none; allowed: the columns that identify a row")
     _check_columns(rows, column, [*keys, *keep])
-    return Source(session, rows if where is None else rows.filter(where), list(keys), model)
+    return rows if where is None else rows.filter(where), list(keys), model
 
 
 def check_free(names: Sequence[str], own_names: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark_vision.errors import TableError
+from spark_vision.search.column_model import ColumnModel
 from spark_vision.search.index_rows import NO_VECTOR, PROBLEM, REPEATED, index_records
 from spark_vision.search.index_targets import IndexTarget
 from spark_vision.tables.location import TableLocation, quote
@@ -31,11 +32,9 @@ def changed_records(
     spark: SparkSession,
     location: TableLocation,
     versions: tuple[int, int],
+    model: ColumnModel,
     rules: IndexTarget,
-    key: str,
-    column: str,
     metadata: Sequence[str],
-    dimension: int,
     *,
     include_unchanged: bool,
 ) -> DataFrame:
@@ -49,16 +48,15 @@ def changed_records(
         spark: The session.
         location: The table.
         versions: The first and the last version to read.
+        model: The table's key and its column of vectors.
         rules: What the index accepts.
-        key: The table's key.
-        column: The column of vectors.
         metadata: Columns to include.
-        dimension: The length of a vector.
         include_unchanged: Also return the keys whose state is the same before and after.
 
     Returns:
         What `index_records` does; `PROBLEM` is `deleted` where the table no longer has the row.
     """
+    key, column = model.keys[0], model.column
     feed = spark.read.option("readChangeFeed", "true")
     feed = feed.option("startingVersion", versions[0]).option("endingVersion", versions[1])
     is_after = F.when(F.col(_TYPE).isin("update_preimage", "delete"), 0).otherwise(1)
@@ -95,7 +93,7 @@ def changed_records(
         (was_there & ~is_deleted & is_equal).alias(_IS_UNCHANGED),
     )
     flags = [_IS_DELETED, _HAD_VECTOR, _IS_UNCHANGED]
-    records = index_records(rows, rules, key, column, metadata, dimension, also=flags)
+    records = index_records(rows, model, rules, metadata, also=flags)
     problem = F.when(F.col(_IS_DELETED), DELETED).otherwise(F.col(PROBLEM))
     records = records.withColumn(PROBLEM, problem)
     if not include_unchanged:

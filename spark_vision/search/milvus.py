@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -162,11 +162,13 @@ class MilvusIndex(VectorIndex):
     def create(self, schema: pa.Schema, dimension: int) -> bool:
         """Make the collection, or check that the one that exists suits."""
         self.check(schema, dimension)
-        if (found := self.describe()) is not None:
+        found = self.describe()
+        index_params = self._index_params(self.index_type, self.metric, self.build_params)
+        if found is not None:
             check_suits(self.target, found, schema, dimension=dimension, metric=self.metric)
             if not found.rows and self._index() is None:
                 # A collection is made before its index: a kill came in between.
-                self._call("create_index", self.collection, self._index_params())
+                self._call("create_index", self.collection, index_params)
                 self.__dict__.pop("_found", None)
             return False
         names = {} if self.dynamic_metadata else metadata_types(schema)
@@ -190,26 +192,24 @@ class MilvusIndex(VectorIndex):
             "create_collection",
             self.collection,
             schema=made,
-            index_params=self._index_params(),
+            index_params=index_params,
             consistency_level="Strong",
         )
         self.__dict__.pop("_found", None)
         return True
 
-    def _index_params(self) -> Any:
+    def _index_params(self, kind: str, metric: str, build: Mapping[str, Any] | None) -> Any:
         index = import_extra("pymilvus", "milvus").MilvusClient.prepare_index_params()
-        build = dict(_BUILD[self.index_type] if self.build_params is None else self.build_params)
+        params = dict(_BUILD[kind] if build is None else build)
         if self.single_process:
             # Lite reads them as one value, and pymilvus 3 sends each by itself.
-            build = {"params": build}
-        index.add_index(
-            self.vector_field, index_type=self.index_type, metric_type=self.metric, params=build
-        )
+            params = {"params": params}
+        index.add_index(self.vector_field, index_type=kind, metric_type=metric, params=params)
         return index
 
     def drop(self) -> None:
         """Remove the collection, and its properties with it."""
-        if self._exists():
+        if self._call("has_collection", self.collection):
             self._call("drop_collection", self.collection)
         self.__dict__.pop("_found", None)
 
@@ -308,7 +308,7 @@ class MilvusIndex(VectorIndex):
         Raises:
             VectorIndexError: It is no collection of one vector with an id; somebody else made it.
         """
-        if not self._exists():
+        if not self._call("has_collection", self.collection):
             return None
         raw = self._call("describe_collection", self.collection)
         by_name = {each["name"]: each for each in raw["fields"]}
@@ -329,7 +329,7 @@ class MilvusIndex(VectorIndex):
         if index is not None:
             self._load()
         return IndexDescription(
-            name=f"{self._address}/{self.collection}",
+            name=f"{self.uri}/{self.collection}",
             dimension=int(vector["params"]["dim"]),
             metric=self.metric if index is None else index["metric_type"],
             rows=0 if index is None else self._row_count(),
@@ -341,7 +341,7 @@ class MilvusIndex(VectorIndex):
 
     def _not_ours(self, names: Mapping[str, Any], lacking: str) -> str:
         return (
-            f"{self._address}/{self.collection} was made by somebody else and lacks {lacking}; it "
+            f"{self.uri}/{self.collection} was made by somebody else and lacks {lacking}; it "
             f"has {', '.join(names)}: pass id_field and vector_field, or another collection"
         )
 
@@ -363,17 +363,12 @@ class MilvusIndex(VectorIndex):
 
     def with_credentials(self) -> "MilvusIndex":
         """Return the same index with its token read here, for a process that lacks the variable."""
-        values = self.__getstate__() | {"token": self._token}
-        return MilvusIndex(**values)
+        return replace(self, token=self._token)
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     # The connection, and the calls over it.
-
-    @property
-    def _address(self) -> str:
-        return self.uri
 
     @property
     def _token(self) -> str | None:
@@ -406,7 +401,7 @@ class MilvusIndex(VectorIndex):
     def _found(self) -> IndexDescription:
         if (found := self.describe()) is None:
             raise VectorIndexError(
-                f"{self._address} has no collection {self.collection}; call create first"
+                f"{self.uri} has no collection {self.collection}; call create first"
             )
         return found
 
@@ -420,7 +415,7 @@ class MilvusIndex(VectorIndex):
             return self._call("describe_index", self.collection, index_name=name)
         if self._call("get_collection_stats", self.collection)["row_count"]:
             raise VectorIndexError(
-                f"{self._address}/{self.collection} has no index on {self.vector_field}; make one, "
+                f"{self.uri}/{self.collection} has no index on {self.vector_field}; make one, "
                 "or pass another collection"
             )
         return None
@@ -440,21 +435,12 @@ class MilvusIndex(VectorIndex):
             self._rebuild()
 
     def _rebuild(self) -> None:
-        milvus = import_extra("pymilvus", "milvus")
         found: Any = self._index()
-        again = milvus.MilvusClient.prepare_index_params()
-        again.add_index(
-            self.vector_field,
-            index_type=found["index_type"],
-            metric_type=found["metric_type"],
-            params={"params": found.get("params", {})},
-        )
+        build = found.get("params", {})
+        again = self._index_params(found["index_type"], found["metric_type"], build)
         self._call("drop_index", self.collection, found["index_name"])
         self._call("create_index", self.collection, again)
         self._call("load_collection", self.collection, timeout=_LOAD_SECONDS)
-
-    def _exists(self) -> bool:
-        return bool(self._call("has_collection", self.collection))
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Call the client; what is refused is an error here, and single records are with upsert."""
@@ -466,7 +452,7 @@ class MilvusIndex(VectorIndex):
         except RequestRefusedError as error:
             if method == "upsert" and error.is_of_records:
                 raise
-            message = f"{self._address}/{self.collection} refuses {method}: {error.reason}"
+            message = f"{self.uri}/{self.collection} refuses {method}: {error.reason}"
             raise VectorIndexError(message) from None
 
     def _translated(self, call: Callable[[], _Result], *, was_reached: bool = True) -> _Result:
@@ -485,7 +471,7 @@ class MilvusIndex(VectorIndex):
             except grpc.RpcError as error:
                 raise self._failure(error.code(), str(error.details()), False, False) from None
 
-        return self.retry.run(attempt, address=self._address, was_reached=was_reached)
+        return self.retry.run(attempt, address=self.uri, was_reached=was_reached)
 
     def _failure(self, code: Any, message: str, retriable: bool, of_records: bool) -> Exception:
         reason = _CLIENT_PREFIX.sub("", message)
@@ -495,7 +481,7 @@ class MilvusIndex(VectorIndex):
         status = getattr(code, "name", str(code))
         if status in _DENIED or code == _WRONG_TOKEN:
             return VectorIndexError(
-                f"{self._address} refuses the token; pass token, or set MILVUS_TOKEN"
+                f"{self.uri} refuses the token; pass token, or set MILVUS_TOKEN"
             )
         if "Open local milvus failed" in message:
             return VectorIndexError(
@@ -503,7 +489,7 @@ class MilvusIndex(VectorIndex):
                 "Milvus Lite"
             )
         if code == _NO_COLLECTION:
-            return VectorIndexError(f"{self._address} has no collection {self.collection}")
+            return VectorIndexError(f"{self.uri} has no collection {self.collection}")
         if "larger than max" in message:
             return RequestRefusedError(reason)
         if "Fail connecting" in message:

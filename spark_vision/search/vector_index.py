@@ -88,12 +88,10 @@ class VectorIndex(Protocol):
     @property
     def target(self) -> IndexTarget:
         """What the index accepts."""
-        ...
 
     @property
     def single_process(self) -> bool:
         """Whether all calls must come from one process, as for a local file."""
-        ...
 
     def check(self, schema: pa.Schema, dimension: int) -> None:
         """Refuse records that the index could not hold even if it were empty.
@@ -102,7 +100,6 @@ class VectorIndex(Protocol):
             schema: The columns of the records to come.
             dimension: The length of their vectors.
         """
-        ...
 
     def create(self, schema: pa.Schema, dimension: int) -> bool:
         """Make the index, or check that the one that exists suits; nothing is changed then.
@@ -114,22 +111,18 @@ class VectorIndex(Protocol):
         Returns:
             Whether it was made.
         """
-        ...
 
     def drop(self) -> None:
         """Remove all records, and the properties; an index that does not exist is no error."""
-        ...
 
     def upsert(self, records: pa.Table | pa.RecordBatch) -> UpsertResult:
         """Write records in requests that the database accepts; those with known ids are replaced.
 
         A record that cannot be written is reported and does not stop the others.
         """
-        ...
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Remove records; ids that are not in the index are ignored."""
-        ...
 
     def search(
         self,
@@ -147,31 +140,24 @@ class VectorIndex(Protocol):
             metadata: Columns to return.
             where: What records must have: a value by column, or a list of allowed ones.
         """
-        ...
 
     def fetch(self, ids: Sequence[Id]) -> dict[Id, np.ndarray]:
         """Return the vectors of those records that the index has."""
-        ...
 
     def count(self) -> int:
         """Return the number of records."""
-        ...
 
     def describe(self) -> IndexDescription | None:
         """Return what the index is; None where it does not exist."""
-        ...
 
     def write_properties(self, properties: Mapping[str, str]) -> None:
         """Replace the index's properties, such as the version of the table that it holds.
 
         They are kept with the index and go with it: one whose records are gone has none.
         """
-        ...
 
     def with_credentials(self) -> "VectorIndex":
         """Return the same index with what it reads from the environment, for another process."""
-        ...
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""
-        ...

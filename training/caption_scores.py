@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterable
 
 from spark_vision.demo.captions import COLOURS_ZH, RELATIONS_ZH, SHAPES_ZH, SIZES_ZH
-from spark_vision.demo.questions import Language, scene_caption
+from spark_vision.demo.questions import Language
 from spark_vision.demo.scenes import COLOURS, RELATIONS, SHAPES, SIZES, Scene
+from training.wordings import scene_caption
 
 _WORDS: dict[Language, dict[str, Iterable[str]]] = {
     "en": {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "relation": RELATIONS},

@@ -12,11 +12,12 @@ from torch.utils.data import Dataset
 from transformers import Qwen2_5_VLProcessor
 
 from spark_vision.demo.captions import COLOURS_ZH, RELATIONS_ZH, SHAPES_ZH, SIZES_ZH
-from spark_vision.demo.questions import CAPTION_PROMPTS, LANGUAGES, draw_questions, scene_caption
+from spark_vision.demo.questions import LANGUAGES, draw_questions
 from spark_vision.demo.rendering import COLOUR_VALUES, PICTURE_SIZES, Picture, render
 from spark_vision.demo.scene_files import encode
 from spark_vision.demo.scenes import COLOURS, RELATIONS, SHAPES, SIZES, Scene, Split, draw_scene
 from training.qwen_batches import Batch, Conversation, Packer
+from training.wordings import CAPTION_PROMPTS, scene_caption
 
 # Most pictures are drawn hardly larger than the processor makes them, which takes a tenth of the
 # time; the others are drawn as the scenes' files are, and go through such a file.

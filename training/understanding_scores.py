@@ -11,7 +11,6 @@ from pyspark.sql import SparkSession
 from spark_vision.demo.gallery import answer_questions
 from spark_vision.demo.ground_truth import GroundTruth, read_ground_truth
 from spark_vision.demo.questions import (
-    CAPTION_PROMPTS,
     KINDS,
     LANGUAGES,
     Language,
@@ -20,6 +19,7 @@ from spark_vision.demo.questions import (
 )
 from spark_vision.operators import QwenVLImageUnderstanding
 from training.caption_scores import caption_scores
+from training.wordings import CAPTION_PROMPTS
 
 _QUESTIONS_PER_LANGUAGE = 2
 

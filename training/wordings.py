@@ -1,9 +1,33 @@
-"""Other ways to say what a caption says, as people who search might type it."""
+"""The caption of a scene and its prompts, and other ways to say it, as people might search."""
 
 import numpy as np
 
-from spark_vision.demo.captions import COLOURS_ZH, RELATIONS_ZH, SHAPES_ZH, SIZES_ZH
+from spark_vision.demo.captions import (
+    COLOURS_ZH,
+    RELATIONS_ZH,
+    SHAPES_ZH,
+    SIZES_ZH,
+    caption,
+    caption_zh,
+)
+from spark_vision.demo.questions import Language
 from spark_vision.demo.scenes import OPPOSITES, Scene, SceneObject
+
+# Prompts for a caption; the first of each language is the default.
+CAPTION_PROMPTS: dict[Language, tuple[str, ...]] = {
+    "en": (
+        "Describe this image.",
+        "Describe this image in detail.",
+        "Please describe the picture.",
+        "What is in this picture?",
+    ),
+    "zh": (
+        "请给出这张图片的详细描述。",
+        "请描述这张图片。",
+        "描述一下这张图。",
+        "图里有什么?",
+    ),
+}
 
 _OPENINGS = ("", "", "", "a photo of ", "a picture of ", "an image of ")
 _OPENINGS_ZH = ("", "", "", "图里有", "一张照片,")
@@ -17,6 +41,11 @@ _CHINESE_SHARE = 0.4
 _SIZELESS_SHARE = 0.4
 _NOISE_SHARE = 0.05
 _LETTERS = np.array([*"abcdefghijklmnopqrstuvwxyz"])
+
+
+def scene_caption(scene: Scene, language: Language) -> str:
+    """Describe a scene in a language."""
+    return caption(scene) if language == "en" else caption_zh(scene)
 
 
 def wording(scene: Scene, random: np.random.Generator) -> tuple[str, bool]:

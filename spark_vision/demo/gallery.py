@@ -1,13 +1,14 @@
 """Searches images by text and by image, and asks questions about them, with Spark."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from spark_vision.functions import caption_image, embed_text
+from spark_vision.functions import caption_image
 from spark_vision.operators import ClipTextEmbedding, QwenVLImageUnderstanding
+from spark_vision.search.exact import search_images
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ def search_by_text(
     Returns:
         One search per text, in the order of the texts.
     """
-    asked = table.sparkSession.createDataFrame([(text,) for text in texts], "asked string")
-    queries = asked.select("asked", embed_text("asked", operator).alias("query"))
-    return _search(queries, table, column, texts, count)
+    found = search_images(table, column, list(texts), operator, k=count, keys=["path"])
+    hits = _collect(found.where("rank IS NOT NULL"))
+    return [Search(text, tuple(hits.get(place, []))) for place, text in enumerate(texts)]
 
 
 def search_by_picture(
@@ -76,10 +77,13 @@ def search_by_picture(
     Returns:
         One search per path, in the order of the paths.
     """
-    chosen = table.where(F.col("path").isin(list(paths)))
-    queries = chosen.select(F.col("path").alias("asked"), F.col(column).alias("query"))
-    searches = _search(queries, table, column, paths, count)
-    return [replace(search, by_picture=True) for search in searches]
+    if not paths:
+        return []
+    queries = table.where(F.col("path").isin(list(paths))).select("path", column)
+    # An image is the nearest to itself.
+    found = search_images(table, column, queries, k=count + 1, keys=["path"])
+    hits = _collect(found.where("path <> query"))
+    return [Search(path, tuple(hits.get(path, [])[:count]), by_picture=True) for path in paths]
 
 
 def answer_questions(
@@ -106,26 +110,9 @@ def answer_questions(
     return [answers.get(question) for question in questions]
 
 
-def _search(
-    queries: DataFrame, table: DataFrame, column: str, asked: Sequence[str], count: int
-) -> list[Search]:
-    score = _product(F.col("query"), F.col(column))
-    best = Window.partitionBy("asked").orderBy(F.desc("score"), "path")
-    ranked = (
-        table.where(F.col(column).isNotNull())
-        .crossJoin(F.broadcast(queries))
-        .where(F.col("path") != F.col("asked"))
-        .select("asked", "path", score.alias("score"))
-        .withColumn("rank", F.row_number().over(best))
-        .where(F.col("rank") <= count)
-        .orderBy("asked", "rank")
-    )
-    hits: dict[str, list[Hit]] = {text: [] for text in asked}
-    for row in ranked.collect():
-        hits[row.asked].append(Hit(row.path, row.score))
-    return [Search(text, tuple(found)) for text, found in hits.items()]
-
-
-def _product(left: Column, right: Column) -> Column:
-    products = F.zip_with(left, right, lambda one, other: one * other)
-    return F.aggregate(products, F.lit(0.0), lambda total, value: total + value)
+def _collect(found: DataFrame) -> dict[int | str, list[Hit]]:
+    """Return the results of `search_images` by query, best first."""
+    hits: dict[int | str, list[Hit]] = {}
+    for row in found.collect():
+        hits.setdefault(row.query, []).append(Hit(row.path, row.score))
+    return hits

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from spark_vision.demo.captions import COLOURS_ZH, RELATIONS_ZH, SHAPES_ZH, caption, caption_zh
+from spark_vision.demo.captions import COLOURS_ZH, RELATIONS_ZH, SHAPES_ZH
 from spark_vision.demo.scenes import (
     COLOURS,
     HELD_OUT_PAIRS,
@@ -21,22 +21,6 @@ Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 Kind = Literal["count", "colour", "shape", "size", "existence", "relation", "larger"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-
-# Prompts for a caption; the first of each language is the default.
-CAPTION_PROMPTS: dict[Language, tuple[str, ...]] = {
-    "en": (
-        "Describe this image.",
-        "Describe this image in detail.",
-        "Please describe the picture.",
-        "What is in this picture?",
-    ),
-    "zh": (
-        "请给出这张图片的详细描述。",
-        "请描述这张图片。",
-        "描述一下这张图。",
-        "图里有什么?",
-    ),
-}
 
 _COUNTS: dict[Language, tuple[str, ...]] = {
     "en": ("one", "two", "three"),
@@ -61,11 +45,6 @@ class Question:
     language: Language
     text: str
     answer: str
-
-
-def scene_caption(scene: Scene, language: Language) -> str:
-    """Describe a scene in a language."""
-    return caption(scene) if language == "en" else caption_zh(scene)
 
 
 def draw_questions(

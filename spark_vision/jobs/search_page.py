@@ -8,8 +8,6 @@ when it is stopped; 1 for an error, in one line on stderr; 2 for a usage error.
 """
 
 import argparse
-from collections.abc import Callable
-from functools import partial
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +19,7 @@ from spark_vision.operators import ClipImageEmbedding, ImageOperator
 from spark_vision.operators.options import options_of
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
-
     from spark_vision.search.vector_index import VectorIndex
-    from spark_vision.search_page.gallery_source import GalleryColumns, GallerySource
 
 # The options of an operator that say how pictures are read, and where models compute.
 READING = (
@@ -90,33 +85,29 @@ def main(texts: list[str] | None = None) -> int:
 
         opened.append(listen(arguments.host, arguments.port))
 
-    def serve(open_gallery: "Callable[[GalleryColumns], GallerySource]") -> None:
+    def serve(spark: Any = None) -> None:
         from spark_vision.search_page.gallery_source import GalleryColumns
+        from spark_vision.search_page.index_gallery import IndexGallery
         from spark_vision.search_page.query_model import QueryModel
         from spark_vision.search_page.server import serve_page
+        from spark_vision.search_page.spark_gallery import SparkGallery
 
-        source = open_gallery(
-            GalleryColumns(
-                arguments.images_column, arguments.caption_column, tuple(arguments.filter)
-            )
+        table, column = arguments.table, arguments.column
+        columns = GalleryColumns(
+            arguments.images_column, arguments.caption_column, tuple(arguments.filter)
+        )
+        source = (
+            SparkGallery(spark, table, column, columns)
+            if index is None
+            else IndexGallery(index, columns, table, column)
         )
         model = QueryModel(source.model, reading, arguments.caption_name)
         serve_page(opened[0], arguments.host, source, model)
 
-    def serve_table(spark: "SparkSession") -> None:
-        from spark_vision.search_page.spark_gallery import SparkGallery
-
-        serve(partial(SparkGallery, spark, arguments.table, arguments.column))
-
-    def serve_index(index: "VectorIndex") -> None:
-        from spark_vision.search_page.index_gallery import IndexGallery
-
-        serve(lambda columns: IndexGallery(index, columns, arguments.table, arguments.column))
-
     # What is wrong with the port is known before Spark starts.
     if code := report_errors(open_port):
         return code
-    return run_job(serve_table) if index is None else report_errors(partial(serve_index, index))
+    return run_job(serve) if index is None else report_errors(serve)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,8 @@
-"""Who answers a search, and what it answers: the protocol of a table and of an index."""
+"""What the page asks of a table or an index, and what it gets: the results of a search."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
-
-from spark_vision.search.column_model import ColumnModel
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -52,39 +48,6 @@ class FoundPicture:
     def title(self) -> str:
         """The key as a text."""
         return ", ".join(map(str, self.id)) if isinstance(self.id, tuple) else str(self.id)
-
-
-class GallerySource(Protocol):
-    """Finds rows near a vector."""
-
-    @property
-    def name(self) -> str:
-        """What is searched, for the page's heading."""
-        ...
-
-    @property
-    def model(self) -> ColumnModel:
-        """The model that filled the vectors."""
-        ...
-
-    @property
-    def filters(self) -> Mapping[str, Sequence[str]]:
-        """The columns to filter by, each with its values; with none where they are not listed."""
-        ...
-
-    def search(self, vector: np.ndarray, k: int, where: Mapping[str, str]) -> list[FoundPicture]:
-        """Return the k rows nearest to a unit vector, the nearest first.
-
-        Args:
-            vector: float32 `[dimension]`.
-            k: The maximum of rows.
-            where: The value that a row must have, by column.
-        """
-        ...
-
-    def vector_of(self, id: Any) -> np.ndarray | None:
-        """Return the vector of a row; None where the row is gone."""
-        ...
 
 
 def make_picture(

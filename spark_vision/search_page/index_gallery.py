@@ -73,7 +73,13 @@ class IndexGallery:
         }
 
     def search(self, vector: np.ndarray, k: int, where: Mapping[str, str]) -> list[FoundPicture]:
-        """Return the k rows nearest to a unit vector, the nearest first."""
+        """Return the k rows nearest to a unit vector, the nearest first.
+
+        Args:
+            vector: float32 `[dimension]`.
+            k: The maximum of rows.
+            where: The value that a row must have, by column.
+        """
         terms = {name: self._typed(name, value) for name, value in where.items()}
         names = self._columns.names
         queries = vector.reshape(1, -1)

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from starlette.applications import Starlette
@@ -23,10 +23,14 @@ from starlette.types import ASGIApp
 from spark_vision.cli.job import one_line_message
 from spark_vision.errors import RowFailure, SparkVisionError
 from spark_vision.images.urls import redact_text
-from spark_vision.search_page.gallery_source import FoundPicture, GallerySource
+from spark_vision.search_page.gallery_source import FoundPicture
 from spark_vision.search_page.guard import Guard
 from spark_vision.search_page.pictures import Pictures
 from spark_vision.search_page.query_model import QueryModel, unit
+
+if TYPE_CHECKING:
+    from spark_vision.search_page.index_gallery import IndexGallery
+    from spark_vision.search_page.spark_gallery import SparkGallery
 
 RESULT_COUNT = 16
 MAX_TEXT_CHARACTERS = 1000
@@ -47,7 +51,9 @@ class SearchPage:
         pictures: The pictures of what was found.
     """
 
-    def __init__(self, source: GallerySource, model: QueryModel, pictures: Pictures) -> None:
+    def __init__(
+        self, source: "IndexGallery | SparkGallery", model: QueryModel, pictures: Pictures
+    ) -> None:
         self._source, self._model, self._pictures = source, model, pictures
 
     def application(self, hosts: tuple[str, ...] | None) -> ASGIApp:

@@ -5,15 +5,19 @@ import signal
 import socket
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from spark_vision.errors import InvalidOptionError
-from spark_vision.search_page.gallery_source import GallerySource
 from spark_vision.search_page.page import SearchPage
 from spark_vision.search_page.pictures import Pictures
 from spark_vision.search_page.query_model import QueryModel
+
+if TYPE_CHECKING:
+    from spark_vision.search_page.index_gallery import IndexGallery
+    from spark_vision.search_page.spark_gallery import SparkGallery
 
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _CLOSING_SECONDS = 3
@@ -69,7 +73,10 @@ def make_server(application: ASGIApp) -> uvicorn.Server:
 
 
 def serve_page(
-    listener: socket.socket, host: str, source: GallerySource, model: QueryModel
+    listener: socket.socket,
+    host: str,
+    source: "IndexGallery | SparkGallery",
+    model: QueryModel,
 ) -> None:
     """Serve the page until SIGINT or SIGTERM.
 

@@ -59,7 +59,13 @@ class SparkGallery:
         self.filters = {name: self._listed(name) for name in columns.filters}
 
     def search(self, vector: np.ndarray, k: int, where: Mapping[str, str]) -> list[FoundPicture]:
-        """Return the k rows nearest to a unit vector, the nearest first."""
+        """Return the k rows nearest to a unit vector, the nearest first.
+
+        Args:
+            vector: float32 `[dimension]`.
+            k: The maximum of rows.
+            where: The value that a row must have, by column.
+        """
         terms = [_text(name) == F.lit(value) for name, value in where.items()]
         found = search_images(
             self._rows(),

@@ -2,9 +2,10 @@
 
 import pytest
 
-from spark_vision.demo.questions import LANGUAGES, scene_caption
+from spark_vision.demo.questions import LANGUAGES
 from spark_vision.demo.scenes import Scene, SceneObject
 from training.caption_scores import caption_scores
+from training.wordings import scene_caption
 
 RED_CIRCLE = SceneObject("small", "red", "circle")
 RED_SQUARE = SceneObject("large", "red", "square")

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from spark_vision.demo.questions import LANGUAGES, draw_questions, scene_caption
+from spark_vision.demo.questions import LANGUAGES, draw_questions
 from spark_vision.demo.rendering import render
 from spark_vision.demo.scenes import draw_scenes
 from training.qwen_batches import Packer, answer_logits
 from training.qwen_checkpoint import untrained_model, write_processor
 from training.qwen_lessons import tokenizer_texts
 from training.qwen_tower import image_features
+from training.wordings import scene_caption
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from pyspark.sql import functions as F
 from spark_vision.operators import Operator
 from spark_vision.tables.location import read_detail
 from spark_vision.tables.source import refuse_stream
-from spark_vision.tables.survey import SOURCE_FILE, Survey
+from spark_vision.tables.survey import SOURCE_FILE, Survey, survey_source
 from spark_vision.tables.table_layout import check_table, fit_keys, is_blank
-from spark_vision.tables.write import survey_source, warn_of_missing
+from spark_vision.tables.write import warn_of_missing
 from spark_vision.tables.write_options import parse_write_options, takes_write_options
 from spark_vision.tables.write_plan import plan_write
 

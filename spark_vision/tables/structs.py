@@ -1,12 +1,12 @@
-"""Computes a table's rows from source rows, with one function for each way to read a row.
+"""The functions that compute a table's columns: one for each way to read a row.
 
 Operators that read an image in the same way share a function, which fetches and decodes it once.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping
+from typing import NamedTuple
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructField
 
@@ -14,14 +14,10 @@ from spark_vision.operators import ImageOperator, Operator, reads_images
 from spark_vision.spark.udfs import images_udf, operator_udf
 from spark_vision.tables.location import quote
 from spark_vision.tables.progress import StatusCounter
-from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT, column_parts
-from spark_vision.tables.source import SourceColumns, source_hash
-
-_STRUCT = "__spark_vision_struct_"
+from spark_vision.tables.source import SourceColumns
 
 
-@dataclass(frozen=True)
-class ColumnStruct:
+class ColumnStruct(NamedTuple):
     """One function over a source's rows.
 
     Attributes:
@@ -66,44 +62,6 @@ def column_structs(
         made = udf(*_columns(chosen.image, chosen.prompt), *_key_column(keys))
         structs.append(ColumnStruct(tuple(operators), made))
     return structs
-
-
-def compute_rows(
-    source: DataFrame,
-    chosen: SourceColumns,
-    columns: Mapping[str, Operator],
-    counters: Mapping[str, StatusCounter | None],
-    passed: Sequence[str],
-    stamp: str,
-    spent: StatusCounter | None = None,
-) -> DataFrame:
-    """Compute the columns of a source's rows: each function is called once per row.
-
-    Args:
-        source: The rows.
-        chosen: The columns that are read and copied.
-        columns: The operators by column.
-        counters: As for `column_structs`.
-        passed: Columns of the source that are passed through.
-        stamp: The value of `updated_at`, in SQL.
-        spent: As for `column_structs`.
-
-    Returns:
-        Keys, kept columns, `source_hash`, the columns with their statuses, `updated_at`.
-    """
-    structs = column_structs(columns, chosen, counters, spent)
-    names = [field.name for field in (*chosen.keys, *chosen.kept)]
-    copied = [F.col(quote(name)) for name in (*names, *passed)]
-    # Each function is called once, and its struct taken apart in a second projection.
-    named = [each.column.alias(f"{_STRUCT}{index}") for index, each in enumerate(structs)]
-    computed = source.select(*copied, source_hash(chosen).alias(SOURCE_HASH), *named)
-    places = {name: index for index, each in enumerate(structs) for name in each.names}
-    fields = [
-        F.col(f"{_STRUCT}{places[name]}")[name][part].alias(alias)
-        for name, operator in columns.items()
-        for part, alias in column_parts(name, operator).items()
-    ]
-    return computed.select(*copied, F.col(SOURCE_HASH), *fields, F.expr(stamp).alias(UPDATED_AT))
 
 
 def _naming_keys(chosen: SourceColumns, operators: Iterable[Operator]) -> tuple[str, ...]:

@@ -4,20 +4,22 @@ A row is pending where the table lacks it, where what a model reads has changed,
 not been filled in yet, or where it failed and is to be retried.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_, or_
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark_vision.errors import TableError
 from spark_vision.tables.identity import FilledColumn
-from spark_vision.tables.location import quote
+from spark_vision.tables.location import quote, read_version
 from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT
 from spark_vision.tables.source import INPUTS, SourceColumns, source_hash
 from spark_vision.tables.source_files import file_column
+from spark_vision.tables.write_options import WriteOptions
+from spark_vision.tables.write_plan import WritePlan
 
 BASE = "__spark_vision_base"
 SOURCE_FILE = "__spark_vision_source_file"
@@ -111,32 +113,27 @@ class Survey:
         self.matched.unpersist()
 
 
-def survey_rows(
-    source: DataFrame,
-    table: DataFrame | None,
-    chosen: SourceColumns,
-    wanted: Mapping[str, FilledColumn],
-    *,
-    retry: Collection[str] = (),
-    recompute: bool = False,
-    refresh: Sequence[str] = (),
+def survey_source(
+    spark: SparkSession, write: WritePlan, source: DataFrame, *, has_table: bool
 ) -> Survey:
-    """Compare a source with a table, by their keys and hashes.
+    """Compare a source with the newest version of the table, by their keys and hashes.
 
-    Args:
-        source: With `version_columns`, column pruning ensures that no image is read; without them,
-            images are read to be hashed.
-        table: The table's rows at a fixed version: Spark invalidates what it caches of the newest
-            version at each commit, and would read it all again. None where the table is new.
-        chosen: The source's columns.
-        wanted: The columns of this write.
-        retry: The statuses of rows that are to be computed again.
-        recompute: Compute this write's columns for every row again.
-        refresh: Kept columns that are copied again where they have changed.
+    With `version_columns`, column pruning ensures that no image is read; without them, images are
+    read to be hashed.
 
     Raises:
         TableError: A key is null, or occurs twice; the message names examples.
     """
+    chosen, options, wanted = write.chosen, write.options, write.filled
+    table, refresh = None, list[str]()
+    if has_table:
+        # At a fixed version: Spark invalidates what it caches of the newest version at each commit,
+        # and would read it all again.
+        version = read_version(spark, write.location)
+        table = spark.read.option("versionAsOf", version).table(write.location.sql)
+        refresh += [
+            name for name in chosen.kept_names if options.refresh_kept or name not in table.columns
+        ]
     keys = [F.col(quote(name)) for name in chosen.key_names]
     file = file_column(source)
     no_hash = F.lit(None).cast(_HASH_TYPE)
@@ -164,8 +161,7 @@ def survey_rows(
         *(F.max(name).alias(name) for name in columns),
     )
     reasons = [
-        _reason(index, column.reads, retry, recompute)
-        for index, column in enumerate(wanted.values())
+        _reason(index, column.reads, options) for index, column in enumerate(wanted.values())
     ]
     needed = [
         F.when(reason.isNotNull(), F.lit(name))
@@ -224,7 +220,7 @@ def _hash_of(names: Sequence[str], rows: DataFrame) -> Column:
     return F.xxhash64(F.to_json(F.struct(*there), _JSON_OPTIONS) if there else F.lit("{}"))
 
 
-def _reason(index: int, reads: Sequence[str], retry: Collection[str], recompute: bool) -> Column:
+def _reason(index: int, reads: Sequence[str], options: WriteOptions) -> Column:
     """Return why a source row needs a column; null where it does not."""
     status = F.get(F.col(_STATUSES), F.lit(index))
     same = [F.col(_TABLE_HASH)[name].eqNullSafe(F.col(_SOURCE_HASH)[name]) for name in reads]
@@ -233,9 +229,9 @@ def _reason(index: int, reads: Sequence[str], retry: Collection[str], recompute:
         .when(status.isNull(), F.lit("not filled in"))
         .when(~reduce(and_, same), F.lit("changed"))
     )
-    if retry:
-        reason = reason.when(status.isin(*retry), F.lit("failed"))
-    return reason.otherwise(F.lit("recomputed")) if recompute else reason
+    if options.retry:
+        reason = reason.when(status.isin(*options.retry), F.lit("failed"))
+    return reason.otherwise(F.lit("recomputed")) if options.recompute else reason
 
 
 def _count(

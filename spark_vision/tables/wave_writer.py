@@ -1,25 +1,30 @@
 """The waves of a run: each is computed, committed and checked against what was expected."""
 
 import logging
+import threading
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import NamedTuple, Self
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from spark_vision.errors import TableError
 from spark_vision.executor.failures import check_failure_rate, is_rate_exceeded
 from spark_vision.tables.commit import KeptRows, commit_wave
+from spark_vision.tables.conflicts import retry_conflicts
+from spark_vision.tables.location import TableLocation, quote
 from spark_vision.tables.named_points import reach
 from spark_vision.tables.progress import Watch, reporting
+from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT, column_parts
 from spark_vision.tables.session_settings import described, labelled
-from spark_vision.tables.stamps import count_statuses, find_examples, new_stamp, remove_wave
+from spark_vision.tables.source import source_hash
 from spark_vision.tables.storage_errors import explaining
-from spark_vision.tables.structs import compute_rows
+from spark_vision.tables.structs import column_structs
 from spark_vision.tables.survey import BASE, Survey
 from spark_vision.tables.transaction import Transaction
 from spark_vision.tables.waves import Pace, Wave, count_slots, cut_waves
@@ -29,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 # Small rows get more tasks than slots: a slow task delays less, and progress comes more often.
 _TASKS_PER_SLOT = 4
+_STRUCT = "__spark_vision_struct_"
+_stamp_lock = threading.Lock()
+_last_stamp = 0
 
 
 class WaveWriter:
@@ -201,13 +209,11 @@ def _prepare(write: WritePlan, source: DataFrame, survey: Survey, pace: Pace) ->
         task_count = _TASKS_PER_SLOT * count_slots(source.sparkSession)
     keys = write.chosen.key_names
     for wave in cut_waves(survey, keys, pace):
-        rows, stamp = wave.select_from(source, keys), new_stamp()
+        rows, stamp = wave.select_from(source, keys), _new_stamp()
         if task_count is not None:
             # One file may hold all of them, and one task would compute them.
             rows = rows.repartition(task_count)
-        columns = {name: write.columns[name] for name in wave.columns}
-        rows = compute_rows(rows, write.chosen, columns, write.counters, [BASE], stamp, write.spent)
-        yield _PreparedWave(wave, rows, stamp)
+        yield _PreparedWave(wave, compute_rows(write, wave.columns, rows, stamp), stamp)
 
 
 def _one_ahead(waves: _PreparedWaves, pace: Pace) -> _PreparedWaves:
@@ -218,3 +224,77 @@ def _one_ahead(waves: _PreparedWaves, pace: Pace) -> _PreparedWaves:
             ahead = pool.submit(next, waves, None) if pace.is_known else None
             yield wave
             upcoming = ahead or pool.submit(next, waves, None)
+
+
+def compute_rows(
+    write: WritePlan, names: Sequence[str], source: DataFrame, stamp: str
+) -> DataFrame:
+    """Compute columns of a source's rows: each function is called once per row.
+
+    Args:
+        write: The write's plan.
+        names: The columns to compute.
+        source: The rows, with `BASE`.
+        stamp: The value of `updated_at`, in SQL.
+
+    Returns:
+        Keys, kept columns, `BASE`, `source_hash`, the columns with their statuses, `updated_at`.
+    """
+    columns = {name: write.columns[name] for name in names}
+    structs = column_structs(columns, write.chosen, write.counters, write.spent)
+    carried = (*write.chosen.key_names, *write.chosen.kept_names, BASE)
+    copied = [F.col(quote(name)) for name in carried]
+    # Each function is called once, and its struct taken apart in a second projection.
+    named = [each.column.alias(f"{_STRUCT}{index}") for index, each in enumerate(structs)]
+    computed = source.select(*copied, source_hash(write.chosen).alias(SOURCE_HASH), *named)
+    places = {name: index for index, each in enumerate(structs) for name in each.names}
+    fields = [
+        F.col(f"{_STRUCT}{places[name]}")[name][part].alias(alias)
+        for name, operator in columns.items()
+        for part, alias in column_parts(name, operator).items()
+    ]
+    return computed.select(*copied, F.col(SOURCE_HASH), *fields, F.expr(stamp).alias(UPDATED_AT))
+
+
+def _new_stamp() -> str:
+    """Return the current time in SQL, to the microsecond: no two commits share it."""
+    global _last_stamp
+    with _stamp_lock:
+        _last_stamp = max(time.time_ns() // 1000, _last_stamp + 1)
+        return f"timestamp_micros({_last_stamp})"
+
+
+def count_statuses(
+    spark: SparkSession, location: TableLocation, stamp: str, columns: tuple[str, ...]
+) -> dict[str, Counter[str]]:
+    """Count the rows of a commit by status, for each column.
+
+    Args:
+        spark: The session.
+        location: The table.
+        stamp: The `updated_at` of these rows and no others, in SQL.
+        columns: The columns that were computed.
+    """
+    names = [quote(f"{name}_status") for name in columns]
+    rows = spark.table(location.sql).filter(F.col(UPDATED_AT) == F.expr(stamp))
+    counts = {name: Counter[str]() for name in columns}
+    for row in rows.groupBy(*names).agg(F.count("*").alias("rows")).collect():
+        for place, name in enumerate(columns):
+            counts[name][row[place]] += row["rows"]
+    return counts
+
+
+def find_examples(
+    spark: SparkSession, location: TableLocation, stamp: str, column: str
+) -> dict[str, str]:
+    """Return an example error from a commit's rows for each status of a column."""
+    status, error = F.col(quote(f"{column}_status")), F.col(quote(f"{column}_error"))
+    rows = spark.table(location.sql).filter(F.col(UPDATED_AT) == F.expr(stamp))
+    found = rows.groupBy(status).agg(F.first(error, ignorenulls=True)).dropna()
+    return {row[0]: row[1] for row in found.collect()}
+
+
+def remove_wave(spark: SparkSession, location: TableLocation, stamp: str) -> None:
+    """Delete an inserted wave from the table again."""
+    statement = f"DELETE FROM {location.sql} WHERE {UPDATED_AT} = {stamp}"
+    retry_conflicts(location, lambda: spark.sql(statement).collect())

@@ -16,14 +16,14 @@ from spark_vision.errors import CommitConflictError, TableError
 from spark_vision.operators import Operator
 from spark_vision.tables.commit import delete_rows
 from spark_vision.tables.conflicts import retry_conflicts
-from spark_vision.tables.location import TableLocation, read_detail, read_version
+from spark_vision.tables.location import TableLocation, read_detail
 from spark_vision.tables.named_points import reach
 from spark_vision.tables.progress import Progress, Report, report_safely
 from spark_vision.tables.session_settings import described, labelled
 from spark_vision.tables.source import refuse_stream
 from spark_vision.tables.source_files import is_narrowed
 from spark_vision.tables.storage_errors import explaining
-from spark_vision.tables.survey import Survey, survey_rows
+from spark_vision.tables.survey import Survey, survey_source
 from spark_vision.tables.table_layout import check_table, fit_keys, is_blank, make_table
 from spark_vision.tables.task_work import work_between
 from spark_vision.tables.transaction import Transaction, is_committed, reads_transactions
@@ -158,9 +158,7 @@ def run_write(
                             "writes, again and again; start the stream again, with fewer writers"
                         )
                     with labelled(spark, run_id):
-                        deleted_rows = _delete_missing(write, survey)
-                        if ends is not None:
-                            _complete(write, survey, ends)
+                        deleted_rows = _finish(write, survey, ends)
                     break
                 # What this run has already emptied or retried is not again.
                 write = replace(write, options=replace(write.options, recompute=False, retry=()))
@@ -183,7 +181,11 @@ def run_write(
         work=None if write.spent is None else work_between(spent_before, _spent(write)),
     )
     if write.progress:
-        report_safely(write.progress, lambda: _final_progress(result))
+        rows, seconds = result.computed_rows, result.elapsed_seconds
+        report_safely(
+            write.progress,
+            lambda: Progress(rows, rows, seconds, result.rows_per_second, result.statuses),
+        )
     if write.report is not None:
         append_report(spark, write.report, result)
     return result
@@ -193,13 +195,27 @@ def _spent(write: WritePlan) -> Mapping[str, int]:
     return {} if write.spent is None else write.spent.value
 
 
-def _delete_missing(write: WritePlan, survey: Survey) -> int:
-    if not write.options.delete_missing or not survey.missing_rows:
+def _finish(write: WritePlan, survey: Survey, transaction: Transaction | None) -> int:
+    """Delete what the source lacks, or commit a stream's batch; return how many rows are deleted.
+
+    A batch deletes nothing here. Its last commit has no rows, so that later writes of others are
+    newer than the batch.
+    """
+    missing, step = survey.missing_keys, f"write to {write.location.given}"
+    if transaction is not None:
+        missing = missing.limit(0)
+    elif write.options.delete_missing and survey.missing_rows:
+        logger.info("deleting %d rows", survey.missing_rows)
+        step = f"delete rows from {write.location.given}"
+    else:
         return 0
-    logger.info("deleting %d rows", survey.missing_rows)
-    with explaining(f"delete rows from {write.location.given}"):
+    with explaining(step):
         return delete_rows(
-            write.location, write.chosen.key_names, survey.missing_keys, unchanged=True
+            write.location,
+            write.chosen.key_names,
+            missing,
+            unchanged=True,
+            transaction=transaction,
         )
 
 
@@ -209,42 +225,6 @@ def _compact(spark: SparkSession, location: TableLocation) -> None:
         retry_conflicts(location, lambda: spark.sql(f"OPTIMIZE {location.sql}").collect())
     except CommitConflictError as error:
         logger.warning("the files of %s were not compacted: %s", location.given, error)
-
-
-def _complete(write: WritePlan, survey: Survey, transaction: Transaction) -> None:
-    """Commit a transaction without rows: later writes of others are newer than the batch."""
-    with explaining(f"write to {write.location.given}"):
-        delete_rows(
-            write.location,
-            write.chosen.key_names,
-            survey.missing_keys.limit(0),
-            unchanged=True,
-            transaction=transaction,
-        )
-
-
-def survey_source(
-    spark: SparkSession, write: WritePlan, source: DataFrame, *, has_table: bool
-) -> Survey:
-    """Compare a source with the newest version of the table."""
-    table, refresh = None, list[str]()
-    if has_table:
-        version = read_version(spark, write.location)
-        table = spark.read.option("versionAsOf", version).table(write.location.sql)
-        refresh += [
-            name
-            for name in write.chosen.kept_names
-            if write.options.refresh_kept or name not in table.columns
-        ]
-    return survey_rows(
-        source,
-        table,
-        write.chosen,
-        write.filled,
-        retry=write.options.retry,
-        recompute=write.options.recompute,
-        refresh=refresh,
-    )
 
 
 def warn_of_missing(write: WritePlan, source: DataFrame, survey: Survey) -> None:
@@ -279,13 +259,3 @@ def _refuse_to_empty(write: WritePlan, survey: Survey) -> None:
             write.location.given,
             ", ".join(write.columns),
         )
-
-
-def _final_progress(result: WriteResult) -> Progress:
-    return Progress(
-        done_rows=result.computed_rows,
-        total_rows=result.computed_rows,
-        elapsed_seconds=result.elapsed_seconds,
-        rows_per_second=result.rows_per_second,
-        statuses=result.statuses,
-    )

@@ -7,8 +7,8 @@ from pyspark.sql import functions as F
 
 from spark_vision import write_vision_columns
 from spark_vision.tables import wave_writer, waves
+from spark_vision.tables.survey import survey_source
 from spark_vision.tables.waves import Pace, cut_waves
-from spark_vision.tables.write import survey_source
 from spark_vision.tables.write_options import WriteOptions
 from spark_vision.tables.write_plan import plan_write
 

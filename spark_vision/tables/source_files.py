@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from pyspark.errors import AnalysisException
 from pyspark.logger import PySparkLogger
@@ -31,11 +31,7 @@ def file_column(source: DataFrame) -> Column | None:
         read, as in joins, unions, distinct rows, limits and windows: there a file does not
         determine which rows come from it.
     """
-    if is_classic(source.sparkSession):
-        is_by_row = _is_by_row(source._jdf.queryExecution().analyzed())
-    else:
-        is_by_row = _is_connect_by_row(cast(Any, source)._plan)
-    if not is_by_row:
+    if not _is_by_row(_plan_of(source)):
         return None
     file = F.col("_metadata.file_path")
     try:
@@ -46,56 +42,54 @@ def file_column(source: DataFrame) -> Column | None:
     return file
 
 
-def _is_by_row(plan: Any) -> bool:
-    children = plan.children()
-    return not children.size() or (
-        plan.nodeName() in _BY_ROW
-        and all(_is_by_row(children.apply(place)) for place in range(children.size()))
-    )
-
-
-def _is_connect_by_row(plan: Any) -> bool:
-    name, inputs = type(plan).__name__, _connect_inputs(plan)
-    # A view has no `_metadata`, and the text of a query may do anything with its rows.
-    return name in (_BY_ROW if inputs else ("DataSource", "Read")) and all(
-        map(_is_connect_by_row, inputs)
-    )
-
-
 def is_narrowed(source: DataFrame) -> bool:
     """Whether a source is a filter, a limit or a sample of what it reads.
 
     A view counts as a relation, and so does the text of a query in Spark Connect.
     """
+    return any(name in _NARROWING for name in _names(_plan_of(source)))
+
+
+class _Node(NamedTuple):
+    """A node of a plan; one without inputs reads rows, or hides where they are from."""
+
+    name: str
+    inputs: "list[_Node]"
+    is_read: bool
+
+
+def _plan_of(source: DataFrame) -> _Node:
     if is_classic(source.sparkSession):
-        names = _node_names(source._jdf.queryExecution().analyzed())
-    else:
-        names = _connect_node_names(cast(Any, source)._plan)
-    return any(name in _NARROWING for name in names)
+        return _classic_node(source._jdf.queryExecution().analyzed())
+    return _connect_node(cast(Any, source)._plan)
 
 
-def _node_names(plan: Any) -> Iterator[str]:
-    name = plan.nodeName()
-    yield name
+def _classic_node(plan: Any) -> _Node:
     children = plan.children()
-    for place in range(0 if name == "View" else children.size()):
-        yield from _node_names(children.apply(place))
+    inputs = [_classic_node(children.apply(place)) for place in range(children.size())]
+    return _Node(plan.nodeName(), inputs, not inputs)
 
 
-def _connect_node_names(plan: Any) -> Iterator[str]:
-    yield type(plan).__name__
-    for each in _connect_inputs(plan):
-        yield from _connect_node_names(each)
-
-
-def _connect_inputs(plan: Any) -> list[Any]:
-    """Return the input plans of a plan of Spark Connect, which are among its attributes."""
+def _connect_node(plan: Any) -> _Node:
     from pyspark.sql.connect.plan import LogicalPlan
 
-    inputs = {name: each for name, each in vars(plan).items() if isinstance(each, LogicalPlan)}
-    # A join has its left side twice.
-    inputs.pop("left", None)
-    return list(inputs.values())
+    # The input plans are among a plan's attributes; a join has its left side twice.
+    found = {name: each for name, each in vars(plan).items() if isinstance(each, LogicalPlan)}
+    found.pop("left", None)
+    name = type(plan).__name__
+    # A view has no `_metadata`, and the text of a query may do anything with its rows.
+    return _Node(name, [*map(_connect_node, found.values())], name in ("DataSource", "Read"))
+
+
+def _is_by_row(plan: _Node) -> bool:
+    is_fit = plan.name in _BY_ROW if plan.inputs else plan.is_read
+    return is_fit and all(map(_is_by_row, plan.inputs))
+
+
+def _names(plan: _Node) -> Iterator[str]:
+    yield plan.name
+    for each in () if plan.name == "View" else plan.inputs:
+        yield from _names(each)
 
 
 @contextmanager

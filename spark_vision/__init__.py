@@ -58,9 +58,8 @@ if TYPE_CHECKING:
     from spark_vision.tables.progress import Progress
     from spark_vision.tables.progress_bar import ProgressBar
     from spark_vision.tables.stream import stream_vision_columns, write_vision_batch
-    from spark_vision.tables.task_work import TaskWork
     from spark_vision.tables.write import write_vision_columns
-    from spark_vision.tables.write_result import WriteResult
+    from spark_vision.tables.write_result import TaskWork, WriteResult
     from spark_vision.unity_catalog import unity_catalog_ddl
 
 __all__ = [
@@ -130,7 +129,7 @@ _LAZY_NAMES = {
     "Progress": "spark_vision.tables.progress",
     "ProgressBar": "spark_vision.tables.progress_bar",
     "SyncResult": "spark_vision.search.sync",
-    "TaskWork": "spark_vision.tables.task_work",
+    "TaskWork": "spark_vision.tables.write_result",
     "WriteForecast": "spark_vision.tables.forecast",
     "WriteResult": "spark_vision.tables.write_result",
     "caption_image": "spark_vision.functions",

@@ -13,16 +13,15 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 
 from spark_vision.errors import TableError
-from spark_vision.tables.conflicts import retry_conflicts
 from spark_vision.tables.identity import FilledColumn, filled_columns
 from spark_vision.tables.location import TableLocation, quote, read_detail
-from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT
 from spark_vision.tables.session_settings import settings
 from spark_vision.tables.source import INPUTS
+from spark_vision.tables.storage_errors import retry_conflicts
 from spark_vision.tables.survey import BASE
 from spark_vision.tables.transaction import Transaction
 from spark_vision.tables.waves import Wave
-from spark_vision.tables.write_plan import WritePlan
+from spark_vision.tables.write_plan import SOURCE_HASH, UPDATED_AT, WritePlan
 
 # In a first write, optimizeWrite would leave one task per wave to write while no model runs, and
 # autoCompact would rewrite what has just been written.

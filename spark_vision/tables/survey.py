@@ -15,11 +15,10 @@ from pyspark.sql import functions as F
 from spark_vision.errors import TableError
 from spark_vision.tables.identity import FilledColumn
 from spark_vision.tables.location import quote, read_version
-from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT
 from spark_vision.tables.source import INPUTS, SourceColumns, source_hash
 from spark_vision.tables.source_files import file_column
 from spark_vision.tables.write_options import WriteOptions
-from spark_vision.tables.write_plan import WritePlan
+from spark_vision.tables.write_plan import SOURCE_HASH, UPDATED_AT, WritePlan
 
 BASE = "__spark_vision_base"
 SOURCE_FILE = "__spark_vision_source_file"

@@ -17,7 +17,6 @@ from pyspark.sql.types import (
 )
 
 from spark_vision.errors import TableError
-from spark_vision.tables.conflicts import retry_conflicts
 from spark_vision.tables.identity import (
     KEYS_PROPERTY,
     PREFIX,
@@ -28,9 +27,8 @@ from spark_vision.tables.identity import (
     input_property,
 )
 from spark_vision.tables.location import TableDetail, literal, quote, quoted_path, read_detail
-from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT, constraint_name
-from spark_vision.tables.storage_errors import explaining
-from spark_vision.tables.write_plan import WritePlan
+from spark_vision.tables.storage_errors import explaining, retry_conflicts
+from spark_vision.tables.write_plan import SOURCE_HASH, UPDATED_AT, WritePlan, constraint_name
 
 _CONSTRAINTS = "delta.constraints."
 _SETTINGS = {

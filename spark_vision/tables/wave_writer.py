@@ -16,19 +16,17 @@ from pyspark.sql import functions as F
 from spark_vision.errors import TableError
 from spark_vision.executor.failures import check_failure_rate, is_rate_exceeded
 from spark_vision.tables.commit import KeptRows, commit_wave
-from spark_vision.tables.conflicts import retry_conflicts
 from spark_vision.tables.location import TableLocation, quote
 from spark_vision.tables.named_points import reach
 from spark_vision.tables.progress import Watch, reporting
-from spark_vision.tables.schema import SOURCE_HASH, UPDATED_AT, column_parts
 from spark_vision.tables.session_settings import described, labelled
 from spark_vision.tables.source import source_hash
-from spark_vision.tables.storage_errors import explaining
+from spark_vision.tables.storage_errors import explaining, retry_conflicts
 from spark_vision.tables.structs import column_structs
 from spark_vision.tables.survey import BASE, Survey
 from spark_vision.tables.transaction import Transaction
 from spark_vision.tables.waves import Pace, Wave, count_slots, cut_waves
-from spark_vision.tables.write_plan import WritePlan
+from spark_vision.tables.write_plan import SOURCE_HASH, UPDATED_AT, WritePlan, column_parts
 
 logger = logging.getLogger(__name__)
 

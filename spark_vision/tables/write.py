@@ -15,22 +15,20 @@ from pyspark.sql import DataFrame, SparkSession
 from spark_vision.errors import CommitConflictError, TableError
 from spark_vision.operators import Operator
 from spark_vision.tables.commit import delete_rows
-from spark_vision.tables.conflicts import retry_conflicts
 from spark_vision.tables.location import TableLocation, read_detail
 from spark_vision.tables.named_points import reach
 from spark_vision.tables.progress import Progress, Report, report_safely
 from spark_vision.tables.session_settings import described, labelled
 from spark_vision.tables.source import refuse_stream
 from spark_vision.tables.source_files import is_narrowed
-from spark_vision.tables.storage_errors import explaining
+from spark_vision.tables.storage_errors import explaining, retry_conflicts
 from spark_vision.tables.survey import Survey, survey_source
 from spark_vision.tables.table_layout import check_table, fit_keys, is_blank, make_table
-from spark_vision.tables.task_work import work_between
 from spark_vision.tables.transaction import Transaction, is_committed, reads_transactions
 from spark_vision.tables.wave_writer import WaveWriter
 from spark_vision.tables.write_options import parse_write_options, takes_write_options
 from spark_vision.tables.write_plan import WritePlan, plan_write
-from spark_vision.tables.write_result import WriteResult, append_report
+from spark_vision.tables.write_result import WriteResult, append_report, work_between
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The plan of a write: its columns, models and options, checked on the driver."""
+"""The plan of a write: its columns, models and options, and what its table must have."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pyspark.sql import DataFrame
-from pyspark.sql.types import StringType, StructType
+from pyspark.sql.types import DataType, StringType, StructField, StructType, TimestampType
 
 from spark_vision.errors import TableError
 from spark_vision.operators import Operator, reads_images
@@ -16,6 +16,7 @@ from spark_vision.spark.driver_checks import (
     check_operator_on_driver,
     describe_model,
 )
+from spark_vision.spark.udfs import value_type
 from spark_vision.tables.identity import (
     FilledColumn,
     column_properties,
@@ -23,12 +24,14 @@ from spark_vision.tables.identity import (
     filled_columns,
     table_properties,
 )
-from spark_vision.tables.location import TableLocation, locate_table
+from spark_vision.tables.location import TableLocation, locate_table, quote
 from spark_vision.tables.progress import Report, StatusCounter, status_accumulator
-from spark_vision.tables.schema import column_parts, table_schema, vector_constraints
-from spark_vision.tables.source import SourceColumns, choose_columns
+from spark_vision.tables.source import INPUTS, SourceColumns, choose_columns
 from spark_vision.tables.structs import column_structs
 from spark_vision.tables.write_options import WriteOptions
+
+SOURCE_HASH = "source_hash"
+UPDATED_AT = "updated_at"
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,39 @@ class WritePlan:
 
     @cached_property
     def schema(self) -> StructType:
-        """The table's columns."""
-        return table_schema(self.chosen, self.columns, self.identities)
+        """The table's columns: keys, kept columns, source_hash, each operator's, updated_at.
+
+        Raises:
+            TableError: Two columns would have the same name.
+        """
+        fields = [
+            StructField(each.name, each.dataType, nullable=False) for each in self.chosen.keys
+        ]
+        fields += [StructField(each.name, each.dataType) for each in self.chosen.kept]
+        hashes = StructType([StructField(name, StringType()) for name in INPUTS])
+        fields.append(_described(SOURCE_HASH, hashes, "SHA-256 of what the models read"))
+        for name, operator in self.columns.items():
+            struct, identity = value_type(operator), self.identities[name]
+            for part, column in column_parts(name, operator).items():
+                comment = _comment(part, operator, identity)
+                fields.append(_described(column, struct[part].dataType, comment))
+        comment = "when the row was last computed, in UTC"
+        fields.append(_described(UPDATED_AT, TimestampType(), comment))
+        _check_names(fields)
+        return StructType(fields)
 
     @cached_property
     def constraints(self) -> dict[str, str]:
-        """The table's constraints."""
-        return vector_constraints(self.columns, self.identities)
+        """The conditions, by constraint name, that reject vectors of the wrong length."""
+        constraints = {}
+        for name, operator in self.columns.items():
+            if operator.returns_vectors:
+                # Delta's constraints support no lambda: only the first token vector is checked.
+                measured = f"{quote(name)}[0]" if _is_tokens(operator) else quote(name)
+                constraints[constraint_name(name)] = (
+                    f"{quote(name)} IS NULL OR size({measured}) = {self.identities[name].dimension}"
+                )
+        return constraints
 
     @cached_property
     def properties_by_column(self) -> dict[str, dict[str, str]]:
@@ -168,3 +197,47 @@ def _check_columns(columns: Mapping[str, Operator]) -> None:
     for name in columns:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise TableError(f"columns got the name {name!r}; allowed: ASCII letters, digits and _")
+
+
+def column_parts(name: str, operator: Operator) -> dict[str, str]:
+    """Return the table's column for each field of an operator's struct."""
+    value, *more = value_type(operator).names
+    return {value: name, **{part: f"{name}_{part}" for part in more}}
+
+
+def constraint_name(name: str) -> str:
+    """Return the name of the constraint on a column of vectors."""
+    return f"{name}_dimension"
+
+
+def _comment(part: str, operator: Operator, identity: ModelIdentity) -> str:
+    model = f"{operator.checkpoint_name} ({identity.model_type}); null where the row failed"
+    if part == next(iter(operator.value_fields)):
+        each = " per token" if _is_tokens(operator) else ""
+        made = f"{identity.dimension} numbers{each}" if operator.returns_vectors else "written"
+        return f"{made} by {model}"
+    return {
+        "status": "ok, or why the row has no value",
+        "error": "the reason in one sentence; null where ok",
+        "truncated": "whether the caption was cut at its maximum length; null where not ok",
+    }.get(part, f"{part} of the value")
+
+
+def _is_tokens(operator: Operator) -> bool:
+    return operator.effective_pooling == "tokens"
+
+
+def _described(name: str, kind: DataType, comment: str) -> StructField:
+    return StructField(name, kind, metadata={"comment": comment})
+
+
+def _check_names(fields: list[StructField]) -> None:
+    seen: set[str] = set()
+    for field in fields:
+        if field.name.lower() in seen:
+            raise TableError(
+                f"the table would have two columns {field.name}: keys, kept columns, "
+                f"{SOURCE_HASH}, {UPDATED_AT} and <name>, <name>_status, <name>_error, … of each "
+                "operator need different names; rename one"
+            )
+        seen.add(field.name.lower())

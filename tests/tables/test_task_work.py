@@ -15,8 +15,7 @@ from meeting import WAIT_SECONDS
 from spark_vision import TableError, write_vision_columns
 from spark_vision.executor.spending import BUSY_PREFIX, BusyTime, count_spent, spend, take_spent
 from spark_vision.tables.location import locate_table
-from spark_vision.tables.task_work import TaskWork, work_between
-from spark_vision.tables.write_result import append_report
+from spark_vision.tables.write_result import TaskWork, append_report, work_between
 
 
 def test_threads_amounts_and_both_waits_are_counted_once():

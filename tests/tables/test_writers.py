@@ -12,7 +12,7 @@ from encoded_images import encode, photo
 from meeting import WAIT_SECONDS, meet_after
 from spark_vision import ImageViTEmbedding, write_vision_columns
 from spark_vision.errors import CommitConflictError, TableError
-from spark_vision.tables import commit, conflicts, wave_writer
+from spark_vision.tables import commit, storage_errors, wave_writer
 from spark_vision.tables import named_points as points
 from spark_vision.tables import table_layout as layout
 from spark_vision.tables import write as write_module
@@ -249,8 +249,8 @@ def test_a_row_that_came_back_meanwhile_is_not_removed(
 
 
 def test_conflicts_are_met_a_bounded_number_of_times(spark, tmp_path, monkeypatch):
-    monkeypatch.setattr(conflicts, "_FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(conflicts, "_LONGEST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(storage_errors, "_FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(storage_errors, "_LONGEST_PAUSE_SECONDS", 0.001)
     attempts = []
 
     def change():
@@ -259,16 +259,16 @@ def test_conflicts_are_met_a_bounded_number_of_times(spark, tmp_path, monkeypatc
 
     location = locate_table(spark, str(tmp_path))
     with pytest.raises(CommitConflictError, match=r"10 commit attempts; nothing was changed"):
-        conflicts.retry_conflicts(location, change, "nothing was changed")
-    assert len(attempts) == conflicts.ATTEMPT_COUNT
+        storage_errors.retry_conflicts(location, change, "nothing was changed")
+    assert len(attempts) == storage_errors.ATTEMPT_COUNT
 
     def fail():
         attempts.append(1)
         raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
-        conflicts.retry_conflicts(location, fail)
-    assert len(attempts) == conflicts.ATTEMPT_COUNT + 1
+        storage_errors.retry_conflicts(location, fail)
+    assert len(attempts) == storage_errors.ATTEMPT_COUNT + 1
 
 
 @pytest.mark.slow

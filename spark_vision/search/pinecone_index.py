@@ -146,7 +146,7 @@ class PineconeIndex(VectorIndex):
 
         self._call(make)
         end = self.retry.clock() + self.ready_seconds
-        while not (self._model_now() or self._existing).status.ready:
+        while not self._look_up().status.ready:
             if self.retry.clock() >= end:
                 raise IndexConnectionError(
                     f"{self._name} is not ready after {self.ready_seconds} seconds; try again later"
@@ -262,10 +262,16 @@ class PineconeIndex(VectorIndex):
         Raises:
             VectorIndexError: It is no index of dense vectors; somebody else made it.
         """
-        if self.host is None and self._model_now() is None:
+        model = None if self.host is not None else self._look_up(must_exist=False)
+        if model is None and self.host is None:
             return None
         stats = self._stats()
-        fields_found = self._fields(stats)
+        if model is not None:
+            fields_found = [type(kind).__name__ for kind in model.schema.fields.values()]
+        else:
+            # Of an index that is given by its host, what it says itself.
+            is_dense = stats.vector_type in (None, "dense")
+            fields_found = ["DenseVectorField" if is_dense else "sparse"]
         if fields_found != ["DenseVectorField"] or stats.dimension is None:
             raise VectorIndexError(
                 f"{self._name} was made by somebody else: it has the fields "
@@ -288,12 +294,6 @@ class PineconeIndex(VectorIndex):
             properties=properties,
         )
 
-    def _fields(self, stats: Any) -> list[str]:
-        """The kinds of the index's fields; of one that is given by its host, what it says."""
-        if self.host is None:
-            return [type(kind).__name__ for kind in self._existing.schema.fields.values()]
-        return ["DenseVectorField" if stats.vector_type in (None, "dense") else "sparse"]
-
     def write_properties(self, properties: Mapping[str, str]) -> None:
         """Replace the properties, by one request."""
         # Some direction; a vector of zeros is refused.
@@ -306,7 +306,7 @@ class PineconeIndex(VectorIndex):
         for name in ("_data", "_control"):
             if (client := self.__dict__.pop(name, None)) is not None:
                 client.close()
-        self._forget()
+        self.__dict__.pop("_found", None)
 
     def with_credentials(self) -> "PineconeIndex":
         """Return the same index with what it reads from the environment, for another process."""
@@ -351,7 +351,7 @@ class PineconeIndex(VectorIndex):
         config = import_extra("pinecone._internal.config", "pinecone")
         transport = import_extra("pinecone._internal.http_client", "pinecone")
         constants = import_extra("pinecone._internal.constants", "pinecone")
-        host = self.host or self._existing.host
+        host = self.host or self._look_up().host
         data = self._made(
             lambda: pinecone.Index(host=host, api_key=self._key, timeout=self.timeout_seconds)
         )
@@ -369,14 +369,10 @@ class PineconeIndex(VectorIndex):
         except errors.PineconeError as error:
             raise VectorIndexError(f"{self._name}: {self._reason(error)}") from None
 
-    def _model_now(self) -> Any:
-        """The index as the control plane describes it now; None where it does not exist."""
-        self._forget()
-        return self._model
-
-    @cached_property
-    def _model(self) -> Any:
+    def _look_up(self, *, must_exist: bool = True) -> Any:
+        """Ask the control plane for the index; None where it does not, and need not, exist."""
         errors = import_extra("pinecone.errors.exceptions", "pinecone")
+        self.__dict__.pop("_found", None)
 
         def describe() -> Any:
             try:
@@ -384,23 +380,16 @@ class PineconeIndex(VectorIndex):
             except errors.NotFoundError:
                 return None
 
-        return self._call(describe)
-
-    @property
-    def _existing(self) -> Any:
-        if self._model is None:
+        model = self._call(describe)
+        if model is None and must_exist:
             raise VectorIndexError(f"Pinecone has no index {self.index}; call create first")
-        return self._model
+        return model
 
     @cached_property
     def _found(self) -> IndexDescription:
         if (found := self.describe()) is None:
             raise VectorIndexError(f"Pinecone has no index {self.index}; call create first")
         return found
-
-    def _forget(self) -> None:
-        for name in ("_model", "_found"):
-            self.__dict__.pop(name, None)
 
     def _stats(self) -> Any:
         return self._call(lambda: self._data.describe_index_stats())

@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from spark_vision.errors import TableError
 from spark_vision.tables.identity import FilledColumn, filled_columns
-from spark_vision.tables.location import TableLocation, quote, read_detail
+from spark_vision.tables.location import quote, read_detail
 from spark_vision.tables.session_settings import settings
 from spark_vision.tables.source import INPUTS
 from spark_vision.tables.storage_errors import retry_conflicts
@@ -88,28 +88,25 @@ def commit_wave(
     def meet_conflict() -> None:
         kept.is_on = True
 
-    keys = write.chosen.key_names
-    match = _match(keys, wave.key_bounds(keys[0]))
+    bounds = wave.key_bounds(write.chosen.key_names[0])
     left = "this wave's rows were not committed, and the next run computes them again"
     try:
-        return _merge(rows, write.location, match, prepare, left, transaction, meet_conflict)
+        return _merge(write, rows, prepare, left, transaction, bounds, meet_conflict)
     finally:
         rows.unpersist()
 
 
 def delete_rows(
-    location: TableLocation,
-    keys: tuple[str, ...],
+    write: WritePlan,
     rows: DataFrame,
     *,
     unchanged: bool,
-    transaction: Transaction | None = None,
+    transaction: Transaction | None,
 ) -> int:
     """Delete the rows that have the keys of `rows`; return their number.
 
     Args:
-        location: The table.
-        keys: Its keys.
+        write: The write's plan.
         rows: Keys, with `BASE` where `unchanged` is asked for.
         unchanged: Skip rows that have been written since the table was surveyed.
         transaction: The one that this completes.
@@ -120,39 +117,36 @@ def delete_rows(
     condition = f" AND t.{UPDATED_AT} <=> s.{quote(BASE)}" if unchanged else ""
     clause = f"WHEN MATCHED{condition} THEN DELETE"
     left = "its rows were not deleted"
-    return _merge(rows, location, _match(keys), lambda: (clause, {}), left, transaction)
-
-
-def _match(keys: tuple[str, ...], bounds: tuple[str, str] | None = None) -> str:
-    on = [f"t.{quote(key)} = s.{quote(key)}" for key in keys]
-    if bounds is not None:
-        # Without them each wave would read all keys of the table.
-        on.append(f"t.{quote(keys[0])} BETWEEN {bounds[0]} AND {bounds[1]}")
-    return " AND ".join(on)
+    return _merge(write, rows, lambda: (clause, {}), left, transaction)
 
 
 def _merge(
+    write: WritePlan,
     rows: DataFrame,
-    location: TableLocation,
-    match: str,
     prepare: Callable[[], tuple[str, Mapping[str, str]]],
     left: str,
     transaction: Transaction | None,
+    bounds: tuple[str, str] | None = None,
     meet_conflict: Callable[[], None] = lambda: None,
 ) -> int:
     """Run a MERGE, and retry it after a conflict; return how many rows changed.
 
     `prepare` is called before each attempt, and returns its clause and the session's settings.
-    `left` is the error's clause on the state of the rows. A statement of a transaction that the
-    table already has changes nothing.
+    `left` is the error's clause on the state of the rows, and `bounds` are those of the first key.
+    A statement of a transaction that the table already has changes nothing.
     """
-    spark = rows.sparkSession
+    spark, keys = rows.sparkSession, write.chosen.key_names
+    on = [f"t.{quote(key)} = s.{quote(key)}" for key in keys]
+    if bounds is not None:
+        # Without them each wave would read all keys of the table.
+        on.append(f"t.{quote(keys[0])} BETWEEN {bounds[0]} AND {bounds[1]}")
+    match = " AND ".join(on)
     view = f"spark_vision_rows_{uuid.uuid4().hex}"
     rows.createOrReplaceTempView(view)
 
     def attempt() -> int:
         clause, values = prepare()
-        statement = f"MERGE INTO {location.sql} AS t USING {view} AS s ON {match} {clause}"
+        statement = f"MERGE INTO {write.location.sql} AS t USING {view} AS s ON {match} {clause}"
         carried = {} if transaction is None else transaction.settings
         with settings(spark, {**values, **carried}):
             counts = spark.sql(statement).collect()
@@ -160,7 +154,7 @@ def _merge(
         return int(counts[0]["num_affected_rows"]) if counts else 0
 
     try:
-        return retry_conflicts(location, attempt, left, meet_conflict)
+        return retry_conflicts(write.location, attempt, left, meet_conflict)
     finally:
         spark.catalog.dropTempView(view)
 

@@ -209,9 +209,7 @@ def _write_batch(write: WritePlan, batch: DataFrame, transaction: Transaction) -
             run = run_write(write, present, transaction, completes=nothing_gone, is_kept=True)
             if not nothing_gone:
                 with labelled(batch.sparkSession, run.run_id):
-                    delete_rows(
-                        write.location, keys, gone, unchanged=False, transaction=transaction
-                    )
+                    delete_rows(write, gone, unchanged=False, transaction=transaction)
         finally:
             latest.unpersist()
     finally:

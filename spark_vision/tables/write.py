@@ -196,8 +196,7 @@ def _spent(write: WritePlan) -> Mapping[str, int]:
 def _finish(write: WritePlan, survey: Survey, transaction: Transaction | None) -> int:
     """Delete what the source lacks, or commit a stream's batch; return how many rows are deleted.
 
-    A batch deletes nothing here. Its last commit has no rows, so that later writes of others are
-    newer than the batch.
+    A batch deletes nothing here. It is committed without rows: later writes of others are newer.
     """
     missing, step = survey.missing_keys, f"write to {write.location.given}"
     if transaction is not None:
@@ -208,13 +207,7 @@ def _finish(write: WritePlan, survey: Survey, transaction: Transaction | None) -
     else:
         return 0
     with explaining(step):
-        return delete_rows(
-            write.location,
-            write.chosen.key_names,
-            missing,
-            unchanged=True,
-            transaction=transaction,
-        )
+        return delete_rows(write, missing, unchanged=True, transaction=transaction)
 
 
 def _compact(spark: SparkSession, location: TableLocation) -> None:

@@ -1,4 +1,4 @@
-"""Estimates the cost of decoding an image, in bytes and in work, from its header alone.
+"""What an image file's header says, and what decoding would cost: in bytes and in work.
 
 Bytes are the peak memory for pixels: the decoder's buffers and the result. The encoded file and its
 copies are not included; `max_bytes` limits them. The factors were measured as the growth of a
@@ -8,8 +8,14 @@ The unit of work is one sample processed by a JPEG decoder; a core processes som
 per second. Other work is converted to this unit by its duration.
 """
 
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
 from spark_vision.errors import RowFailure, Status
-from spark_vision.operators import ImageLimits
+
+if TYPE_CHECKING:
+    # The decoder process imports this too, and needs no operators.
+    from spark_vision.operators import ImageLimits
 
 BYTES_PER_PIXEL = 4
 EXTRA_BYTES = 64 * 2**20
@@ -48,12 +54,45 @@ TIFF_PIECE_BYTES = 640
 """Pillow's record of each strip or tile."""
 
 
-def max_decode_bytes(limits: ImageLimits) -> int:
+class Format(StrEnum):
+    """The supported formats; the values are Pillow's names."""
+
+    JPEG = "JPEG"
+    PNG = "PNG"
+    GIF = "GIF"
+    WEBP = "WEBP"
+    BMP = "BMP"
+    TIFF = "TIFF"
+    AVIF = "AVIF"
+
+
+class Header(NamedTuple):
+    """The header of an image of any format.
+
+    Attributes:
+        format: The file format.
+        size: Width and height in pixels, as stored.
+        orientation: EXIF orientation, 1 to 8; read for plain images only.
+        is_plain: Whether it is one frame of opaque 8-bit pixels, without alpha or animation; only
+            for JPEG and WebP.
+        peak_bytes: Peak memory for decoding to uint8 RGB, including the result.
+        work: Work for decoding beyond the usual work per pixel, in the unit of this module.
+    """
+
+    format: Format
+    size: tuple[int, int]
+    orientation: int = 1
+    is_plain: bool = False
+    peak_bytes: int = 0
+    work: int = 0
+
+
+def max_decode_bytes(limits: "ImageLimits") -> int:
     """Return the maximum peak memory, in bytes, for decoding one image."""
     return BYTES_PER_PIXEL * limits.max_pixels + EXTRA_BYTES
 
 
-def max_decode_work(limits: ImageLimits) -> int:
+def max_decode_work(limits: "ImageLimits") -> int:
     """Return the maximum work for decoding one image."""
     return WORK_PER_PIXEL * limits.max_pixels + EXTRA_WORK
 
@@ -69,7 +108,7 @@ def estimate_bytes(size: tuple[int, int], bytes_per_pixel: int) -> int:
     return width * height * bytes_per_pixel + width * ROW
 
 
-def check_cost(format: str, peak_bytes: int, work: int, limits: ImageLimits) -> None:
+def check_cost(format: str, peak_bytes: int, work: int, limits: "ImageLimits") -> None:
     """Reject an image that costs too much, regardless of its number of pixels.
 
     Raises:

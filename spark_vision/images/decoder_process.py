@@ -20,6 +20,7 @@ import numpy as np
 from PIL import AvifImagePlugin
 
 from spark_vision.errors import RowFailure
+from spark_vision.images.cost import Format
 from spark_vision.images.decoder_messages import (
     CONTINUE,
     FAILURE,
@@ -32,7 +33,6 @@ from spark_vision.images.decoder_messages import (
     receive_request,
     send_answer,
 )
-from spark_vision.images.image_header import Format
 from spark_vision.images.pillow_decoding import decode_rows, translate_errors
 
 # The worker kills a decoder that times out; this alarm ends one whose worker is gone.

@@ -19,6 +19,7 @@ import numpy as np
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images.child_process import import_path, module_command
+from spark_vision.images.cost import Format
 from spark_vision.images.decoder_messages import (
     CONTINUE,
     FAILURE,
@@ -34,7 +35,6 @@ from spark_vision.images.decoder_messages import (
     receive_into,
     send_request,
 )
-from spark_vision.images.image_header import Format
 from spark_vision.images.pillow_decoding import CheckSize, Pixels, allocate_upright
 from spark_vision.operators import ImageLimits
 

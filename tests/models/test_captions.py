@@ -12,13 +12,9 @@ from caption_oracle import generated_tokens, inputs_of, parts
 from oracles import draw_pictures
 from spark_vision.errors import InvalidOptionError, RowFailure, Status, UnsupportedCheckpointError
 from spark_vision.models import precision
+from spark_vision.models.caption_inputs import load_caption_preprocessor
 from spark_vision.models.checkpoint_files import open_folder
-from spark_vision.models.families import (
-    check_operator,
-    load_caption_preprocessor,
-    load_model,
-)
-from spark_vision.models.load_options import LoadOptions
+from spark_vision.models.families import LoadOptions, check_operator, load_model
 from spark_vision.models.protocols import GenerationSettings, ImageCaptioner
 from spark_vision.operators import (
     MAX_PROMPT_CHARACTERS,
@@ -56,7 +52,7 @@ def pictures():
 def load(folder, **options):
     operator = QwenVLImageUnderstanding(model_name=str(folder), **options)
     checkpoint = open_folder(folder)
-    assert check_operator(checkpoint, operator).dimension is None
+    assert check_operator(checkpoint, operator) is None
     return load_caption_preprocessor(checkpoint, operator), load_model(checkpoint, "float32", CPU)
 
 

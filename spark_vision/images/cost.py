@@ -9,13 +9,10 @@ per second. Other work is converted to this unit by its duration.
 """
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from spark_vision.errors import RowFailure, Status
-
-if TYPE_CHECKING:
-    # The decoder process imports this too, and needs no operators.
-    from spark_vision.operators import ImageLimits
+from spark_vision.operators import ImageLimits
 
 BYTES_PER_PIXEL = 4
 EXTRA_BYTES = 64 * 2**20
@@ -87,12 +84,12 @@ class Header(NamedTuple):
     work: int = 0
 
 
-def max_decode_bytes(limits: "ImageLimits") -> int:
+def max_decode_bytes(limits: ImageLimits) -> int:
     """Return the maximum peak memory, in bytes, for decoding one image."""
     return BYTES_PER_PIXEL * limits.max_pixels + EXTRA_BYTES
 
 
-def max_decode_work(limits: "ImageLimits") -> int:
+def max_decode_work(limits: ImageLimits) -> int:
     """Return the maximum work for decoding one image."""
     return WORK_PER_PIXEL * limits.max_pixels + EXTRA_WORK
 
@@ -108,7 +105,7 @@ def estimate_bytes(size: tuple[int, int], bytes_per_pixel: int) -> int:
     return width * height * bytes_per_pixel + width * ROW
 
 
-def check_cost(format: str, peak_bytes: int, work: int, limits: "ImageLimits") -> None:
+def check_cost(format: str, peak_bytes: int, work: int, limits: ImageLimits) -> None:
     """Reject an image that costs too much, regardless of its number of pixels.
 
     Raises:

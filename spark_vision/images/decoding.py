@@ -15,7 +15,6 @@ PNG is not decoded by torchvision, although that is slightly faster: its `decode
 with a segmentation fault on corrupt files.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -31,9 +30,8 @@ from spark_vision.images.cost import Format, Header
 from spark_vision.images.headers import read_header
 from spark_vision.images.isolated_decoding import decode_isolated
 from spark_vision.images.orientation import apply_orientation
-from spark_vision.images.pillow_decoding import decode_by_pillow
+from spark_vision.images.pillow_decoding import decode_by_pillow, translate_errors
 from spark_vision.images.sources import EncodedImage, RawImage
-from spark_vision.images.truncation import is_truncated
 from spark_vision.operators import ImageLimits
 
 ResizedSize = Callable[[int, int], tuple[int, int]]
@@ -48,7 +46,6 @@ _ISOLATED = (Format.GIF, Format.BMP, Format.TIFF, Format.AVIF)
 _CHANNELS_OF_MODE = {0: 1, 16: 3, 24: 4}
 """OpenCV's CV_8UC1 (gray), CV_8UC3 (BGR) and CV_8UC4 (BGRA): the only modes that Spark writes."""
 _BAND_PIXELS = 2**18
-_CODE_PLACE = re.compile(r"^.*\.cpp:\d+,\s*")
 
 
 class InspectedImage(NamedTuple):
@@ -255,24 +252,10 @@ def _raw_to_rgb(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
 def _decode_by_torchvision(image: EncodedImage, format: Format) -> torch.Tensor:
     # Calls the registered operators directly: from 0.29 on their wrappers in torchvision.io emit a
     # deprecation warning per image.
-    try:
+    with translate_errors(image.numpy().data, format):
         pixels: torch.Tensor = (
             torch.ops.image.decode_jpeg(image, _RGB, False)
             if format is Format.JPEG
             else torch.ops.image.decode_webp(image, _RGB)
         )
-    except RuntimeError as error:
-        raise _name_failure(image, format, str(error)) from error
     return pixels
-
-
-def _name_failure(image: EncodedImage, format: Format, message: str) -> RowFailure:
-    """Translate an error of torchvision into a failure of the row."""
-    reason = _CODE_PLACE.sub("", message.splitlines()[0])
-    if "allocate" in reason:
-        return RowFailure(Status.OUT_OF_MEMORY, f"not enough memory for the pixels of the {format}")
-    if "truncated" in reason or is_truncated(format, image.numpy().data):
-        return RowFailure(Status.INCOMPLETE, f"the pixel data of the {format} is truncated")
-    if reason.startswith("Unsupported"):
-        return RowFailure(Status.UNSUPPORTED_FORMAT, f"unsupported kind of {format}: {reason}")
-    return RowFailure(Status.DECODE_ERROR, f"the {format} is corrupt: {reason}")

@@ -50,7 +50,9 @@ _DECODERS: dict[Format, type[ImageFile]] = {
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _TRUNCATED = re.compile("truncated|no more images", re.IGNORECASE)
 _UNSUPPORTED = re.compile("^Unsupported|unknown pixel mode|not yet supported")
-_NO_MEMORY = re.compile("out of memory", re.IGNORECASE)
+_NO_MEMORY = re.compile("out of memory|allocate", re.IGNORECASE)
+# What the messages of torchvision begin with.
+_CODE_PLACE = re.compile(r"^.*\.cpp:\d+,\s*")
 MAX_PNG_CHUNKS = 2**16
 _PNG_MAGIC_BYTES = 8
 _SIGNED = 2
@@ -145,7 +147,8 @@ def translate_errors(data: memoryview, format: Format) -> Iterator[None]:
     except DecompressionBombError as error:
         raise RowFailure(Status.TOO_LARGE, f"the {format} is a decompression bomb") from error
     except Exception as error:  # Malformed files make decoders raise almost anything.
-        reason = str(error) or type(error).__name__
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = _CODE_PLACE.sub("", lines[0])
         if isinstance(error, MemoryError) or _NO_MEMORY.search(reason):
             failure = Status.OUT_OF_MEMORY, f"not enough memory for the pixels of the {format}"
         elif _UNSUPPORTED.search(reason):

@@ -167,7 +167,7 @@ class HttpClient:
                 httpcore.URL(
                     scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
                 ),
-                headers=[(b"Host", url.netloc), *_encode(headers)],
+                headers=[(b"Host", url.netloc), *headers.items()],
                 # Waiting for a free connection counts too.
                 extensions={"timeout": {"pool": transfer.remaining_seconds()}},
             )
@@ -319,10 +319,6 @@ def _authorization(url: httpx.URL) -> dict[str, str]:
     user, _, password = url.userinfo.partition(b":")
     pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
     return {"Authorization": f"Basic {base64.b64encode(pair).decode('ascii')}"}
-
-
-def _encode(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
 
 
 def _origin(url: httpx.URL) -> tuple[str, bytes, int | None]:

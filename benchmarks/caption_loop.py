@@ -27,9 +27,10 @@ from spark_vision import QwenVLImageUnderstanding
 from spark_vision.demo import checkpoint_path
 from spark_vision.demo.rendering import render
 from spark_vision.demo.scenes import draw_scenes
+from spark_vision.models.caption_inputs import load_caption_preprocessor
 from spark_vision.models.caption_loop import CaptionLoop, join_rows
 from spark_vision.models.checkpoint_files import open_folder
-from spark_vision.models.families import load_caption_preprocessor, load_model
+from spark_vision.models.families import load_model
 from spark_vision.models.protocols import GenerationSettings
 
 STATIC_BATCH_SIZE = 4

@@ -36,7 +36,8 @@ from random_checkpoints import write_feather_clip
 from spark_vision import ClipImageEmbedding, configure, embed_image
 from spark_vision.executor.devices import keep_freed_memory
 from spark_vision.models.checkpoints import resolve_checkpoint
-from spark_vision.models.families import load_model, load_preprocessor
+from spark_vision.models.families import load_model
+from spark_vision.models.preprocessing import load_preprocessor
 from spark_vision.models.protocols import ImageEmbedder, ImagePreprocessor
 
 CORE_COUNT = 2

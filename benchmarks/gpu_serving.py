@@ -37,7 +37,7 @@ from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.model_access import reach_model
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import resolve_checkpoint
-from spark_vision.models.families import load_preprocessor
+from spark_vision.models.preprocessing import load_preprocessor
 
 MODELS = {
     "vit-b": ViTConfig(),

@@ -30,7 +30,7 @@ from spark_vision.executor.task import Task
 from spark_vision.functions import model_placement
 from spark_vision.model_server.client import ModelProxy
 from spark_vision.models.checkpoints import resolve_checkpoint
-from spark_vision.models.families import load_preprocessor
+from spark_vision.models.preprocessing import load_preprocessor
 from spark_vision.operators import ImageOperator
 
 MODES = ("executor", "worker")

@@ -19,8 +19,9 @@ from transformers import AutoImageProcessor, AutoModel
 
 from spark_vision import ImageViTEmbedding
 from spark_vision.models.checkpoints import resolve_checkpoint
-from spark_vision.models.families import load_model, load_preprocessor
+from spark_vision.models.families import load_model
 from spark_vision.models.pixel_batches import stack_pixels
+from spark_vision.models.preprocessing import load_preprocessor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import checkpoints

@@ -13,7 +13,7 @@ from spark_vision.executor.devices import prepare_device
 from spark_vision.executor.inference import compute_batches
 from spark_vision.executor.model_access import load_once, open_checkpoint, reach_model
 from spark_vision.executor.task import Task
-from spark_vision.models.families import load_caption_preprocessor
+from spark_vision.models.caption_inputs import load_caption_preprocessor
 from spark_vision.models.protocols import CaptionInput, GenerationSettings, ImageCaptioner
 from spark_vision.operators import QwenVLImageUnderstanding
 

@@ -24,13 +24,13 @@ from spark_vision.executor.inference import compute_batches, compute_rows
 from spark_vision.executor.model_access import load_once, open_checkpoint, reach_model
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import Checkpoint
-from spark_vision.models.families import ModelDescription, load_preprocessor, load_tokenizer
 from spark_vision.models.pixel_batches import stack_pixels
 from spark_vision.models.protocols import (
     ImageEmbedder,
     ImagePreprocessor,
     TextEmbedder,
 )
+from spark_vision.models.tokenizer import load_tokenizer
 from spark_vision.operators import (
     EmbeddingOperator,
     ImageEmbeddingOperator,
@@ -56,7 +56,10 @@ class ImageVectors(ABC):
     portion_row_count = IMAGES_PER_THREAD_HOP
 
     def __init__(self, operator: ImageVectorOperator, task: Task) -> None:
-        checkpoint, self._description = open_checkpoint(operator, task)
+        # Its import loads torchvision, which texts do not need.
+        from spark_vision.models.preprocessing import load_preprocessor
+
+        checkpoint, self._dimension = open_checkpoint(operator, task)
         self._pooling = operator.effective_pooling
         self._batch_size = operator.batch_size
         self._preprocessor: ImagePreprocessor = load_once(
@@ -112,7 +115,7 @@ class ImageEmbeddings(ImageVectors):
 
     def build(self, outcomes: Sequence[Outcome], with_status: bool) -> pa.Array:
         """Build Arrow lists, or structs of embedding, status and error."""
-        return _build(outcomes, self._operator, self._description, with_status)
+        return _build(outcomes, self._operator, self._dimension, with_status)
 
 
 def embed_texts(
@@ -142,10 +145,10 @@ def embed_texts(
             rows failed than `max_failure_rate` allows.
     """
     names = RowNames([operator], keys)
-    checkpoint, description = open_checkpoint(operator, task)
+    checkpoint, dimension = open_checkpoint(operator, task)
     outcomes = _text_outcomes(names.watch(arrays), operator, task, checkpoint)
     for rows in check_rows(outcomes, operator, names, count):
-        yield _build(rows, operator, description, with_status)
+        yield _build(rows, operator, dimension, with_status)
 
 
 def _text_outcomes(
@@ -199,14 +202,14 @@ def _embed_distinct(
 def _build(
     outcomes: Sequence[Outcome],
     operator: EmbeddingOperator,
-    description: ModelDescription,
+    dimension: int | None,
     with_status: bool,
 ) -> pa.Array:
-    if description.dimension is None:
+    if dimension is None:
         raise AssertionError(f"a model for {type(operator).__name__} has a dimension")
     tokens = operator.effective_pooling == "tokens"
     return build_array(
-        outcomes, description.dimension, operator.on_error, tokens=tokens, with_status=with_status
+        outcomes, dimension, operator.on_error, tokens=tokens, with_status=with_status
     )
 
 

@@ -29,9 +29,8 @@ from spark_vision.executor.spending import busy_time, spend, timed
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoint_files import weight_files
 from spark_vision.models.checkpoints import Checkpoint, fingerprint, resolve_checkpoint
-from spark_vision.models.families import ModelDescription, check_operator, load_model
-from spark_vision.models.load_options import LoadOptions
-from spark_vision.models.precision import choose_dtype
+from spark_vision.models.families import LoadOptions, check_operator, load_model
+from spark_vision.models.loading import choose_dtype
 from spark_vision.operators import Operator
 
 if TYPE_CHECKING:
@@ -178,12 +177,15 @@ def stamp_of(checkpoint: Checkpoint) -> str:
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
-def open_checkpoint(operator: Operator, task: Task) -> tuple[Checkpoint, ModelDescription]:
+def open_checkpoint(operator: Operator, task: Task) -> tuple[Checkpoint, int | None]:
     """Find or download an operator's checkpoint, and check that it fits the operator.
 
     Args:
         operator: Names the checkpoint.
         task: Has the Hugging Face variables to use.
+
+    Returns:
+        The checkpoint, and what `check_operator` returns.
 
     Raises:
         SparkVisionError: The checkpoint is missing, or does not fit the operator.

@@ -24,8 +24,8 @@ from spark_vision.executor.model_access import (
 )
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import Checkpoint
-from spark_vision.models.families import load_tokenizer
 from spark_vision.models.protocols import LogitTerms, TextClassifier
+from spark_vision.models.tokenizer import load_tokenizer
 from spark_vision.operators import ClipImageTags, ClipVectorTags, TagOperator
 
 KEPT_TAG_LIST_COUNT = 8

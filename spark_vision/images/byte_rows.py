@@ -12,6 +12,8 @@ from torch.utils.dlpack import from_dlpack
 
 _Integers = npt.NDArray[np.int64]
 _NULL = -1
+_OF_OFFSETS = ("binary", "large_binary", "string", "large_string", "null")
+_OF_VIEWS = ("binary_view", "string_view")
 
 
 def tensor_view(buffer: pa.Buffer | bytes) -> torch.Tensor:
@@ -75,18 +77,20 @@ def _locate(array: pa.Array) -> tuple[list[torch.Tensor], _Integers, _Integers, 
         buffers = [_tensor_or_empty(array.buffers()[1])]
         starts = (np.arange(rows, dtype=np.int64) + first) * kind.byte_width
         stops = starts + kind.byte_width
-    elif _is_view(kind):
+    elif str(kind) in _OF_VIEWS:
         views, *data = array.buffers()[1:]
         buffers = [_tensor_or_empty(each) for each in (views, *data)]
         which, starts, stops = _locate_views(views, first, rows)
-    elif not pa.types.is_null(kind):
-        offset_type = _offset_type(kind)
-        _, offsets, data_buffer = array.buffers()
-        buffers = [_tensor_or_empty(data_buffer)]
-        if rows:
-            # A copy: starts are overwritten below, and the array's own must not change.
-            all_offsets = np.frombuffer(offsets, offset_type)[first : first + rows + 1]
-            starts, stops = all_offsets[:-1].astype(np.int64), all_offsets[1:].astype(np.int64)
+    elif str(kind) not in _OF_OFFSETS:
+        raise TypeError(f"neither binary nor strings: {kind}")
+    elif rows:
+        # A cast changes the width of the offsets, and keeps the data.
+        array = array.cast(pa.large_binary())
+        _, offsets, data = array.buffers()
+        buffers = [_tensor_or_empty(data)]
+        bounds = np.frombuffer(offsets, np.int64)[array.offset : array.offset + rows + 1]
+        # A copy: starts are overwritten below, and the array's own must not change.
+        starts, stops = bounds[:-1].copy(), bounds[1:]
     if array.null_count:
         starts[array.is_null().to_numpy(zero_copy_only=False)] = _NULL
     return buffers, which, starts, stops
@@ -105,19 +109,6 @@ def _locate_views(
     inline_starts = (np.arange(rows, dtype=np.int64) + first) * 16 + 4
     starts = np.where(is_inline, inline_starts, fields[:, 3])
     return np.where(is_inline, 0, fields[:, 2] + 1), starts, starts + lengths
-
-
-def _offset_type(kind: pa.DataType) -> type[np.int32] | type[np.int64]:
-    if pa.types.is_binary(kind) or pa.types.is_string(kind):
-        return np.int32
-    if pa.types.is_large_binary(kind) or pa.types.is_large_string(kind):
-        return np.int64
-    raise TypeError(f"neither binary nor strings: {kind}")
-
-
-def _is_view(kind: pa.DataType) -> bool:
-    # pyarrow has no view types before version 16.
-    return str(kind) in ("binary_view", "string_view")
 
 
 def _tensor_or_empty(buffer: pa.Buffer | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Estimates the cost of decoding an image, in bytes and in work, from its header alone.
+"""What an image file's header says, and what decoding would cost: in bytes and in work.
 
 Bytes are the peak memory for pixels: the decoder's buffers and the result. The encoded file and its
 copies are not included; `max_bytes` limits them. The factors were measured as the growth of a
@@ -7,6 +7,9 @@ process. `EXTRA_BYTES` covers what a decoder needs regardless of the size.
 The unit of work is one sample processed by a JPEG decoder; a core processes some hundred million
 per second. Other work is converted to this unit by its duration.
 """
+
+from enum import StrEnum
+from typing import NamedTuple
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.operators import ImageLimits
@@ -46,6 +49,39 @@ TIFF_WORK = 4
 """Work for decompressing a sample."""
 TIFF_PIECE_BYTES = 640
 """Pillow's record of each strip or tile."""
+
+
+class Format(StrEnum):
+    """The supported formats; the values are Pillow's names."""
+
+    JPEG = "JPEG"
+    PNG = "PNG"
+    GIF = "GIF"
+    WEBP = "WEBP"
+    BMP = "BMP"
+    TIFF = "TIFF"
+    AVIF = "AVIF"
+
+
+class Header(NamedTuple):
+    """The header of an image of any format.
+
+    Attributes:
+        format: The file format.
+        size: Width and height in pixels, as stored.
+        orientation: EXIF orientation, 1 to 8; read for plain images only.
+        is_plain: Whether it is one frame of opaque 8-bit pixels, without alpha or animation; only
+            for JPEG and WebP.
+        peak_bytes: Peak memory for decoding to uint8 RGB, including the result.
+        work: Work for decoding beyond the usual work per pixel, in the unit of this module.
+    """
+
+    format: Format
+    size: tuple[int, int]
+    orientation: int = 1
+    is_plain: bool = False
+    peak_bytes: int = 0
+    work: int = 0
 
 
 def max_decode_bytes(limits: ImageLimits) -> int:

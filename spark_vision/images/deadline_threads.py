@@ -6,8 +6,9 @@ holds. The number of abandoned threads per process is limited; above it further 
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from spark_vision.errors import RowFailure, Status
@@ -16,7 +17,6 @@ Result = TypeVar("Result")
 
 MAX_ABANDONED = 32
 
-_lock = threading.Lock()
 _hanging: set["DeadlineThread"] = set()
 
 
@@ -31,15 +31,13 @@ class DeadlineThread:
     """
 
     def __init__(self) -> None:
-        with _lock:
-            if len(_hanging) >= MAX_ABANDONED:
-                raise RowFailure(
-                    Status.TIMEOUT,
-                    f"{MAX_ABANDONED} earlier reads still hang; no further one is started",
-                )
+        if len(_hanging) >= MAX_ABANDONED:
+            raise RowFailure(
+                Status.TIMEOUT,
+                f"{MAX_ABANDONED} earlier reads still hang; no further one is started",
+            )
         self.is_abandoned = False
-        self._calls: SimpleQueue[tuple[Callable[[], Any], Any] | None] = SimpleQueue()
-        self._outcomes: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
         threading.Thread(target=self._work, name="spark-vision-store", daemon=True).start()
 
     def call(
@@ -58,24 +56,24 @@ class DeadlineThread:
         Raises:
             TimeoutError: The call did not return in time.
         """
-        self._calls.put((work, undo))
-        try:
-            result, error = self._outcomes.get(timeout=seconds)
-        except Empty:
-            with _lock:
-                # The thread takes the same lock before it reports an outcome.
-                if self._outcomes.empty():
-                    self.is_abandoned = True
-                    _hanging.add(self)
-                    raise TimeoutError from None
-            result, error = self._outcomes.get_nowait()
-        if error is not None:
-            raise error
-        return result  # type: ignore[no-any-return]
+        future: Future[Result] = Future()
+        self._calls.put((work, future))
+        if not wait([future], seconds).done:
+            self.is_abandoned = True
+            _hanging.add(self)
+
+            def end_late(late: Future[Result]) -> None:
+                _hanging.discard(self)
+                if undo is not None and late.exception() is None:
+                    undo(late.result())
+
+            future.add_done_callback(end_late)
+            raise TimeoutError
+        return future.result()
 
     def enqueue(self, work: Callable[[], object]) -> None:
         """Let an abandoned thread make one more call if it returns, without waiting for it."""
-        self._calls.put((work, None))
+        self._calls.put((work, Future()))
 
     def end(self) -> None:
         """Let the thread end after its queued calls."""
@@ -83,22 +81,13 @@ class DeadlineThread:
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
-            work, undo = call
-            result, error = None, None
+            work, future = call
             try:
-                result = work()
-            except BaseException as raised:
-                error = raised
-            with _lock:
-                is_late = self.is_abandoned
-                if not is_late:
-                    self._outcomes.put((result, error))
-                else:
-                    _hanging.discard(self)
-            if is_late and undo is not None and error is None:
-                undo(result)
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
             # Do not keep the result alive until the next call.
-            del call, work, undo, result, error
+            del call, work, future
 
 
 class DeadlineThreadPool:

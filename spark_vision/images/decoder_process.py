@@ -4,6 +4,11 @@ It imports Pillow and numpy but not torch, so it starts in 0.1 s and takes about
 from a socket on its standard input and ends when that closes. Resource limits on memory, time and
 files make sure that a runaway decoder costs one image. It has no secrets: neither the worker's file
 descriptors nor its environment.
+
+The protocol is fixed-size numbers, then bytes. The worker sends a `REQUEST`, then the file. The
+decoder answers with the size of the image; the worker replies whether to continue; then the decoder
+sends the pixels, row by row. Instead of either answer the decoder may send a failure. Nothing is
+pickled; each side knows how many bytes follow.
 """
 
 import ctypes
@@ -11,33 +16,56 @@ import os
 import resource
 import signal
 import socket
+import struct
 import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import AvifImagePlugin
 
 from spark_vision.errors import RowFailure
-from spark_vision.images.decoder_messages import (
-    CONTINUE,
-    FAILURE,
-    PIXELS,
-    READY,
-    SIZE,
-    Answer,
-    Request,
-    receive,
-    receive_request,
-    send_answer,
-)
-from spark_vision.images.image_header import Format
+from spark_vision.images.cost import Format
 from spark_vision.images.pillow_decoding import decode_rows, translate_errors
+
+REQUEST = struct.Struct("!8sBBdQQ")
+ANSWER = struct.Struct("!cIIB")
+"""SIZE or PIXELS, with the stored width and height, and the EXIF orientation of the pixels; or
+FAILURE, with the byte counts of its status and reason, which follow."""
+
+READY = b"R"
+CONTINUE = b"1"
+SKIP = b"0"
+
+SIZE = b"S"
+PIXELS = b"P"
+FAILURE = b"F"
 
 # The worker kills a decoder that times out; this alarm ends one whose worker is gone.
 ALARM_EXTRA_SECONDS = 5.0
 _PR_SET_NO_NEW_PRIVS = 38
+
+
+class Request(NamedTuple):
+    """One file to decode; the fields of `REQUEST`.
+
+    Attributes:
+        format: A value of `cost.Format`.
+        orientation: EXIF orientation from the header, 1 to 8; 0 where it is not known.
+        scale: The height and width of a JPEG are divided by it: 1, 2, 4 or 8.
+        seconds: Timeout for decoding.
+        memory_bytes: Maximum memory to allocate.
+        byte_count: Size of the file, which follows.
+    """
+
+    format: str
+    orientation: int
+    scale: int
+    seconds: float
+    memory_bytes: int
+    byte_count: int
 
 
 class _SkippedImage(BaseException):
@@ -59,7 +87,8 @@ def main() -> None:
     _silence_streams()
     with suppress(EOFError, ConnectionError):
         while True:
-            request = receive_request(connection)
+            format, *numbers = REQUEST.unpack(receive(connection, REQUEST.size))
+            request = Request(format.rstrip(b"\0").decode(), *numbers)
             _limit_memory(used_bytes, request)
             data = memoryview(receive(connection, request.byte_count))
             with suppress(_SkippedImage):
@@ -73,7 +102,7 @@ def _answer(connection: socket.socket, request: Request, data: memoryview) -> No
     def ask_about(size: tuple[int, int]) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         try:
-            send_answer(connection, Answer(SIZE, *size))
+            _send(connection, SIZE, *size)
             if receive(connection, 1) != CONTINUE:
                 raise _SkippedImage
         except (EOFError, ConnectionError):
@@ -87,12 +116,43 @@ def _answer(connection: socket.socket, request: Request, data: memoryview) -> No
             rows = decode_rows(data, format, ask_about, request.scale)
     except RowFailure as failure:
         status, reason = failure.status.value.encode(), failure.reason.encode()
-        send_answer(connection, Answer(FAILURE, len(status), len(reason)), status + reason)
+        _send(connection, FAILURE, len(status), len(reason))
+        connection.sendall(status + reason)
         return
     orientation = request.orientation or rows.orientation
-    send_answer(connection, Answer(PIXELS, rows.width, rows.height, orientation))
+    _send(connection, PIXELS, rows.width, rows.height, orientation)
     for band in rows.bands:
         connection.sendall(np.ascontiguousarray(band).data.cast("B"))
+
+
+def _send(
+    connection: socket.socket, kind: bytes, first: int, second: int, orientation: int = 1
+) -> None:
+    connection.sendall(ANSWER.pack(kind, first, second, orientation))
+
+
+def receive(connection: socket.socket, byte_count: int) -> bytearray:
+    """Receive exactly `byte_count` bytes.
+
+    Raises:
+        EOFError: The other side closed the connection.
+    """
+    data = bytearray(byte_count)
+    receive_into(connection, memoryview(data))
+    return data
+
+
+def receive_into(connection: socket.socket, room: memoryview) -> None:
+    """Fill a buffer with received bytes.
+
+    Raises:
+        EOFError: The other side closed the connection.
+    """
+    while room:
+        count = connection.recv_into(room)
+        if not count:
+            raise EOFError
+        room = room[count:]
 
 
 def _drop_privileges() -> None:

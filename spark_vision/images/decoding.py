@@ -15,24 +15,23 @@ PNG is not decoded by torchvision, although that is slightly faster: its `decode
 with a segmentation fault on corrupt files.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torchvision.io
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
+from spark_vision.images.cost import Format, Header
 from spark_vision.images.headers import read_header
-from spark_vision.images.image_header import Format, Header
 from spark_vision.images.isolated_decoding import decode_isolated
 from spark_vision.images.orientation import apply_orientation
-from spark_vision.images.pillow_decoding import decode_by_pillow
-from spark_vision.images.raw_pixels import decode_raw
+from spark_vision.images.pillow_decoding import decode_by_pillow, translate_errors
 from spark_vision.images.sources import EncodedImage, RawImage
-from spark_vision.images.truncation import is_truncated
 from spark_vision.operators import ImageLimits
 
 ResizedSize = Callable[[int, int], tuple[int, int]]
@@ -44,7 +43,9 @@ _ENOUGH = 3
 _RGB = torchvision.io.ImageReadMode.RGB.value
 _NOTHING: AbstractContextManager[Any] = nullcontext()
 _ISOLATED = (Format.GIF, Format.BMP, Format.TIFF, Format.AVIF)
-_CODE_PLACE = re.compile(r"^.*\.cpp:\d+,\s*")
+_CHANNELS_OF_MODE = {0: 1, 16: 3, 24: 4}
+"""OpenCV's CV_8UC1 (gray), CV_8UC3 (BGR) and CV_8UC4 (BGRA): the only modes that Spark writes."""
+_BAND_PIXELS = 2**18
 
 
 class InspectedImage(NamedTuple):
@@ -143,7 +144,7 @@ def decode_inspected(
     """
     image, header, _, scale = inspected
     if isinstance(image, RawImage):
-        return decode_raw(image)
+        return _decode_raw(image)
     assert header is not None
     data = image.numpy().data
 
@@ -203,27 +204,58 @@ def _choose_scale(header: Header, resized_sizes: Sequence[ResizedSize]) -> int:
     return 1
 
 
+def _decode_raw(image: RawImage) -> torch.Tensor:
+    """Convert gray, BGR or BGRA bytes to RGB, with alpha composited on white.
+
+    Raises:
+        RowFailure: `unsupported_format`, `incomplete` or `decode_error`.
+    """
+    channels = _CHANNELS_OF_MODE.get(image.mode)
+    if channels is None:
+        raise RowFailure(
+            Status.UNSUPPORTED_FORMAT,
+            f"the image struct has mode {image.mode}; supported: 0 (gray), 16 (BGR), 24 (BGRA)",
+        )
+    expected = image.height * image.width * channels
+    if channels != image.channels or len(image.data) > expected:
+        raise RowFailure(
+            Status.DECODE_ERROR,
+            f"the image struct is inconsistent: {image.height} × {image.width} pixels of mode "
+            f"{image.mode}, nChannels {image.channels}, {len(image.data):,} bytes",
+        )
+    if len(image.data) < expected:
+        raise RowFailure(
+            Status.INCOMPLETE,
+            f"the image struct has only {len(image.data):,} of {expected:,} bytes of pixels",
+        )
+    pixels = image.data.numpy().reshape(image.height, image.width, channels)
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    row_count = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, row_count):
+        rgb[top : top + row_count] = _raw_to_rgb(pixels[top : top + row_count])
+    return torch.from_numpy(rgb).permute(2, 0, 1)
+
+
+def _raw_to_rgb(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    """Convert a band of rows, `[rows, width, 1, 3 or 4]`; bands keep temporary arrays small."""
+    channels = pixels.shape[2]
+    if channels == 4:
+        alpha = pixels[..., 3:].astype(np.uint16)
+        # Adding 127 before the division by 255 rounds to nearest.
+        blended: npt.NDArray[np.uint16] = (
+            pixels[..., :3] * alpha + (255 - alpha) * 255 + 127
+        ) // 255
+        return blended[..., ::-1]
+    return pixels[..., ::-1] if channels == 3 else pixels
+
+
 def _decode_by_torchvision(image: EncodedImage, format: Format) -> torch.Tensor:
     # Calls the registered operators directly: from 0.29 on their wrappers in torchvision.io emit a
     # deprecation warning per image.
-    try:
+    with translate_errors(image.numpy().data, format):
         pixels: torch.Tensor = (
             torch.ops.image.decode_jpeg(image, _RGB, False)
             if format is Format.JPEG
             else torch.ops.image.decode_webp(image, _RGB)
         )
-    except RuntimeError as error:
-        raise _name_failure(image, format, str(error)) from error
     return pixels
-
-
-def _name_failure(image: EncodedImage, format: Format, message: str) -> RowFailure:
-    """Translate an error of torchvision into a failure of the row."""
-    reason = _CODE_PLACE.sub("", message.splitlines()[0])
-    if "allocate" in reason:
-        return RowFailure(Status.OUT_OF_MEMORY, f"not enough memory for the pixels of the {format}")
-    if "truncated" in reason or is_truncated(format, image.numpy().data):
-        return RowFailure(Status.INCOMPLETE, f"the pixel data of the {format} is truncated")
-    if reason.startswith("Unsupported"):
-        return RowFailure(Status.UNSUPPORTED_FORMAT, f"unsupported kind of {format}: {reason}")
-    return RowFailure(Status.DECODE_ERROR, f"the {format} is corrupt: {reason}")

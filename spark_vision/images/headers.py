@@ -4,13 +4,15 @@ This takes microseconds, and keeps small files that claim a huge size or need ho
 from the decoders.
 """
 
+import re
+from collections.abc import Iterator
+
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
-from spark_vision.images.avif_header import read_avif
-from spark_vision.images.image_header import Format, Header
+from spark_vision.images.cost import Format, Header
 from spark_vision.images.jpeg_header import read_jpeg
+from spark_vision.images.orientation import EXIF_PREFIX, find_exif_orientation, xmp_orientation
 from spark_vision.images.tiff_header import read_tiff
-from spark_vision.images.webp_header import read_webp
 
 _UNSUPPORTED_MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"8BPS", "PSD"),
@@ -42,6 +44,17 @@ _TARGA_START = (b"\0\0\2", b"\0\0\3", b"\0\0\x0a", b"\0\0\x0b", b"\0\1\1", b"\0\
 """No image ID, with or without a palette, and the image type."""
 _TARGA_BITS = (b"\x08", b"\x0f", b"\x10", b"\x18", b"\x20")
 MAX_GIF_BLOCKS = 2**16
+MAX_WEBP_CHUNKS = 256
+_WEBP_ANIMATION, _WEBP_XMP, _WEBP_EXIF, _WEBP_ALPHA = 0x02, 0x04, 0x08, 0x10
+MAX_AVIF_BOXES = 2**14
+MAX_AVIF_PARTS = 256
+_AVIF_BOX = re.compile(
+    # The size of a picture; of a track, in two versions; and the bit depth of either.
+    rb"ispe....(....)(....)|tkhd(?:\x00.{75}|\x01.{87})(..)..(..)..|av1C..(.)",
+    re.DOTALL,
+)
+_AVIF_HIGH_BIT_DEPTH = 0x40
+_AVIF_PIXELS = b"mdat"
 _ICON_ENTRY_BYTES = 16
 _START_BYTES = 64
 _TEXT_START_BYTES = 1024
@@ -65,7 +78,7 @@ def read_header(data: memoryview) -> Header:
     if start.startswith((b"GIF87a", b"GIF89a")):
         return _read_gif(data)
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
-        return read_webp(data)
+        return _read_webp(data)
     if start.startswith(b"BM") and len(start) >= 18 and _little(start[14:18]) in range(12, 256):
         return _read_bmp(start, len(data))
     if start.startswith(_TIFF_MAGIC):
@@ -73,7 +86,7 @@ def read_header(data: memoryview) -> Header:
     if start[4:8] == b"ftyp":
         brands = start[8 : max(12, int.from_bytes(start[:4], "big"))]
         if any(brand in brands for brand in _AVIF_BRANDS):
-            return read_avif(data)
+            return _read_avif(data)
         if start[8:12] in _HEIF_BRANDS:
             raise _unsupported("HEIC")
     raise _refuse(data, start)
@@ -128,6 +141,62 @@ def _read_gif(data: memoryview) -> Header:
     )
 
 
+def _read_webp(data: memoryview) -> Header:
+    """Read the chunks before the pixels, and the metadata after them that the flags announce."""
+    start = bytes(data[:30])
+    kind = start[12:16]
+    _need(start, 25 if kind == b"VP8L" else 30)
+    if kind == b"VP8 ":
+        size = _little(start[26:28]) & 0x3FFF, _little(start[28:30]) & 0x3FFF
+        return _webp_header(size, is_plain=True)
+    if kind == b"VP8L":
+        bits = _little(start[21:25])
+        size = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        return _webp_header(size, is_plain=not bits >> 28 & 1, is_lossless=True)
+    if kind == b"VP8X":
+        size = _little(start[24:27]) + 1, _little(start[27:30]) + 1
+        if start[20] & (_WEBP_ANIMATION | _WEBP_ALPHA):
+            return _webp_header(size, is_plain=False)
+        return _read_webp_chunks(data, size, start[20])
+    raise RowFailure(Status.DECODE_ERROR, "the WebP does not begin with a known chunk")
+
+
+def _read_webp_chunks(data: memoryview, size: tuple[int, int], flags: int) -> Header:
+    """Find the pixels, which may have alpha without a flag, and the metadata after them."""
+    wanted = {kind for kind, flag in ((b"EXIF", _WEBP_EXIF), (b"XMP ", _WEBP_XMP)) if flags & flag}
+    metadata: dict[bytes, bytes] = {}
+    is_lossless: bool | None = None
+    at = 12
+    for _ in range(MAX_WEBP_CHUNKS):
+        kind = bytes(data[at : at + 4])
+        length = _little(data[at + 4 : at + 8])
+        if kind == b"VP8L" and is_lossless is None:
+            if _little(data[at + 9 : at + 13]) >> 28 & 1:
+                break
+            is_lossless = True
+        elif kind == b"VP8 " and is_lossless is None:
+            is_lossless = False
+        elif kind in (b"ALPH", b"ANMF"):
+            break
+        elif kind in wanted:
+            wanted.discard(kind)
+            metadata[kind] = bytes(data[at + 8 : at + 8 + length])
+        at += 8 + length + length % 2
+        if is_lossless is not None and (not wanted or at >= len(data)):
+            exif = metadata.get(b"EXIF", b"").removeprefix(EXIF_PREFIX)
+            orientation = find_exif_orientation(exif) or xmp_orientation(metadata.get(b"XMP ", b""))
+            return _webp_header(size, True, is_lossless, orientation)
+    return _webp_header(size, is_plain=False)
+
+
+def _webp_header(
+    size: tuple[int, int], is_plain: bool, is_lossless: bool = False, orientation: int = 1
+) -> Header:
+    beside = cost.WEBP_BY_PILLOW if not is_plain else cost.WEBP_LOSSLESS if is_lossless else 0
+    peak_bytes = cost.estimate_bytes(size, cost.RESULT + beside)
+    return Header(Format.WEBP, size, orientation, is_plain, peak_bytes)
+
+
 def _read_bmp(start: bytes, length: int) -> Header:
     if _little(start[14:18]) == 12:
         _need(start, 26)
@@ -147,6 +216,50 @@ def _read_bmp(start: bytes, length: int) -> Header:
     return Header(
         Format.BMP, size, peak_bytes=cost.estimate_bytes(size, beside + cost.RESULT), work=work
     )
+
+
+def _read_avif(data: memoryview) -> Header:
+    """Read the size of an AVIF from its boxes, without walking the tree that they form.
+
+    A box can occur in many places, but has the same layout in each. One pass searches for them by
+    name outside the pixel data. The largest size counts: that of the whole picture, not of its
+    tiles or thumbnail.
+    """
+    sizes: list[tuple[int, int]] = []
+    is_deep = False
+    boxes = (box for part in _all_but_pixels(data) for box in _AVIF_BOX.finditer(data, *part))
+    for index, box in enumerate(boxes):
+        if index == MAX_AVIF_BOXES:
+            raise RowFailure(
+                Status.TOO_LARGE, f"the AVIF has more than {MAX_AVIF_BOXES:,} boxes of sizes"
+            )
+        *lengths, depth = box.groups()
+        if depth:
+            is_deep |= bool(depth[0] & _AVIF_HIGH_BIT_DEPTH)
+        else:
+            width, height = (int.from_bytes(each, "big") for each in lengths if each is not None)
+            sizes.append((width, height))
+    if not sizes:
+        raise RowFailure(Status.INCOMPLETE, "the AVIF ends before the box with its size")
+    size = max(sizes, key=lambda each: each[0] * each[1])
+    factor = cost.AVIF_HIGH_BIT_DEPTH if is_deep else cost.AVIF
+    return Header(Format.AVIF, size, peak_bytes=cost.estimate_bytes(size, factor))
+
+
+def _all_but_pixels(data: memoryview) -> Iterator[tuple[int, int]]:
+    """Yield the start and end of each part of the file, up to the first invalid one."""
+    at = 0
+    for _ in range(MAX_AVIF_PARTS):
+        size, header_bytes = int.from_bytes(data[at : at + 4], "big"), 8
+        if size == 1:
+            size, header_bytes = int.from_bytes(data[at + 8 : at + 16], "big"), 16
+        end = at + size if size >= header_bytes else len(data)
+        if data[at + 4 : at + 8] != _AVIF_PIXELS:
+            yield at, min(end, len(data))
+        at = end
+        if at >= len(data):
+            return
+    yield at, len(data)
 
 
 def _refuse(data: memoryview, start: bytes) -> RowFailure:

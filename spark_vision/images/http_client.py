@@ -7,12 +7,16 @@ environment, and no redirects other than those followed here.
 import base64
 import random
 import ssl
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
+from typing import Any
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 import httpcore
@@ -20,8 +24,6 @@ import httpx
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images.addresses import AddressRefusedError, AddressRules, address_in
-from spark_vision.images.host_semaphores import HostSemaphores
-from spark_vision.images.http_body import read_body
 from spark_vision.images.http_transport import (
     NameNotResolvedError,
     RestrictedBackend,
@@ -35,6 +37,9 @@ MAX_REDIRECTS = 5
 MAX_RETRIES = 2
 _FIRST_DELAY_SECONDS = 0.2
 _MAX_PORT = 65_535
+_INFLATED_PIECE_BYTES = 2**16
+_ZLIB_OR_GZIP = zlib.MAX_WBITS | 32
+_GZIP = zlib.MAX_WBITS | 16
 _REDIRECTS = (301, 302, 303, 307, 308)
 _HEADERS = {
     "User-Agent": "spark-vision",
@@ -54,7 +59,7 @@ class HttpClient:
     """
 
     def __init__(self, limits: ImageLimits, rules: AddressRules) -> None:
-        self._hosts = HostSemaphores(limits.host_concurrency)
+        self._hosts = _HostSemaphores(limits.host_concurrency)
         self._is_closed = False
         self._pool = httpcore.ConnectionPool(
             ssl_context=httpx.create_ssl_context(),
@@ -110,7 +115,7 @@ class HttpClient:
                     code, received = response.status, httpx.Headers(response.headers)
                     if 200 <= code < 300:
                         released = partial(self._hosts.released, _host(url))
-                        read_body(response, received, transfer, shown, while_waiting=released)
+                        _read_body(response, received, transfer, shown, while_waiting=released)
                         return
             except (
                 httpcore.ConnectTimeout,
@@ -162,7 +167,7 @@ class HttpClient:
                 httpcore.URL(
                     scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
                 ),
-                headers=[(b"Host", url.netloc), *_encode(headers)],
+                headers=[(b"Host", url.netloc), *headers.items()],
                 # Waiting for a free connection counts too.
                 extensions={"timeout": {"pool": transfer.remaining_seconds()}},
             )
@@ -170,6 +175,92 @@ class HttpClient:
                 yield response
         finally:
             self._hosts.release(host)
+
+
+class _HostSemaphores:
+    """Limits how many threads of a task fetch from one host at the same time."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._changed = threading.Condition()
+        self._active: Counter[str] = Counter()
+
+    def acquire(self, host: str) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._active[host] < self._limit)
+            self._active[host] += 1
+
+    def release(self, host: str) -> None:
+        with self._changed:
+            self._active[host] -= 1
+            if not self._active[host]:
+                del self._active[host]
+            self._changed.notify_all()
+
+    @contextmanager
+    def released(self, host: str) -> Iterator[None]:
+        """Release the host for the duration of the block.
+
+        A thread that waits for memory sends nothing to the host, and may be waiting for a row that
+        waits for this host. For the same reason it reacquires the host without waiting.
+        """
+        self.release(host)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._active[host] += 1
+
+
+def _read_body(
+    response: httpcore.Response,
+    headers: httpx.Headers,
+    transfer: Transfer,
+    shown: str,
+    while_waiting: Callable[[], AbstractContextManager[Any]],
+) -> None:
+    """Read a whole body, decompressed in pieces if a server compresses it unasked."""
+    content_length = headers.get("Content-Length", "")
+    if content_length.isdecimal():
+        transfer.check_size(int(content_length))
+    encoding = headers.get("Content-Encoding", "identity").strip().lower()
+    pieces = response.iter_stream()
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        pieces = _inflate(pieces, transfer, shown, may_have_members=encoding != "deflate")
+    elif encoding not in ("identity", ""):
+        raise RowFailure(Status.HTTP_ERROR, f"the response has an unrequested encoding: {shown}")
+    try:
+        for piece in pieces:
+            transfer.append(piece, while_waiting())
+    except (httpcore.RemoteProtocolError, httpcore.ReadError):
+        raise RowFailure(Status.INCOMPLETE, f"the response is truncated: {shown}") from None
+    except zlib.error:
+        raise RowFailure(
+            Status.HTTP_ERROR, f"the compressed response is corrupt: {shown}"
+        ) from None
+
+
+def _inflate(
+    pieces: Iterator[bytes], transfer: Transfer, shown: str, *, may_have_members: bool
+) -> Iterator[bytes]:
+    """Decompress zlib, or the members of gzip one after another; nothing else may follow."""
+    inflater = zlib.decompressobj(_ZLIB_OR_GZIP)
+    compressed_bytes = 0
+    for piece in pieces:
+        compressed_bytes += len(piece)
+        transfer.check_size(compressed_bytes)
+        waiting = piece
+        while waiting:
+            if inflater.eof:
+                if not may_have_members:
+                    raise zlib.error("bytes after the end of the stream")
+                inflater = zlib.decompressobj(_GZIP)
+            inflated = inflater.decompress(waiting, _INFLATED_PIECE_BYTES)
+            waiting = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
+            if inflated:
+                yield inflated
+    if not inflater.eof:
+        raise RowFailure(Status.INCOMPLETE, f"the compressed response is truncated: {shown}")
 
 
 def _parse(text: str) -> httpx.URL:
@@ -228,10 +319,6 @@ def _authorization(url: httpx.URL) -> dict[str, str]:
     user, _, password = url.userinfo.partition(b":")
     pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
     return {"Authorization": f"Basic {base64.b64encode(pair).decode('ascii')}"}
-
-
-def _encode(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
 
 
 def _origin(url: httpx.URL) -> tuple[str, bytes, int | None]:

@@ -19,28 +19,26 @@ import numpy as np
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images.child_process import import_path, module_command
-from spark_vision.images.decoder_messages import (
+from spark_vision.images.cost import Format
+from spark_vision.images.decoder_process import (
+    ANSWER,
     CONTINUE,
     FAILURE,
-    MAX_TEXT_BYTES,
     PIXELS,
     READY,
+    REQUEST,
     SIZE,
     SKIP,
-    Answer,
-    Request,
     receive,
-    receive_answer,
     receive_into,
-    send_request,
 )
-from spark_vision.images.image_header import Format
 from spark_vision.images.pillow_decoding import CheckSize, Pixels, allocate_upright
 from spark_vision.operators import ImageLimits
 
 START_SECONDS = 60.0
 END_SECONDS = 5.0
 EXTRA_MEMORY_BYTES = 128 * 2**20
+MAX_TEXT_BYTES = 4096
 _BAND_BYTES = 2**20
 # The pixels of an ordinary image fit; the system may allow less.
 _BUFFER_BYTES = 2**20
@@ -189,10 +187,10 @@ class DecoderProcess:
         deadline = time.monotonic() + limits.decode_seconds
         # Pillow and its decoders hold the file up to three times.
         memory_bytes = 4 * limits.max_pixels + 3 * len(data) + EXTRA_MEMORY_BYTES
-        seconds = limits.decode_seconds
-        request = Request(format.value, orientation, scale, seconds, memory_bytes, len(data))
+        numbers = orientation, scale, limits.decode_seconds, memory_bytes, len(data)
         self._wait_until(deadline)
-        send_request(self._connection, request, data)
+        self._connection.sendall(REQUEST.pack(format.encode(), *numbers))
+        self._connection.sendall(data)
         width, height, _ = self._receive(SIZE, deadline)
         try:
             check_size((width, height))
@@ -233,16 +231,16 @@ class DecoderProcess:
 
     def _receive(self, kind: bytes, deadline: float) -> tuple[int, int, int]:
         self._wait_until(deadline)
-        answer: Answer = receive_answer(self._connection)
-        if answer.kind == FAILURE:
-            if answer.first + answer.second > MAX_TEXT_BYTES:
-                raise ValueError(f"a reason of {answer.first + answer.second:,} bytes")
-            status = receive(self._connection, answer.first).decode()
-            reason = receive(self._connection, answer.second).decode()
+        found, first, second, orientation = ANSWER.unpack(receive(self._connection, ANSWER.size))
+        if found == FAILURE:
+            if first + second > MAX_TEXT_BYTES:
+                raise ValueError(f"a reason of {first + second:,} bytes")
+            status = receive(self._connection, first).decode()
+            reason = receive(self._connection, second).decode()
             raise RowFailure(Status(status), reason)
-        if answer.kind != kind:
-            raise ValueError(f"{answer.kind!r} instead of {kind!r}")
-        return answer.first, answer.second, answer.orientation
+        if found != kind:
+            raise ValueError(f"{found!r} instead of {kind!r}")
+        return first, second, orientation
 
     def _fill(self, pixels: Pixels, deadline: float) -> None:
         self._wait_until(deadline)

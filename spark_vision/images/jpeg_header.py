@@ -9,7 +9,7 @@ from struct import Struct
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
-from spark_vision.images.image_header import Format, Header
+from spark_vision.images.cost import Format, Header
 from spark_vision.images.orientation import EXIF_PREFIX, find_exif_orientation, xmp_orientation
 
 MAX_HEADER_BYTES = 16 * 2**20

@@ -12,6 +12,7 @@ not 8 bits wide are scaled so that the maximum value is white:
 
 import io
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -30,9 +31,8 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from spark_vision.errors import RowFailure, Status
-from spark_vision.images.image_header import Format
+from spark_vision.images.cost import Format
 from spark_vision.images.orientation import EXIF_PREFIX, find_exif_orientation, xmp_orientation
-from spark_vision.images.png_chunks import check_png
 from spark_vision.images.truncation import is_truncated
 
 CheckSize = Callable[[tuple[int, int]], None]
@@ -50,7 +50,11 @@ _DECODERS: dict[Format, type[ImageFile]] = {
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _TRUNCATED = re.compile("truncated|no more images", re.IGNORECASE)
 _UNSUPPORTED = re.compile("^Unsupported|unknown pixel mode|not yet supported")
-_NO_MEMORY = re.compile("out of memory", re.IGNORECASE)
+_NO_MEMORY = re.compile("out of memory|allocate", re.IGNORECASE)
+# What the messages of torchvision begin with.
+_CODE_PLACE = re.compile(r"^.*\.cpp:\d+,\s*")
+MAX_PNG_CHUNKS = 2**16
+_PNG_MAGIC_BYTES = 8
 _SIGNED = 2
 _BAND_PIXELS = 2**18
 _FLIPPED_AXES = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}
@@ -143,7 +147,8 @@ def translate_errors(data: memoryview, format: Format) -> Iterator[None]:
     except DecompressionBombError as error:
         raise RowFailure(Status.TOO_LARGE, f"the {format} is a decompression bomb") from error
     except Exception as error:  # Malformed files make decoders raise almost anything.
-        reason = str(error) or type(error).__name__
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = _CODE_PLACE.sub("", lines[0])
         if isinstance(error, MemoryError) or _NO_MEMORY.search(reason):
             failure = Status.OUT_OF_MEMORY, f"not enough memory for the pixels of the {format}"
         elif _UNSUPPORTED.search(reason):
@@ -166,7 +171,7 @@ def decode_rows(
     """
     if format is Format.AVIF and not features.check("avif"):
         raise RowFailure(Status.UNSUPPORTED_FORMAT, "this build of Pillow does not support AVIF")
-    source = check_png(data) if format is Format.PNG else data
+    source = _check_png(data) if format is Format.PNG else data
     image = _DECODERS[format](io.BytesIO(source))
     check_size(image.size)
     _check_samples(image)
@@ -178,6 +183,43 @@ def decode_rows(
     image.load()
     bands = map(_to_rgb, _bands(image))
     return StoredRows(*image.size, _orientation(image), map(np.asarray, bands))
+
+
+def _check_png(data: memoryview) -> bytes | memoryview:
+    """Check the chunks of a PNG, and return the file without its colour profile.
+
+    Pillow ignores the checksums of pixel data, so a damaged file would yield wrong pixels. It also
+    rejects a file with a colour profile over 1 MiB, although profiles are never applied here. A
+    truncated file is returned as far as it goes.
+
+    Raises:
+        ValueError: A checksum is wrong; there is a second header, which Pillow would use although
+            only the first was checked; or there are more chunks than any encoder writes, each of
+            which costs Pillow microseconds.
+    """
+    kept_from, at, count = 0, _PNG_MAGIC_BYTES, 0
+    kept: list[memoryview] = []
+    while at + 12 <= len(data):
+        kind = bytes(data[at + 4 : at + 8])
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        count += 1
+        if count > MAX_PNG_CHUNKS:
+            raise ValueError(f"it has more than {MAX_PNG_CHUNKS:,} chunks")
+        if end > len(data):
+            break
+        if kind == b"IHDR" and at != _PNG_MAGIC_BYTES:
+            raise ValueError("it has a second header")
+        if kind == b"IDAT" and zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(
+            data[end - 4 : end], "big"
+        ):
+            raise ValueError("the checksum of its pixel data is wrong")
+        if kind == b"iCCP":
+            kept.append(data[kept_from:at])
+            kept_from = end
+        if kind == b"IEND":
+            break
+        at = end
+    return b"".join([*kept, data[kept_from:]]) if kept else data
 
 
 def _check_samples(image: ImageFile) -> None:

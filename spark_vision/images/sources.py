@@ -3,6 +3,8 @@
 Null values and blank strings are `null_input`. Empty bytes are a value; decoding rejects them.
 """
 
+import binascii
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +14,6 @@ import pyarrow as pa
 import torch
 
 from spark_vision.errors import InputTypeError, RowFailure, Status
-from spark_vision.images.base64_text import decode_base64
 from spark_vision.images.byte_rows import ByteRows, tensor_view
 from spark_vision.images.fetch import MAX_ADDRESS_CHARACTERS, Fetcher, address_too_long
 from spark_vision.operators import ImageLimits, ImageOperator
@@ -25,6 +26,10 @@ _STRING_TYPES = ("string", "large_string", "string_view")
 _IMAGE_STRUCT_FIELDS = ("height", "width", "nChannels", "mode", "data")
 _BINARY_FILE_FIELD = "content"
 _UNDEFINED_MODE = -1
+_DATA_URL = re.compile(rb"\s*data:[^,]*,", re.IGNORECASE)
+_LONGEST_DATA_PREFIX = 256
+_WHITESPACE = b" \t\r\n\f\v"
+_URL_SAFE_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,38 @@ class _StringColumn(ImageColumn):
         except UnicodeDecodeError:
             raise RowFailure(Status.READ_ERROR, "the address is not valid UTF-8") from None
         return tensor_view(self._fetcher.fetch(address, on_bytes))
+
+
+def decode_base64(text: memoryview, max_bytes: int) -> bytes:
+    """Decode base64 in the standard or the URL-safe alphabet.
+
+    A `data:…;base64,` prefix, whitespace anywhere and missing padding are accepted.
+
+    Args:
+        text: The characters, as UTF-8.
+        max_bytes: Maximum bytes of the result, checked before decoding.
+
+    Raises:
+        RowFailure: `too_large`, or `bad_base64` for other text.
+    """
+    prefix = _DATA_URL.match(bytes(text[:_LONGEST_DATA_PREFIX]))
+    if prefix is not None:
+        if not prefix[0].lower().rstrip(b",").rstrip().endswith(b";base64"):
+            raise RowFailure(Status.BAD_BASE64, "the data: URL is not base64")
+        text = text[prefix.end() :]
+    if len(text) // 4 * 3 - bytes(text[-2:]).count(b"=") <= max_bytes:
+        try:
+            # Most texts are plain (standard alphabet, padded, no whitespace) and need no copy.
+            return binascii.a2b_base64(text, strict_mode=True)
+        except binascii.Error:
+            pass
+    characters = bytes(text).translate(_URL_SAFE_TO_STANDARD, _WHITESPACE).rstrip(b"=")
+    if len(characters) * 3 // 4 > max_bytes:
+        raise RowFailure(Status.TOO_LARGE, f"the image has more than {max_bytes:,} bytes")
+    try:
+        return binascii.a2b_base64(characters + b"=" * (-len(characters) % 4), strict_mode=True)
+    except binascii.Error as error:
+        raise RowFailure(Status.BAD_BASE64, f"the text is not base64: {error}") from error
 
 
 class _ImageStructColumn(ImageColumn):

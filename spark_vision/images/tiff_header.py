@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import cost
-from spark_vision.images.image_header import Format, Header
+from spark_vision.images.cost import Format, Header
 
 MAX_ENTRIES = 1024
 MAX_NUMBERS = 2**20

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from spark_vision.images.image_header import Format
+from spark_vision.images.cost import Format
 
 MAX_STEPS = 2**16
 """Maximum chunks or boxes that are read; no real file has more."""

@@ -30,7 +30,7 @@ from spark_vision.model_server.channel import Message
 from spark_vision.model_server.methods import call_model, describe_error, read_scaling
 from spark_vision.model_server.start import ServerConfig
 from spark_vision.models.checkpoint_files import Checkpoint, open_folder
-from spark_vision.models.precision import use_tf32
+from spark_vision.models.loading import use_tf32
 from spark_vision.models.protocols import GenerationSettings
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from spark_vision import errors
 from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.task import TOKEN_VARIABLES
 from spark_vision.images.child_process import foreign_command, import_path, module_command
-from spark_vision.models.load_options import LoadOptions
+from spark_vision.models.families import LoadOptions
 
 # The exit code of a server whose name is held by another process.
 NAME_TAKEN = 98

@@ -24,7 +24,9 @@ from spark_vision.operators import (
 )
 
 
-def load(checkpoint: Checkpoint, operator: QwenVLImageUnderstanding) -> "QwenVLInputs":
+def load_caption_preprocessor(
+    checkpoint: Checkpoint, operator: QwenVLImageUnderstanding
+) -> "QwenVLInputs":
     """Load the processor of a Qwen-VL checkpoint.
 
     Raises:

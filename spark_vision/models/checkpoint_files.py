@@ -1,17 +1,18 @@
-"""The files in a checkpoint's folder, in Hugging Face's layout: required, present, missing.
+"""The files in a checkpoint's folder, in Hugging Face's layout: which there are, what they say.
 
 It never loads weights, and imports neither torch nor transformers.
 """
 
+import hashlib
 import json
 import pickletools
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from spark_vision.errors import UnsupportedCheckpointError
+from spark_vision.errors import InvalidOptionError, UnsupportedCheckpointError
 from spark_vision.models.config_files import (
     MAX_VOCABULARY_BYTES,
     check_size,
@@ -49,6 +50,30 @@ CHAT_FILES = (
     "chat_template.json",
     "video_preprocessor_config.json",
 )
+# The common settings of Hugging Face's image processors that affect pixels; not device, tensor
+# format and grouping.
+COMMON_SETTINGS = (
+    "crop_size",
+    "default_to_square",
+    "do_center_crop",
+    "do_convert_rgb",
+    "do_normalize",
+    "do_pad",
+    "do_rescale",
+    "do_resize",
+    "image_mean",
+    "image_std",
+    "pad_size",
+    "resample",
+    "rescale_factor",
+    "size",
+)
+_NOT_SETTINGS = frozenset(
+    ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")
+)
+MIB = 2**20
+SAMPLE_COUNT = 64
+SAMPLE_BYTES = 16 * 2**10
 # The pickles in torch's file format before 1.6: magic number, protocol, system, weights.
 _LEGACY_PICKLE_COUNT = 4
 
@@ -110,6 +135,37 @@ def missing_files(folder: Path, operator: Operator) -> list[str]:
 def first_existing(folder: Path, names: tuple[str, ...]) -> Path | None:
     """Return the first of the files that exists in the folder."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def check_overrides(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> None:
+    """Reject settings that the checkpoint's image processor does not have.
+
+    Raises:
+        InvalidOptionError: A setting is unknown; the message lists the allowed ones.
+        UnsupportedCheckpointError: The processor's file cannot be read.
+    """
+    allowed = sorted({*COMMON_SETTINGS, *_own_settings(checkpoint)} - _NOT_SETTINGS)
+    unknown = [name for name in overrides if name not in allowed]
+    if unknown:
+        raise InvalidOptionError(
+            f"image_processor_kwargs got {unknown[0]!r}, which the image processor of "
+            f"{checkpoint.folder} does not have; allowed: {', '.join(allowed)}"
+        )
+
+
+def _own_settings(checkpoint: Checkpoint) -> set[str]:
+    names: set[str] = set()
+    for file_name in PROCESSOR_FILES:
+        path = checkpoint.folder / file_name
+        if path.is_file():
+            try:
+                settings = read_config(path)
+                names |= settings.get("image_processor", settings).keys()
+            except AttributeError as error:
+                raise UnsupportedCheckpointError(
+                    f"{path} has no image processor settings"
+                ) from error
+    return names
 
 
 def weight_files(checkpoint: Checkpoint) -> list[Path]:
@@ -208,3 +264,54 @@ def _pickled_texts(file: IO[bytes]) -> set[str]:
 
 def _texts_of(stream: IO[bytes]) -> set[str]:
     return {value for _, value, _ in pickletools.genops(stream) if isinstance(value, str)}
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Compute a fingerprint of a checkpoint from the contents of its files.
+
+    Configuration, processor, tokenizer, chat template and generation settings are hashed in full.
+    Of a weight file it hashes the size, the safetensors header, the first and last MiB, and 64
+    evenly spaced samples of 16 KiB; a smaller file is hashed in full. Training changes nearly every
+    byte, so a further trained model gets another fingerprint; an edit of a few bytes between the
+    samples does not change it. File names count; the folder's name, dates and permissions do not.
+
+    Returns:
+        64 hexadecimal digits (SHA-256).
+
+    Raises:
+        UnsupportedCheckpointError: The checkpoint has no weights, or their header cannot be read.
+    """
+    check_headers(checkpoint)
+    names = (CONFIG_FILE, *PROCESSOR_FILES, *TOKENIZER_FILES, *CHAT_FILES)
+    small = [path for name in names if (path := checkpoint.folder / name).is_file()]
+    weights = weight_files(checkpoint)
+    digest = hashlib.sha256()
+    for path in sorted({*small, *weights}, key=lambda path: path.name):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        for chunk in _sampled(path) if path in weights else _whole(path):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _whole(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(MIB):
+            yield chunk
+
+
+def _sampled(path: Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    if size <= 2 * MIB + SAMPLE_COUNT * SAMPLE_BYTES:
+        yield from _whole(path)
+        return
+    with path.open("rb") as file:
+        if path.suffix == ".safetensors":
+            yield read_safetensors_header(file)
+        starts = [MIB + index * (size - 2 * MIB) // SAMPLE_COUNT for index in range(SAMPLE_COUNT)]
+        for start, length in [
+            (0, MIB),
+            *((at, SAMPLE_BYTES) for at in starts),
+            (size - MIB, MIB),
+        ]:
+            file.seek(start)
+            yield file.read(length)

@@ -6,8 +6,12 @@ It imports neither torch nor transformers, so the driver can check before any ta
 from pathlib import Path
 
 from spark_vision.errors import CheckpointNotFoundError
-from spark_vision.models.checkpoint_files import Checkpoint, missing_files, open_folder
-from spark_vision.models.fingerprint import fingerprint
+from spark_vision.models.checkpoint_files import (
+    Checkpoint,
+    fingerprint,
+    missing_files,
+    open_folder,
+)
 from spark_vision.models.hub import cached_folder, download
 from spark_vision.operators import Operator
 

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 
 from spark_vision.models.checkpoint_files import Checkpoint
-from spark_vision.models.loading import load_pretrained
+from spark_vision.models.loading import choose_dtype, load_pretrained
 from spark_vision.models.pixel_batches import scale_pixels
-from spark_vision.models.precision import choose_dtype
 from spark_vision.models.protocols import LogitTerms, PixelScaling
 
 
@@ -83,16 +82,7 @@ def load(checkpoint: Checkpoint, dtype: str, device: torch.device) -> ImageTextM
     Raises:
         UnsupportedCheckpointError: Weights are missing or have a wrong shape.
     """
-    import transformers
-
-    classes = {
-        "clip": transformers.CLIPModel,
-        "chinese_clip": transformers.ChineseCLIPModel,
-        "siglip": transformers.SiglipModel,
-        "siglip2": transformers.Siglip2Model,
-    }
-    precision, model_class = choose_dtype(dtype, device), classes[checkpoint.model_type]
-    model = load_pretrained(model_class, checkpoint, precision, device)
+    model = load_pretrained(checkpoint, choose_dtype(dtype, device), device)
     is_variable = checkpoint.model_type == "siglip2"
     return VariableResolutionModel(model) if is_variable else ImageTextModel(model)
 

@@ -1,4 +1,4 @@
-"""Maps a checkpoint's `model_type` to its family, and loads its model and preprocessing.
+"""Maps a checkpoint's `model_type` to its family, and loads its model.
 
 `FAMILIES` is the only list of families; a new one needs a line there and a module with a `load`
 function. This module imports neither torch nor transformers.
@@ -12,27 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from spark_vision.errors import InvalidOptionError, UnsupportedCheckpointError
-from spark_vision.models.checkpoint_files import Checkpoint, weight_names
-from spark_vision.models.load_options import LoadOptions
-from spark_vision.models.processor_settings import check_overrides
-from spark_vision.operators import (
-    OPERATORS,
-    Operator,
-    QwenVLImageUnderstanding,
-    reads_images,
-)
+from spark_vision.models.checkpoint_files import Checkpoint, check_overrides, weight_names
+from spark_vision.operators import OPERATORS, Operator, reads_images
 
 if TYPE_CHECKING:
     import torch
 
-    from spark_vision.models.protocols import (
-        CaptionPreprocessor,
-        ImageCaptioner,
-        ImageEmbedder,
-        ImagePreprocessor,
-        TextEmbedder,
-        TextTokenizer,
-    )
+    from spark_vision.models.protocols import ImageCaptioner, ImageEmbedder, TextEmbedder
 
     Model = ImageEmbedder | TextEmbedder | ImageCaptioner
 
@@ -41,19 +27,21 @@ _CLIP = "spark_vision.models.clip"
 _QWEN_VL = "spark_vision.models.qwen_vl"
 _VLLM = "spark_vision.models.vllm_engine"
 
-FAMILIES: Mapping[str, str] = {
-    "vit": _VIT,
-    "dinov2": _VIT,
-    "dinov2_with_registers": _VIT,
-    "dinov3_vit": _VIT,
-    "clip": _CLIP,
-    "chinese_clip": _CLIP,
-    "siglip": _CLIP,
-    "siglip2": _CLIP,
-    "qwen2_vl": _QWEN_VL,
-    "qwen2_5_vl": _QWEN_VL,
-    "qwen3_vl": _QWEN_VL,
+FAMILIES: Mapping[str, tuple[str, str]] = {
+    "vit": (_VIT, "ViTModel"),
+    "dinov2": (_VIT, "Dinov2Model"),
+    "dinov2_with_registers": (_VIT, "Dinov2WithRegistersModel"),
+    "dinov3_vit": (_VIT, "DINOv3ViTModel"),
+    "clip": (_CLIP, "CLIPModel"),
+    "chinese_clip": (_CLIP, "ChineseCLIPModel"),
+    "siglip": (_CLIP, "SiglipModel"),
+    "siglip2": (_CLIP, "Siglip2Model"),
+    "qwen2_vl": (_QWEN_VL, "Qwen2VLForConditionalGeneration"),
+    "qwen2_5_vl": (_QWEN_VL, "Qwen2_5_VLForConditionalGeneration"),
+    "qwen3_vl": (_QWEN_VL, "Qwen3VLForConditionalGeneration"),
 }
+"""By `model_type`: the module that loads it, and its class of transformers."""
+
 # With fixed resolution, a SigLIP 2 checkpoint has the first one's model_type.
 SIGLIP = ("siglip", "siglip2")
 # The defaults of transformers, which published config.json files omit.
@@ -63,21 +51,29 @@ _PROJECTION_SIZE = 512
 
 
 @dataclass(frozen=True)
-class ModelDescription:
-    """The properties of a model that are known before its weights are loaded.
+class LoadOptions:
+    """How a model is loaded, beyond its dtype and its device; others do not share the model.
 
     Attributes:
-        model_type: The checkpoint's `model_type`.
-        dimension: Length of each vector, or of each token's vector with pooling `tokens`. None
-            for a generative model.
+        flash_attention: Use the flash-attn package if it is installed and the device and family
+            support it.
+        torch_compile: Compile the model when it computes its first batch; only an ImageEmbedder
+            can be compiled.
+        vllm_arguments: Arguments of the vLLM engine that computes, as a JSON object; None:
+            transformers computes.
     """
 
-    model_type: str
-    dimension: int | None
+    flash_attention: bool = False
+    torch_compile: bool = False
+    vllm_arguments: str | None = None
 
 
-def check_operator(checkpoint: Checkpoint, operator: Operator) -> ModelDescription:
+def check_operator(checkpoint: Checkpoint, operator: Operator) -> int | None:
     """Check that a checkpoint supports an operator's options, without loading weights.
+
+    Returns:
+        The length of each vector, or of each token's vector with pooling `tokens`; None for a
+        generative model.
 
     Raises:
         UnsupportedCheckpointError: Its family is unknown, not supported by the operator, or lacks
@@ -109,7 +105,7 @@ def check_operator(checkpoint: Checkpoint, operator: Operator) -> ModelDescripti
         )
     if operator.class_texts:
         _check_class_texts(checkpoint, type(operator).__name__, operator.class_texts)
-    return ModelDescription(checkpoint.model_type, _dimension(checkpoint, operator))
+    return _dimension(checkpoint, operator)
 
 
 def load_model(
@@ -146,48 +142,9 @@ def load_model(
     return model
 
 
-def load_preprocessor(
-    checkpoint: Checkpoint, image_processor_kwargs: Mapping[str, Any] | None
-) -> "ImagePreprocessor":
-    """Load the image processor of a checkpoint, with settings that override its own.
-
-    Raises:
-        InvalidOptionError: A setting is unknown, or its value is not allowed.
-        UnsupportedCheckpointError: Its processor does not return RGB images.
-    """
-    from spark_vision.models import preprocessing
-
-    return preprocessing.load(checkpoint, image_processor_kwargs or {})
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> "TextTokenizer":
-    """Load the tokenizer of a checkpoint with a text tower.
-
-    Raises:
-        UnsupportedCheckpointError: It cannot be loaded.
-    """
-    from spark_vision.models import tokenizer
-
-    return tokenizer.load(checkpoint)
-
-
-def load_caption_preprocessor(
-    checkpoint: Checkpoint, operator: QwenVLImageUnderstanding
-) -> "CaptionPreprocessor":
-    """Load the preprocessor of images and prompts for a generative model.
-
-    Raises:
-        InvalidOptionError: The operator's pixel bounds contradict the checkpoint's.
-        UnsupportedCheckpointError: Its processor cannot be loaded, or is not supported.
-    """
-    from spark_vision.models import caption_inputs
-
-    return caption_inputs.load(checkpoint, operator)
-
-
 def _family(checkpoint: Checkpoint) -> str:
     if checkpoint.model_type in FAMILIES:
-        return FAMILIES[checkpoint.model_type]
+        return FAMILIES[checkpoint.model_type][0]
     raise UnsupportedCheckpointError(
         f"{checkpoint.folder} has model_type {checkpoint.model_type!r}; supported: "
         f"{', '.join(FAMILIES)}"
@@ -204,6 +161,9 @@ def _check_class_texts(checkpoint: Checkpoint, owner: str, texts: tuple[str, ...
             f"{checkpoint.folder} has no {' and '.join(sorted(missing))} in its weights, so the "
             "scores of tags are not defined; use a checkpoint of the whole model"
         )
+    # Its import loads torch, which other checks do not need.
+    from spark_vision.models.tokenizer import load_tokenizer
+
     truncated = load_tokenizer(checkpoint).find_truncated(list(texts))
     if truncated:
         raise InvalidOptionError(
@@ -231,10 +191,11 @@ def has_trained_pooler(checkpoint: Checkpoint) -> bool:
 
 
 def _dimension(checkpoint: Checkpoint, operator: Operator) -> int | None:
-    if FAMILIES[checkpoint.model_type] == _QWEN_VL:
+    family = _family(checkpoint)
+    if family == _QWEN_VL:
         return None
     config = checkpoint.config
-    if FAMILIES[checkpoint.model_type] == _VIT:
+    if family == _VIT:
         default = _HIDDEN_SIZE_OF_DINOV3 if checkpoint.model_type == "dinov3_vit" else _HIDDEN_SIZE
         hidden_size = config.get("hidden_size") or default
         if operator.effective_pooling == "pooler":
@@ -250,5 +211,5 @@ def _dimension(checkpoint: Checkpoint, operator: Operator) -> int | None:
 
 
 def _vision_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    is_vit = FAMILIES[checkpoint.model_type] == _VIT
+    is_vit = _family(checkpoint) == _VIT
     return checkpoint.config if is_vit else checkpoint.config.get("vision_config") or {}

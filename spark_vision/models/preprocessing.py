@@ -13,15 +13,26 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize_image
 
-from spark_vision.errors import InvalidOptionError, SparkVisionError, UnsupportedCheckpointError
-from spark_vision.models.checkpoint_files import Checkpoint
-from spark_vision.models.processor_settings import check_overrides
+from spark_vision.errors import (
+    InvalidOptionError,
+    RowFailure,
+    SparkVisionError,
+    Status,
+    UnsupportedCheckpointError,
+)
+from spark_vision.images.decoding import ResizedSize
+from spark_vision.models.checkpoint_files import Checkpoint, check_overrides
 from spark_vision.models.protocols import ImagePreprocessor, PixelScaling
-from spark_vision.models.resizing import ResizedSize, check_resized_size, resized_size_rule
 from spark_vision.operators.options import FrozenMapping
 
+# Resizing the shortest edge of a 1 × 60,000 image to 224 would take 9 GB before the crop. This
+# limit is 100 MB, and allows an aspect ratio of 668 at that size.
+MAX_RESIZED_PIXELS = 2**25
 
-def load(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> ImagePreprocessor:
+
+def load_preprocessor(
+    checkpoint: Checkpoint, overrides: Mapping[str, Any] | None
+) -> ImagePreprocessor:
     """Load the image processor of a checkpoint.
 
     Args:
@@ -33,6 +44,7 @@ def load(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> ImagePreproces
         UnsupportedCheckpointError: The processor cannot be loaded, has settings that are not
             supported, or does not return RGB images.
     """
+    overrides = overrides or {}
     # It also validates the processor's files, before transformers reads them.
     check_overrides(checkpoint, overrides)
     processor = _instantiate(checkpoint, overrides)
@@ -204,6 +216,47 @@ def _variable_resolution(
         get_image_size_for_max_num_patches, patch_size=patch_size, max_num_patches=patch_count
     )
     return _ResizeAndCrop(rule, interpolation, None, scaling_of(processor))
+
+
+def resized_size_rule(size: Mapping[str, int | None]) -> ResizedSize | None:
+    """Return the function from (height, width) to the resized (height, width) for a `size` setting.
+
+    Args:
+        size: `height` and `width`; or `shortest_edge`, with or without `longest_edge`.
+
+    Returns:
+        The function, or None for any other `size`.
+    """
+    from transformers.image_transforms import get_size_with_aspect_ratio
+
+    named = {name: value for name, value in size.items() if value}
+    match named:
+        case {"shortest_edge": shortest, **rest} if rest.keys() <= {"longest_edge"}:
+            longest = rest.get("longest_edge")
+            return lambda height, width: get_size_with_aspect_ratio(
+                (height, width), shortest, longest
+            )
+        case {"height": fixed_height, "width": fixed_width, **rest} if not rest:
+            return lambda height, width: (fixed_height, fixed_width)
+    return None
+
+
+def check_resized_size(height: int, width: int, resized: tuple[int, int]) -> None:
+    """Reject an image with an aspect ratio too extreme to be resized.
+
+    torch resizes the rows first, and then the columns of the result. For a 1 × 1,000,000 image, the
+    former is large even if the resized image is small.
+
+    Raises:
+        RowFailure: With status `bad_dimensions`.
+    """
+    allowed = max(MAX_RESIZED_PIXELS, height * width)
+    is_large = resized[0] * resized[1] > MAX_RESIZED_PIXELS or height * resized[1] > allowed
+    if min(resized) < 1 or is_large:
+        raise RowFailure(
+            Status.BAD_DIMENSIONS,
+            f"its {width}×{height} pixels would be resized to {resized[1]}×{resized[0]}",
+        )
 
 
 def _resize(image: torch.Tensor, size: list[int], interpolation: InterpolationMode) -> torch.Tensor:

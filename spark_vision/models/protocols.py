@@ -4,7 +4,7 @@ A model is used only through these protocols, whether it lives in the Python wor
 server: pixels or token ids go in, float32 vectors or token ids come out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -153,7 +153,7 @@ class ImageCaptioner(Protocol):
         A row's result does not depend on other rows, except for rounding errors.
 
         Args:
-            batch: The output of `CaptionPreprocessor.collate`.
+            batch: The output of `QwenVLInputs.collate`.
             scaling: Applied on the model's device.
             settings: How to generate; stop and padding tokens are the checkpoint's own.
         """
@@ -189,22 +189,6 @@ class ImagePreprocessor(Protocol):
         ...
 
 
-class TextTokenizer(Protocol):
-    """The tokenizer of a text tower."""
-
-    def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """Tokenize, pad and truncate a batch of texts like the checkpoint's own tokenizer.
-
-        Returns:
-            int64 `[texts, tokens]` tensors by the argument names of the model's text tower.
-        """
-        ...
-
-    def find_truncated(self, texts: list[str]) -> list[str]:
-        """Return the texts that a batch would truncate."""
-        ...
-
-
 @dataclass(frozen=True)
 class CaptionInput:
     """One image with its prompt, ready for a batch.
@@ -225,32 +209,3 @@ class CaptionInput:
     def nbytes(self) -> int:
         """Its size in memory, in bytes."""
         return self.patches.nbytes + self.token_ids.nbytes
-
-
-class CaptionPreprocessor(Protocol):
-    """The preprocessor of a captioning checkpoint; thread-safe."""
-
-    @property
-    def scaling(self) -> PixelScaling:
-        """The rescale and normalise steps, which run on the model's device."""
-        ...
-
-    def prepare(self, image: torch.Tensor, prompt: str) -> CaptionInput:
-        """Resize one image, split it into patches, and tokenize its prompt.
-
-        Args:
-            image: uint8 `[3, height, width]` RGB, planar or interleaved in memory.
-            prompt: The prompt for the image.
-
-        Raises:
-            RowFailure: `bad_dimensions` or `bad_prompt` if the model does not support it.
-        """
-        ...
-
-    def collate(self, inputs: Sequence[CaptionInput]) -> CaptionBatch:
-        """Pad the inputs to one length, and concatenate their patches."""
-        ...
-
-    def decode(self, generated: GeneratedTokens) -> list[str]:
-        """Decode each row's tokens to text, without control tokens."""
-        ...

@@ -1,25 +1,33 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL: generate texts about images."""
 
+from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from spark_vision.errors import UnsupportedCheckpointError
 from spark_vision.models.caption_loop import CaptionLoop, EndedRow, join_rows
 from spark_vision.models.checkpoint_files import Checkpoint
-from spark_vision.models.loading import load_pretrained
+from spark_vision.models.loading import (
+    ATTENTION,
+    choose_attention,
+    choose_dtype,
+    load_pretrained,
+)
 from spark_vision.models.pixel_batches import scale_pixels
-from spark_vision.models.precision import ATTENTION, choose_attention, choose_dtype
 from spark_vision.models.protocols import (
     CaptionBatch,
     GeneratedTokens,
     GenerationSettings,
     PixelScaling,
 )
-from spark_vision.models.window_attention import use_window_attention
 
 # Patches converted to floats at a time (10 MB), so that no second copy of a large batch is made.
 SCALED_AT_ONCE = 4096
+# transformers passes all windows of a layer in one call only where the name contains "flash".
+WINDOW_ATTENTION = "flash|sdpa_of_equal_windows"
 
 
 class QwenVLModel:
@@ -85,23 +93,77 @@ def load(
         UnsupportedCheckpointError: Weights are missing or have a wrong shape, or the
             generation_config has stop_strings.
     """
-    import transformers
-
-    classes = {
-        "qwen2_vl": transformers.Qwen2VLForConditionalGeneration,
-        "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
-        "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
-    }
     precision = choose_dtype(dtype, device)
     attention = choose_attention(flash_attention, precision, device)
-    model = load_pretrained(
-        classes[checkpoint.model_type], checkpoint, precision, device, attention=attention
-    )
+    model = load_pretrained(checkpoint, precision, device, attention=attention)
     if attention == ATTENTION:
-        use_window_attention(model.model.visual)
+        _use_window_attention(model.model.visual)
     if model.generation_config.stop_strings:
         raise UnsupportedCheckpointError(
             f"the generation_config of {checkpoint.folder} has stop_strings, which are not "
             "supported; remove them, or use stop tokens (eos_token_id)"
         )
     return QwenVLModel(model)
+
+
+def _use_window_attention(vision_tower: Any) -> None:
+    """Let a vision tower of transformers compute its windows of equal length together.
+
+    The towers attend within windows, or within each image. Without flash-attn, transformers calls
+    torch once per window: 2,300 times for an image of a megapixel. The result is the same. On a
+    GPU, the host would be busier than the device otherwise.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(WINDOW_ATTENTION, attend_in_windows)
+    vision_tower.config._attn_implementation = WINDOW_ATTENTION
+
+
+def attend_in_windows(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    *,
+    scaling: float,
+    cu_seq_lens_q: torch.Tensor,
+    **flash_options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend from each patch to those of its window, as an attention function of transformers.
+
+    Args:
+        module: The layer.
+        query: `[1, heads, patches, head_size]`, like `key` and `value`.
+        key: The keys.
+        value: The values.
+        attention_mask: None.
+        scaling: The factor of the products.
+        cu_seq_lens_q: int32 `[windows + 1]`: where each window starts, and where the last one ends.
+        **flash_options: Ignored.
+
+    Returns:
+        `[1, patches, heads, head_size]`, and no weights.
+    """
+    _, heads, patches, head_size = query.shape
+    output = query.new_empty(1, patches, heads, head_size)
+    start = 0
+    for length, count in _runs(cu_seq_lens_q):
+        end = start + length * count
+        # [windows, heads, patches, head_size], without a copy.
+        queries, keys, values = (
+            tensor[0, :, start:end].view(heads, count, length, head_size).transpose(0, 1)
+            for tensor in (query, key, value)
+        )
+        attended = scaled_dot_product_attention(queries, keys, values, scale=scaling)
+        windows = output[0, start:end].view(count, length, heads, head_size)
+        windows.copy_(attended.transpose(1, 2))
+        start = end
+    return output, None
+
+
+# The layers of a pass share the tensor; to read it, the host waits for the device.
+@lru_cache(maxsize=8)
+def _runs(boundaries: torch.Tensor) -> list[tuple[int, int]]:
+    """Return the lengths of the windows, and how many windows of a length follow each other."""
+    return [(length, len(list(run))) for length, run in groupby(boundaries.diff().tolist())]

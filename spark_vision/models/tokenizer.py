@@ -59,7 +59,7 @@ class Tokenizer:
         return [text.lower() for text in texts] if self._lower_case else texts
 
 
-def load(checkpoint: Checkpoint) -> Tokenizer:
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """Load the tokenizer of a CLIP, Chinese-CLIP, SigLIP or SigLIP 2 checkpoint.
 
     Raises:

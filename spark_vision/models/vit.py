@@ -6,9 +6,8 @@ import torch
 
 from spark_vision.models.checkpoint_files import Checkpoint
 from spark_vision.models.families import has_trained_pooler
-from spark_vision.models.loading import load_pretrained
+from spark_vision.models.loading import choose_dtype, load_pretrained
 from spark_vision.models.pixel_batches import scale_pixels
-from spark_vision.models.precision import choose_dtype
 from spark_vision.models.protocols import PixelScaling
 
 
@@ -71,16 +70,8 @@ def load(checkpoint: Checkpoint, dtype: str, device: torch.device) -> VisionTran
     Raises:
         UnsupportedCheckpointError: Weights are missing or have a wrong shape.
     """
-    import transformers
-
-    classes = {
-        "vit": transformers.ViTModel,
-        "dinov2": transformers.Dinov2Model,
-        "dinov2_with_registers": transformers.Dinov2WithRegistersModel,
-        "dinov3_vit": transformers.DINOv3ViTModel,
-    }
     options: dict[str, Any] = {}
     if checkpoint.model_type == "vit":
         options["add_pooling_layer"] = has_trained_pooler(checkpoint)
-    precision, model_class = choose_dtype(dtype, device), classes[checkpoint.model_type]
-    return VisionTransformer(load_pretrained(model_class, checkpoint, precision, device, **options))
+    model = load_pretrained(checkpoint, choose_dtype(dtype, device), device, **options)
+    return VisionTransformer(model)

@@ -20,8 +20,8 @@ from PIL import Image
 
 from spark_vision.errors import ModelServerError, UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import Checkpoint
+from spark_vision.models.loading import choose_dtype
 from spark_vision.models.pixel_batches import join_patches
-from spark_vision.models.precision import choose_dtype
 from spark_vision.models.protocols import (
     CaptionBatch,
     GeneratedTokens,

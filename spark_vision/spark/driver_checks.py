@@ -140,8 +140,8 @@ def describe_model(operator: Operator, spark: "SparkSession | None" = None) -> M
 
 
 def _identify(checkpoint: Checkpoint, operator: Operator) -> ModelIdentity:
-    description = check_operator(checkpoint, operator)
-    return ModelIdentity(description.model_type, description.dimension, fingerprint(checkpoint))
+    dimension = check_operator(checkpoint, operator)
+    return ModelIdentity(checkpoint.model_type, dimension, fingerprint(checkpoint))
 
 
 def _check_device(operator: Operator) -> None:

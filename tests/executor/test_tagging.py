@@ -320,7 +320,7 @@ def test_equal_scores_are_in_the_order_of_the_tags(checkpoints, monkeypatch):
 def test_a_text_that_would_be_cut_is_refused(checkpoints):
     checkpoint = resolve_checkpoint(ClipImageTags(model_name=str(checkpoints / "clip"), tags="a"))
     longest = ClipImageTags(tags=["tree " * 29 + "tree"], template="{}")
-    assert check_operator(checkpoint, longest).dimension == 24
+    assert check_operator(checkpoint, longest) == 24
     for kind in (ClipImageTags, ClipVectorTags):
         too_long = kind(tags=["tree", "tree " * 30 + "tree"], template="{}")
         with pytest.raises(InvalidOptionError, match=rf"{kind.__name__} got .*tree tree.* shorten"):

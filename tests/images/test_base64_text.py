@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spark_vision.errors import RowFailure, Status
-from spark_vision.images.base64_text import decode_base64
+from spark_vision.images.sources import decode_base64
 
 DATA = np.random.default_rng(1).bytes(1000)
 PLAIN = base64.b64encode(DATA).decode()

@@ -10,8 +10,8 @@ import pytest
 
 import fuzz
 from spark_vision.errors import RowFailure
+from spark_vision.images.cost import Format
 from spark_vision.images.headers import read_header
-from spark_vision.images.image_header import Format
 
 TESTS = Path(fuzz.__file__).parent
 

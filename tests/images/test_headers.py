@@ -24,9 +24,9 @@ from hostile_images import (
 )
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import headers, truncation
+from spark_vision.images.cost import Format
 from spark_vision.images.decoding import decode
 from spark_vision.images.headers import read_header
-from spark_vision.images.image_header import Format
 from spark_vision.operators import ImageLimits
 
 XMP = b"http://ns.adobe.com/xap/1.0/\0"

@@ -15,8 +15,8 @@ import pytest
 from encoded_images import as_tensor, encode, exif_with_orientation, photo, photo_with_alpha
 from spark_vision.errors import RowFailure, Status
 from spark_vision.images import isolated_decoding
+from spark_vision.images.cost import Format
 from spark_vision.images.decoding import decode
-from spark_vision.images.image_header import Format
 from spark_vision.images.pillow_decoding import decode_by_pillow
 from spark_vision.operators import ImageLimits
 
@@ -183,7 +183,7 @@ def test_no_process_outlives_a_worker_that_is_killed(width, busy_seconds, tmp_pa
     (tmp_path / "image").write_bytes(gif(width))
     program = """
 import sys, time
-from spark_vision.images.image_header import Format
+from spark_vision.images.cost import Format
 from spark_vision.images.isolated_decoding import decode_isolated
 from spark_vision.operators import ImageLimits
 sys.path.insert(0, sys.argv[2])
@@ -252,7 +252,7 @@ def test_a_forked_process_has_decoders_of_its_own(tmp_path):
     program = """
 import os, sys
 from spark_vision.images import isolated_decoding
-from spark_vision.images.image_header import Format
+from spark_vision.images.cost import Format
 from spark_vision.operators import ImageLimits
 data = memoryview(open(sys.argv[1], "rb").read())
 decode = lambda: isolated_decoding.decode_isolated(

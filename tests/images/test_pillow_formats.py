@@ -20,10 +20,9 @@ from encoded_images import (
     png_chunk,
 )
 from spark_vision.errors import RowFailure, Status
+from spark_vision.images.cost import Format
 from spark_vision.images.decoding import decode
-from spark_vision.images.image_header import Format
-from spark_vision.images.pillow_decoding import allocate_upright, decode_by_pillow
-from spark_vision.images.png_chunks import MAX_CHUNKS
+from spark_vision.images.pillow_decoding import MAX_PNG_CHUNKS, allocate_upright, decode_by_pillow
 from spark_vision.operators import ImageLimits
 
 LIMITS = ImageLimits()
@@ -103,7 +102,7 @@ def test_png_whose_compressed_pixels_end_early_fails():
 
 def test_png_of_more_chunks_than_any_encoder_writes_is_a_decode_error():
     header, *rest = chunks_of(encode(photo(8, 8), "PNG"))
-    failure = failure_of(png_of([header] + [(b"teXt", b"")] * MAX_CHUNKS + rest))
+    failure = failure_of(png_of([header] + [(b"teXt", b"")] * MAX_PNG_CHUNKS + rest))
     assert failure.status == Status.DECODE_ERROR
     assert "chunks" in failure.reason
 
@@ -239,7 +238,7 @@ def test_bands_of_a_16_bit_png_join(channels):
 
 MEMORY = """
 import resource, sys
-from spark_vision.images.image_header import Format
+from spark_vision.images.cost import Format
 from spark_vision.images.pillow_decoding import decode_by_pillow
 data = memoryview(open(sys.argv[2], "rb").read())
 tiny = memoryview(open(sys.argv[3], "rb").read())

@@ -16,7 +16,7 @@ from spark_vision.errors import RowFailure, Status
 from spark_vision.images import decoding
 from spark_vision.images.decoding import decode, inspect_image
 from spark_vision.images.sources import RawImage
-from spark_vision.models.resizing import resized_size_rule
+from spark_vision.models.preprocessing import resized_size_rule
 from spark_vision.operators import ImageLimits
 
 LIMITS = ImageLimits()

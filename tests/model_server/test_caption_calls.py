@@ -14,8 +14,9 @@ from oracles import draw_pictures
 from served_models import receive_answer, serve
 from spark_vision.model_server.call_queue import Call
 from spark_vision.model_server.caption_calls import CaptionCalls
+from spark_vision.models.caption_inputs import load_caption_preprocessor
 from spark_vision.models.checkpoint_files import open_folder
-from spark_vision.models.families import load_caption_preprocessor, load_model
+from spark_vision.models.families import load_model
 from spark_vision.models.protocols import CaptionBatch, GeneratedTokens, GenerationSettings
 from spark_vision.operators import QwenVLImageUnderstanding
 

@@ -43,14 +43,12 @@ from spark_vision.model_server.channel import Channel
 from spark_vision.model_server.client import ModelProxy, why_not_shared
 from spark_vision.model_server.methods import describe_error, make_error
 from spark_vision.model_server.start import ServerConfig, address_of
+from spark_vision.models.caption_inputs import load_caption_preprocessor
 from spark_vision.models.checkpoints import resolve_checkpoint
-from spark_vision.models.families import (
-    load_caption_preprocessor,
-    load_model,
-    load_preprocessor,
-    load_tokenizer,
-)
+from spark_vision.models.families import load_model
+from spark_vision.models.preprocessing import load_preprocessor
 from spark_vision.models.protocols import GenerationSettings
+from spark_vision.models.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
 # Far more than a busy machine takes, and less than a server waits for calls.

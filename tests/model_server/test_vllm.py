@@ -36,9 +36,9 @@ from spark_vision.executor.inference import compute_rows
 from spark_vision.executor.model_access import reach_model
 from spark_vision.executor.task import VLLM_ARGUMENTS, Task, _vllm_arguments
 from spark_vision.models import vllm_engine
+from spark_vision.models.caption_inputs import load_caption_preprocessor
 from spark_vision.models.checkpoint_files import open_folder
-from spark_vision.models.families import load_caption_preprocessor, load_model
-from spark_vision.models.load_options import LoadOptions
+from spark_vision.models.families import LoadOptions, load_model
 from spark_vision.models.protocols import GenerationSettings
 
 VLLM_SITE = Path(__file__).parent.parent / "support" / "vllm_site"

@@ -11,7 +11,8 @@ import checkpoints
 from spark_vision.errors import UnsupportedCheckpointError
 from spark_vision.models import config_files
 from spark_vision.models.checkpoint_files import check_headers, open_folder
-from spark_vision.models.families import load_model, load_preprocessor
+from spark_vision.models.families import load_model
+from spark_vision.models.preprocessing import load_preprocessor
 
 CPU = torch.device("cpu")
 

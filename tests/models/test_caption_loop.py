@@ -14,9 +14,10 @@ from caption_checkpoints import write_qwen_vl
 from caption_oracle import generated_tokens, inputs_of, parts
 from oracles import draw_pictures
 from spark_vision.models import caption_loop
+from spark_vision.models.caption_inputs import load_caption_preprocessor
 from spark_vision.models.caption_loop import CaptionLoop
 from spark_vision.models.checkpoint_files import open_folder
-from spark_vision.models.families import load_caption_preprocessor, load_model
+from spark_vision.models.families import load_model
 from spark_vision.models.protocols import GenerationSettings
 from spark_vision.models.row_tensors import RowTensors
 from spark_vision.operators import QwenVLImageUnderstanding

@@ -11,14 +11,10 @@ from caption_checkpoints import CONTROL_TOKENS, write_qwen_vl
 from caption_oracle import generated_tokens, inputs_of, parts
 from oracles import draw_pictures
 from spark_vision.errors import InvalidOptionError, RowFailure, Status, UnsupportedCheckpointError
-from spark_vision.models import precision
+from spark_vision.models import loading
+from spark_vision.models.caption_inputs import load_caption_preprocessor
 from spark_vision.models.checkpoint_files import open_folder
-from spark_vision.models.families import (
-    check_operator,
-    load_caption_preprocessor,
-    load_model,
-)
-from spark_vision.models.load_options import LoadOptions
+from spark_vision.models.families import LoadOptions, check_operator, load_model
 from spark_vision.models.protocols import GenerationSettings, ImageCaptioner
 from spark_vision.operators import (
     MAX_PROMPT_CHARACTERS,
@@ -56,7 +52,7 @@ def pictures():
 def load(folder, **options):
     operator = QwenVLImageUnderstanding(model_name=str(folder), **options)
     checkpoint = open_folder(folder)
-    assert check_operator(checkpoint, operator).dimension is None
+    assert check_operator(checkpoint, operator) is None
     return load_caption_preprocessor(checkpoint, operator), load_model(checkpoint, "float32", CPU)
 
 
@@ -374,7 +370,7 @@ def test_threads_generate_concurrently_with_one_model(folder):
 
 
 def test_missing_flash_attention_is_logged_once(folder, caplog):
-    precision._warn_attention_is_torchs.cache_clear()
+    loading._warn_attention_is_torchs.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             options = LoadOptions(flash_attention=True)

@@ -186,7 +186,7 @@ from spark_vision.models.families import check_operator
 from spark_vision.operators import ImageViTEmbedding
 operator = ImageViTEmbedding(model_name={str(folder)!r}, pooling="pooler")
 checkpoint = find_checkpoint(operator)
-print(check_operator(checkpoint, operator).dimension, len(fingerprint(checkpoint)))
+print(check_operator(checkpoint, operator), len(fingerprint(checkpoint)))
 print(sorted({{"torch", "torchvision", "transformers"}} & set(sys.modules)))
 """
     done = subprocess.run(

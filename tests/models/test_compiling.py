@@ -9,8 +9,9 @@ import torch
 
 from spark_vision import ClipImageEmbedding, ImageViTEmbedding
 from spark_vision.models.checkpoints import resolve_checkpoint
-from spark_vision.models.families import load_model, load_preprocessor, load_tokenizer
-from spark_vision.models.load_options import LoadOptions
+from spark_vision.models.families import LoadOptions, load_model
+from spark_vision.models.preprocessing import load_preprocessor
+from spark_vision.models.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -57,7 +58,7 @@ import torch
 from spark_vision.errors import InvalidOptionError
 from spark_vision.models.checkpoint_files import open_folder
 from spark_vision.models.families import load_model
-from spark_vision.models.load_options import LoadOptions
+from spark_vision.models.families import LoadOptions
 from pathlib import Path
 try:
     load_model(

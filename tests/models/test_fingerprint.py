@@ -7,8 +7,7 @@ import shutil
 import pytest
 
 import checkpoints
-from spark_vision.models.checkpoint_files import Checkpoint, open_folder
-from spark_vision.models.fingerprint import MIB, fingerprint
+from spark_vision.models.checkpoint_files import MIB, Checkpoint, fingerprint, open_folder
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from transformers import AutoImageProcessor, AutoModel
 import checkpoints
 from oracles import centred_cosine, cosine, draw_pictures, same
 from spark_vision.models.checkpoints import resolve_checkpoint
-from spark_vision.models.families import load_model, load_preprocessor
+from spark_vision.models.families import load_model
 from spark_vision.models.pixel_batches import stack_pixels
+from spark_vision.models.preprocessing import load_preprocessor
 from spark_vision.operators import ClipImageEmbedding, ImageViTEmbedding
 
 WRITERS = {

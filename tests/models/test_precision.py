@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from spark_vision.models.precision import choose_dtype
+from spark_vision.models.loading import choose_dtype
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
@@ -46,7 +46,7 @@ def test_products_are_rounded_to_tf32_only_on_request():
     assert torch.get_float32_matmul_precision() == "highest"
     program = """
 import torch
-from spark_vision.models.precision import use_tf32
+from spark_vision.models.loading import use_tf32
 use_tf32()
 assert torch.get_float32_matmul_precision() == "high"
 assert torch.backends.cuda.matmul.allow_tf32
@@ -58,7 +58,7 @@ def test_a_cpu_logs_once_that_float16_is_bfloat16():
     program = """
 import logging, torch
 logging.basicConfig()
-from spark_vision.models.precision import choose_dtype
+from spark_vision.models.loading import choose_dtype
 for name in ("bfloat16", "float16", "float16"):
     choose_dtype(name, torch.device("cpu"))
 """
@@ -66,4 +66,4 @@ for name in ("bfloat16", "float16", "float16"):
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stderr.count("a CPU computes float16 as bfloat16") == 1
-    assert logging.getLogger("spark_vision.models.precision").name in done.stderr
+    assert logging.getLogger("spark_vision.models.loading").name in done.stderr

@@ -12,8 +12,8 @@ from oracles import draw_pictures
 from published_processors import PUBLISHED
 from spark_vision.errors import InvalidOptionError, RowFailure, Status, UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import open_folder
-from spark_vision.models.families import load_preprocessor
 from spark_vision.models.pixel_batches import scale_pixels, stack_pixels
+from spark_vision.models.preprocessing import load_preprocessor
 from spark_vision.models.protocols import ImagePreprocessor, PixelScaling
 
 CPU = torch.device("cpu")

@@ -7,9 +7,9 @@ from transformers import AutoModel, AutoTokenizer
 import checkpoints
 from oracles import same
 from spark_vision.models.checkpoints import resolve_checkpoint
-from spark_vision.models.families import load_model, load_tokenizer
+from spark_vision.models.families import load_model
 from spark_vision.models.protocols import ImageEmbedder, TextEmbedder
-from spark_vision.models.tokenizer import CHARACTERS_PER_TOKEN
+from spark_vision.models.tokenizer import CHARACTERS_PER_TOKEN, load_tokenizer
 from spark_vision.operators import ClipTextEmbedding
 
 WRITERS = {

@@ -14,8 +14,9 @@ from oracles import draw_pictures, same
 from published_processors import PUBLISHED_NAFLEX
 from spark_vision.errors import InvalidOptionError, RowFailure, Status, UnsupportedCheckpointError
 from spark_vision.models.checkpoint_files import open_folder
-from spark_vision.models.families import check_operator, load_model, load_preprocessor
+from spark_vision.models.families import check_operator, load_model
 from spark_vision.models.pixel_batches import scale_pixels, stack_pixels
+from spark_vision.models.preprocessing import load_preprocessor
 from spark_vision.operators import ClipImageEmbedding
 
 CPU = torch.device("cpu")

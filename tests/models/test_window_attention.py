@@ -6,7 +6,7 @@ import torch
 from caption_checkpoints import write_qwen_vl
 from caption_oracle import inputs_of, parts
 from oracles import draw_pictures
-from spark_vision.models import window_attention
+from spark_vision.models import qwen_vl
 from spark_vision.models.checkpoint_files import open_folder
 from spark_vision.models.families import load_model
 
@@ -52,7 +52,7 @@ def test_neighbours_of_equal_length_take_one_call(towers, monkeypatch):
         return attend(query, *others, **options)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
-    monkeypatch.setattr(window_attention, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr(qwen_vl, "scaled_dot_product_attention", counted)
     run(theirs, pixels, grids)
     window_count = len(calls)
     calls.clear()
@@ -75,13 +75,13 @@ def windowed(tower):
 @pytest.mark.parametrize("mutation", ["one window", "other lengths"])
 def test_other_windows_give_other_vectors(towers, monkeypatch, mutation):
     ours, theirs, pixels, grids = towers
-    find = window_attention._runs
+    find = qwen_vl._runs
 
     def mutated(boundaries):
         if mutation == "one window":
             return [(int(boundaries[-1]), 1)]
         return find(boundaries)[::-1]
 
-    monkeypatch.setattr(window_attention, "_runs", mutated)
+    monkeypatch.setattr(qwen_vl, "_runs", mutated)
     difference = (run(ours, pixels, grids) - run(theirs, pixels, grids)).abs().max()
     assert difference > 1e-3

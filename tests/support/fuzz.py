@@ -54,10 +54,10 @@ from hostile_images import (
 )
 from spark_vision.errors import RowFailure
 from spark_vision.images import http_client
+from spark_vision.images.cost import Header
 from spark_vision.images.decoding import decode
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.headers import read_header
-from spark_vision.images.image_header import Header
 from spark_vision.model_server.channel import Channel
 from spark_vision.model_server.shared_tensors import TensorReader, TensorWriter
 from spark_vision.operators import ImageLimits, ImageViTEmbedding

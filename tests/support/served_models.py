@@ -15,7 +15,7 @@ from spark_vision.model_server.channel import Channel
 from spark_vision.model_server.model_calls import ModelCalls
 from spark_vision.model_server.server import ModelServer
 from spark_vision.model_server.start import ServerConfig
-from spark_vision.models.load_options import LoadOptions
+from spark_vision.models.families import LoadOptions
 
 # Far more than a busy machine takes.
 LONG_SECONDS = 120

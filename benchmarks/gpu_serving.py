@@ -32,10 +32,9 @@ from photographs import jpeg_bytes
 from random_checkpoints import VIT_PROCESSOR
 from spark_vision import ImageViTEmbedding
 from spark_vision.executor.batching import map_ahead, thread_pool
-from spark_vision.executor.executor_process import ExecutorProcess
-from spark_vision.executor.image_columns import compute_images
+from spark_vision.executor.columns import compute_columns
 from spark_vision.executor.model_access import reach_model
-from spark_vision.executor.task import Task
+from spark_vision.executor.task import ExecutorProcess, Task
 from spark_vision.models.checkpoints import resolve_checkpoint
 from spark_vision.models.preprocessing import load_preprocessor
 
@@ -96,7 +95,7 @@ def from_jpeg(operator: ImageViTEmbedding, task: Task, photographs: list[bytes])
         while True:
             yield pa.array(photographs, pa.binary())
 
-    for (vectors,) in compute_images(batches(), [operator], task):
+    for (vectors,) in compute_columns(batches(), [operator], task):
         yield len(vectors)
 
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 from photographs import jpeg_bytes
 from random_checkpoints import write_feather_clip, write_qwen_vl
 from spark_vision import ClipImageEmbedding, QwenVLImageUnderstanding
-from spark_vision.executor.image_columns import compute_images
+from spark_vision.executor.columns import compute_columns
 from spark_vision.executor.task import Task
 
 DISTINCT_COUNT = 4
@@ -95,11 +95,11 @@ def main() -> None:
             operator = ClipImageEmbedding(model_name=name, allow_paths=folder)
         task = Task(gpu_addresses=(), cpus=arguments.cpus)
         small = pa.array([jpeg_bytes(0)] * 8, pa.binary())
-        list(compute_images([small], [operator], task))
+        list(compute_columns([small], [operator], task))
         baseline_bytes = psutil.Process().memory_info().rss
         started = time.monotonic()
         with PeakMemory() as memory:
-            done = sum(len(array) for (array,) in compute_images([batch], [operator], task))
+            done = sum(len(array) for (array,) in compute_columns([batch], [operator], task))
     assert done == arguments.rows
     print(f"{done} rows in {time.monotonic() - started:.0f} s from one {arguments.source} batch")
     print(f"resident before {baseline_bytes / 2**20:.0f} MiB, ", end="")

@@ -24,9 +24,8 @@ from pyspark.sql import SparkSession
 from photographs import write_parquet
 from random_checkpoints import write_feather_clip, write_vit_base
 from spark_vision import ClipImageEmbedding, ImageViTEmbedding, configure, embed_image
-from spark_vision.executor.executor_process import ExecutorProcess
-from spark_vision.executor.model_access import ModelKey, server_config
-from spark_vision.executor.task import Task
+from spark_vision.executor.model_access import server_config
+from spark_vision.executor.task import ExecutorProcess, Task
 from spark_vision.functions import model_placement
 from spark_vision.model_server.client import ModelProxy
 from spark_vision.models.checkpoints import resolve_checkpoint
@@ -137,11 +136,8 @@ def _call_seconds(operator: ImageViTEmbedding, core_count: int, client_count: in
     checkpoint = resolve_checkpoint(operator)
     scaling = load_preprocessor(checkpoint, None).scaling
     task = Task(gpu_addresses=(), cpus=1, executor_cores=core_count, idle_seconds=0)
-    config = server_config(
-        ModelKey.of(checkpoint, operator, torch.device("cpu"), task),
-        task,
-        ExecutorProcess.of(os.getpid()),
-    )
+    executor = ExecutorProcess.of(os.getpid())
+    config = server_config(checkpoint, operator, torch.device("cpu"), task, executor)
     pixels = torch.randint(0, 256, (MODEL_BATCH_SIZE, 3, 224, 224), dtype=torch.uint8)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
 

@@ -31,12 +31,11 @@ from photographs import HEIGHT, WIDTH, jpeg_bytes
 from random_checkpoints import VIT_PROCESSOR
 from spark_vision import ImageViTEmbedding
 from spark_vision.executor import embedding, model_access
+from spark_vision.executor.columns import compute_columns
 from spark_vision.executor.devices import use_one_core
 from spark_vision.executor.embedding import ImageEmbeddings
-from spark_vision.executor.executor_process import ExecutorProcess
-from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.image_rows import ImageRows
-from spark_vision.executor.task import Task
+from spark_vision.executor.task import ExecutorProcess, Task
 from spark_vision.model_server.model_calls import ModelCalls
 from spark_vision.model_server.server import ModelServer
 from spark_vision.model_server.start import listen
@@ -134,7 +133,7 @@ class Feed:
         prepared = rows.prepare((array, None) for array in self.batches())
         self.measure((len(portion) for portion in prepared), barrier, results)
         for _ in SHARES:
-            outputs = compute_images(self.batches(), [self.operator], self.task)
+            outputs = compute_columns(self.batches(), [self.operator], self.task)
             self.measure((len(vectors) for (vectors,) in outputs), barrier, results)
 
     def measure(self, counts: Iterator[int], barrier: Any, results: Any) -> None:
@@ -190,9 +189,10 @@ def measure_cell(
     processes = []
     if operator.model_sharing == "executor":
         checkpoint = resolve_checkpoint(operator)
-        key = model_access.ModelKey.of(checkpoint, operator, torch.device("cpu"), task)
         is_listening = context.Event()
-        config = model_access.server_config(key, task, task.executor)
+        config = model_access.server_config(
+            checkpoint, operator, torch.device("cpu"), task, task.executor
+        )
         processes.append(context.Process(target=serve, args=(config, device, is_listening)))
         processes[-1].start()
         is_listening.wait(120)

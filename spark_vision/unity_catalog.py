@@ -14,12 +14,11 @@ import pyarrow as pa
 
 from spark_vision._version import __version__
 from spark_vision.errors import InvalidOptionError
-from spark_vision.executor.task import HubEnvironment
 from spark_vision.operators import OPERATORS, Operator
 from spark_vision.operators.options import options_of
 from spark_vision.spark.arrow_udf import Batch, to_arrow_batch
 from spark_vision.spark.driver_checks import check_is_operator
-from spark_vision.spark.udfs import operator_body
+from spark_vision.spark.udfs import OperatorsBody
 
 _SQL_TYPES = {"image": "BINARY", "text": "STRING", "prompt": "STRING", "vector": "ARRAY<FLOAT>"}
 
@@ -142,7 +141,7 @@ def compute_batches(
 
     # The operator computes batches of its own size.
     waiting: list[pa.Array] = []
-    for array in operator_body(operator, HubEnvironment())(arrive()):
+    for array in OperatorsBody((operator,))(arrive()):
         waiting = [pa.concat_arrays([*waiting, array])]
         while row_counts and len(waiting[0]) >= row_counts[0]:
             row_count = row_counts.popleft()

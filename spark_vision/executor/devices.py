@@ -167,7 +167,7 @@ def _cuda_device(address: str) -> torch.device:
         # CUDA shows a process at most one MIG partition, which may be listed by another name.
         index = 0
     else:
-        index = _number(address)
+        index = int(address) if address.isdecimal() else None
     if index is None or index >= count:
         hint = f"set CUDA_VISIBLE_DEVICES={address} for its executor, " if is_partition else ""
         raise DeviceError(
@@ -176,10 +176,6 @@ def _cuda_device(address: str) -> torch.device:
             "check the discovery script and the CUDA build of torch, or use device='cpu'"
         )
     return torch.device("cuda", index)
-
-
-def _number(address: str) -> int | None:
-    return int(address) if address.isdecimal() else None
 
 
 @cache

@@ -19,7 +19,7 @@ from spark_vision.executor.arrays import (
 )
 from spark_vision.executor.batching import OUTPUT_ROW_COUNT, map_ahead, regroup, thread_pool
 from spark_vision.executor.devices import prepare_device
-from spark_vision.executor.failures import RowNames, check_rows
+from spark_vision.executor.failures import CountStatuses, RowNames, check_rows
 from spark_vision.executor.inference import compute_batches, compute_rows
 from spark_vision.executor.model_access import load_once, open_checkpoint, reach_model
 from spark_vision.executor.task import Task
@@ -125,7 +125,7 @@ def embed_texts(
     *,
     with_status: bool = False,
     keys: Sequence[str] = (),
-    count: Callable[[dict[str, int]], None] | None = None,
+    count: CountStatuses | None = None,
 ) -> Iterator[pa.Array]:
     """Compute a vector per text; equal texts of an Arrow array are computed once.
 
@@ -134,7 +134,7 @@ def embed_texts(
         operator: What to compute.
         task: Its resources.
         with_status: Yield structs of embedding, status and error instead of vectors.
-        keys: As for `compute_images`.
+        keys: As for `compute_columns`.
         count: Called with the number of rows by status, once per output array.
 
     Yields:
@@ -147,7 +147,7 @@ def embed_texts(
     names = RowNames([operator], keys)
     checkpoint, dimension = open_checkpoint(operator, task)
     outcomes = _text_outcomes(names.watch(arrays), operator, task, checkpoint)
-    for rows in check_rows(outcomes, operator, names, count):
+    for (rows,) in check_rows([outcomes], [operator], names, [count] if count else []):
         yield _build(rows, operator, dimension, with_status)
 
 

@@ -24,6 +24,8 @@ _SHOWN_STATUSES = 5
 _DELIMITER = re.compile(r"[/\\@?#&;=%]|(?<!\d):|:(?!\d)")
 
 Columns: TypeAlias = pa.Array | tuple[pa.Array, ...]
+# Called with the number of rows by status.
+CountStatuses = Callable[[dict[str, int]], None]
 
 
 def count_statuses(outcomes: Sequence[Any]) -> dict[str, int]:
@@ -134,32 +136,52 @@ class FailurePolicy:
 
 
 def check_rows(
-    outcomes: Iterable[list[Any]],
-    operator: Operator,
+    streams: Sequence[Iterator[list[Any]]],
+    operators: Sequence[Operator],
     names: RowNames,
-    count: Callable[[dict[str, int]], None] | None,
-) -> Iterator[list[Any]]:
+    counts: Sequence[CountStatuses] = (),
+) -> Iterator[list[tuple[Any, ...]]]:
     """Gather outcomes into output batches, and count and check their rows.
 
     Args:
-        outcomes: Outcomes in the order of the rows.
-        operator: What is computed.
+        streams: Outcomes in the order of the rows, for each operator; their lists may differ in
+            length.
+        operators: What is computed.
         names: Identifies the rows.
-        count: Called with the number of rows by status, once per output batch.
+        counts: One callback per operator, or none; called once per output batch.
+
+    Yields:
+        One sequence of outcomes per operator.
 
     Raises:
         RowFailure: As `FailurePolicy.check`.
         FailureRateError: As `FailurePolicy.check`.
     """
-    policy = FailurePolicy(operator, names)
+    policies = [FailurePolicy(operator, names) for operator in operators]
     done = 0
-    for rows in gather(outcomes, OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
-        if count is not None:
-            count(count_statuses(rows))
-        policy.check(rows)
+    for rows in gather(_align(streams), OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
+        columns = list(zip(*rows, strict=True))
+        for count, column in zip(counts, columns, strict=False):
+            count(count_statuses(column))
+        for policy, column in zip(policies, columns, strict=True):
+            policy.check(column)
         done += len(rows)
         names.forget(done)
-        yield rows
+        yield columns
+
+
+def _align(streams: Sequence[Iterator[list[Any]]]) -> Iterator[list[tuple[Any, ...]]]:
+    """Zip streams of lists row by row, whatever the lengths of their lists."""
+    held: list[deque[Any]] = [deque() for _ in streams]
+    while True:
+        for rows, stream in zip(held, streams, strict=True):
+            while not rows:
+                portion = next(stream, None)
+                if portion is None:
+                    return
+                rows.extend(portion)
+        count = min(map(len, held))
+        yield [tuple(rows.popleft() for rows in held) for _ in range(count)]
 
 
 def is_rate_exceeded(counts: Mapping[str, int], max_rate: float | None) -> bool:

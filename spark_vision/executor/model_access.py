@@ -13,8 +13,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
 from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
@@ -23,10 +22,9 @@ import torch
 
 from spark_vision.errors import ModelServerError
 from spark_vision.executor.devices import prepare_compute_thread, use_one_core
-from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.placement import Placement
 from spark_vision.executor.spending import busy_time, spend, timed
-from spark_vision.executor.task import Task
+from spark_vision.executor.task import ExecutorProcess, Task
 from spark_vision.models.checkpoint_files import weight_files
 from spark_vision.models.checkpoints import Checkpoint, fingerprint, resolve_checkpoint
 from spark_vision.models.families import LoadOptions, check_operator, load_model
@@ -54,29 +52,6 @@ GPU_CALL_COUNT = 4
 DEVICE_CALL_COUNT = 2
 # vLLM batches the rows of all calls itself.
 VLLM_CALL_COUNT = 64
-
-
-@dataclass(frozen=True)
-class ModelKey:
-    """What operators must agree on to share a model; pooling and limits may differ."""
-
-    checkpoint: Checkpoint
-    stamp: str
-    dtype: str
-    device: torch.device
-    options: LoadOptions
-
-    @classmethod
-    def of(
-        cls, checkpoint: Checkpoint, operator: Operator, device: torch.device, task: Task
-    ) -> "ModelKey":
-        """Return the key of an operator's model in a task."""
-        options = LoadOptions(
-            flash_attention=operator.flash_attention,
-            torch_compile=operator.torch_compile,
-            vllm_arguments=task.vllm_arguments if operator.engine == "vllm" else None,
-        )
-        return cls(checkpoint, stamp_of(checkpoint), operator.dtype, device, options)
 
 
 class LoadedModel:
@@ -213,7 +188,7 @@ def _load_once(
     return load(checkpoint, *settings)
 
 
-_loaded: OrderedDict[ModelKey, LoadedModel] = OrderedDict()
+_loaded: OrderedDict[Hashable, LoadedModel] = OrderedDict()
 _served: "OrderedDict[tuple[str, float], ModelProxy]" = OrderedDict()
 _loading = threading.Lock()
 
@@ -233,10 +208,9 @@ def reach_model(
         UnsupportedCheckpointError: Its weights cannot be used.
         ModelServerError: The model server could not load it, or vLLM has no model server.
     """
-    key = ModelKey.of(checkpoint, operator, device, task)
     with _loading:
         if operator.model_sharing == "executor":
-            served = _serve(key, task)
+            served = _serve(checkpoint, operator, device, task)
             if not isinstance(served, str):
                 call_count = CPU_CALL_COUNT if device.type == "cpu" else GPU_CALL_COUNT
                 return ReachedModel(served, served.placement, call_count)
@@ -247,11 +221,12 @@ def reach_model(
                 )
             _warn_not_shared(served)
         executor = str(task.executor) if task.executor else None
+        dtype, options = operator.dtype, _load_options(operator, task)
         loaded = keep_recent(
             _loaded,
             KEPT_MODEL_COUNT,
-            key,
-            lambda: LoadedModel(checkpoint, key.dtype, device, executor, key.options),
+            (checkpoint, stamp_of(checkpoint), dtype, device, options),
+            lambda: LoadedModel(checkpoint, dtype, device, executor, options),
         )
         # One call computes on all cores of a CPU; on a GPU, a second one copies meanwhile.
         device = loaded.model.device
@@ -261,7 +236,9 @@ def reach_model(
         return ReachedModel(model, lambda: loaded.placement, call_count, prepare_thread)
 
 
-def _serve(key: ModelKey, task: Task) -> "ModelProxy | str":
+def _serve(
+    checkpoint: Checkpoint, operator: Operator, device: torch.device, task: Task
+) -> "ModelProxy | str":
     """Return the model in the executor's server, or the reason why there is no server."""
     if sys.platform != "linux":
         return "a model server needs Linux"
@@ -270,7 +247,7 @@ def _serve(key: ModelKey, task: Task) -> "ModelProxy | str":
     # Importing this fails on other systems.
     from spark_vision.model_server.client import ModelProxy, SharingUnavailableError
 
-    config = server_config(key, task, task.executor)
+    config = server_config(checkpoint, operator, device, task, task.executor)
     try:
         return keep_recent(
             _served,
@@ -282,36 +259,53 @@ def _serve(key: ModelKey, task: Task) -> "ModelProxy | str":
         return str(error)
 
 
-def server_config(key: ModelKey, task: Task, executor: ExecutorProcess) -> "ServerConfig":
-    """Return the settings of the server that holds a model for an executor's tasks."""
+def server_config(
+    checkpoint: Checkpoint,
+    operator: Operator,
+    device: torch.device,
+    task: Task,
+    executor: ExecutorProcess,
+) -> "ServerConfig":
+    """Return the settings of the server that holds a model for an executor's tasks.
+
+    Operators share a server if these settings agree; their pooling and limits may differ.
+    """
     from spark_vision.model_server.start import ServerConfig
 
-    is_vllm = key.options.vllm_arguments is not None
+    is_vllm = operator.engine == "vllm"
     python = sys.executable
     if is_vllm:
         call_count = VLLM_CALL_COUNT
         # In an archive that Spark extracted, it is relative to the worker's folder.
         python = str(Path(task.vllm_python or python).absolute())
-    elif key.device.type == "cpu":
+    elif device.type == "cpu":
         # Each task's batch uses that task's cores, as it would without a server.
         call_count = max(1, task.executor_cores // task.cpus)
     else:
         call_count = DEVICE_CALL_COUNT
     return ServerConfig(
         executor=executor,
-        folder=str(key.checkpoint.folder.absolute()),
-        stamp=key.stamp,
-        dtype=key.dtype,
-        device=str(key.device),
-        options=key.options,
+        folder=str(checkpoint.folder.absolute()),
+        stamp=stamp_of(checkpoint),
+        dtype=operator.dtype,
+        device=str(device),
+        options=_load_options(operator, task),
         call_count=call_count,
         thread_count=task.cpus,
         # On a CPU a batch of any size takes the same time per row.
-        joined_row_count=0 if is_vllm or key.device.type == "cpu" else task.joined_row_count,
+        joined_row_count=0 if is_vllm or device.type == "cpu" else task.joined_row_count,
         load_seconds=task.load_seconds,
         batch_seconds=task.batch_seconds,
         idle_seconds=task.idle_seconds,
         python=python,
+    )
+
+
+def _load_options(operator: Operator, task: Task) -> LoadOptions:
+    return LoadOptions(
+        flash_attention=operator.flash_attention,
+        torch_compile=operator.torch_compile,
+        vllm_arguments=task.vllm_arguments if operator.engine == "vllm" else None,
     )
 
 

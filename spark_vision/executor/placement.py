@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from spark_vision.errors import Status
 from spark_vision.executor.task import Task
-from spark_vision.operators import Operator, reads_images
+from spark_vision.operators import Operator
 
 PLACEMENT_TYPE = pa.struct(
     {
@@ -69,13 +69,14 @@ def place_rows(
     Raises:
         SparkVisionError: The operator cannot run here.
     """
+    from spark_vision.executor.columns import compute_columns
     from spark_vision.executor.devices import prepare_device
     from spark_vision.executor.model_access import open_checkpoint, reach_model
 
     # A failed row has no placement, whatever the operator's failure options are.
     operator = dataclasses.replace(operator, on_error="null", max_failure_rate=None)
     reached = None
-    for computed in _compute(batches, operator, task):
+    for (computed,) in compute_columns(batches, [operator], task, with_status=True):
         is_placed = pc.equal(computed.field("status"), Status.OK.value)
         if not pc.any(is_placed).as_py():
             yield pa.nulls(len(computed), PLACEMENT_TYPE)
@@ -88,15 +89,3 @@ def place_rows(
         placed["loaded_at"] = int(placed["loaded_at"] * 1_000_000)
         row = pa.array([placed], PLACEMENT_TYPE)
         yield row.take(pc.if_else(is_placed, 0, pa.scalar(None, pa.int64())))
-
-
-def _compute(
-    batches: Iterable[pa.Array | tuple[pa.Array, ...]], operator: Operator, task: Task
-) -> Iterator[pa.StructArray]:
-    from spark_vision.executor.image_columns import compute_images
-
-    if reads_images(operator):
-        for (array,) in compute_images(batches, [operator], task, with_status=True):
-            yield array
-    else:
-        yield from operator.load_work()(batches, operator, task, with_status=True)

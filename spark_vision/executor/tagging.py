@@ -1,7 +1,7 @@
 """Tags images, or vectors of images: the vectors of the tags are computed once per worker."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from spark_vision.executor.arrays import add_statuses, build_lists
 from spark_vision.executor.batching import OUTPUT_ROW_COUNT
 from spark_vision.executor.devices import prepare_compute_thread, prepare_device
 from spark_vision.executor.embedding import ImageVectors
-from spark_vision.executor.failures import RowNames, check_rows
+from spark_vision.executor.failures import CountStatuses, RowNames, check_rows
 from spark_vision.executor.model_access import (
     keep_recent,
     load_once,
@@ -152,7 +152,7 @@ def tag_vectors(
     *,
     with_status: bool = False,
     keys: Sequence[str] = (),
-    count: Callable[[dict[str, int]], None] | None = None,
+    count: CountStatuses | None = None,
 ) -> Iterator[pa.Array]:
     """Tag vectors of images, normalized or not.
 
@@ -161,7 +161,7 @@ def tag_vectors(
         operator: What to compute.
         task: Its resources.
         with_status: Yield structs of tags, status and error instead of tags.
-        keys: As for `compute_images`.
+        keys: As for `compute_columns`.
         count: Called with the number of rows by status, once per output array.
 
     Yields:
@@ -177,7 +177,7 @@ def tag_vectors(
     # Nothing else computes in this worker meanwhile.
     prepare_compute_thread(torch.device("cpu"), task.cpus)
     outcomes = _rank_arrays(names.watch(arrays), tagger, operator)
-    for rows in check_rows(outcomes, operator, names, count):
+    for (rows,) in check_rows([outcomes], [operator], names, [count] if count else []):
         yield tagger.build(rows, with_status)
 
 

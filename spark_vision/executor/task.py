@@ -1,5 +1,8 @@
 """The running task: its GPU addresses, its cores, its executor, its job's Hugging Face variables.
 
+Spark does not pass the executor's id to a Python worker, so the executor is the nearest `java`
+process among the worker's ancestors.
+
 This is the only file of this folder that imports Spark. The next task of a Python worker may get
 another GPU, so nothing here is cached between tasks.
 """
@@ -12,9 +15,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 
 from spark_vision.errors import InvalidOptionError
-from spark_vision.executor.executor_process import ExecutorProcess, find_executor_process
 
 LOAD_SECONDS = "spark.vision.model.loadSeconds"
 BATCH_SECONDS = "spark.vision.model.batchSeconds"
@@ -28,6 +32,10 @@ MAX_JOINED_ROW_COUNT = 65_536
 
 HUB_VARIABLES = ("HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE")
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+# Indices of fields in /proc/<pid>/stat, counted after the command name; see proc(5).
+_PARENT_FIELD = 1
+_START_FIELD = 19
 
 # Environment variables are global to the process.
 _applying = threading.Lock()
@@ -62,6 +70,51 @@ class HubEnvironment:
             finally:
                 for name in lacking:
                     os.environ.pop(name, None)
+
+
+@dataclass(frozen=True)
+class ExecutorProcess:
+    """A process, identified uniquely on this host since its boot: process ids are reused.
+
+    Attributes:
+        pid: Its process id.
+        start_ticks: Its start time, in clock ticks since boot.
+    """
+
+    pid: int
+    start_ticks: int
+
+    @classmethod
+    def of(cls, pid: int) -> "ExecutorProcess":
+        """Identify a running process.
+
+        Raises:
+            ProcessLookupError: No process has this id.
+        """
+        return cls(pid, int(_stat(pid)[_START_FIELD]))
+
+    def __str__(self) -> str:
+        return f"{self.pid}-{self.start_ticks}"
+
+    def is_alive(self) -> bool:
+        """Return whether it still runs; a zombie does not."""
+        try:
+            stat = _stat(self.pid)
+        except ProcessLookupError:
+            return False
+        return int(stat[_START_FIELD]) == self.start_ticks and stat[0] not in "ZX"
+
+    def open_descriptor(self) -> int:
+        """Open a descriptor that becomes readable when the process ends.
+
+        Raises:
+            ProcessLookupError: It has already ended.
+        """
+        descriptor = os.pidfd_open(self.pid)
+        if not self.is_alive():
+            os.close(descriptor)
+            raise ProcessLookupError(f"process {self} has ended")
+        return descriptor
 
 
 @dataclass(frozen=True)
@@ -135,6 +188,26 @@ def current_task(hub: HubEnvironment | None = None) -> Task:
     )
 
 
+@cache
+def find_executor_process() -> ExecutorProcess | None:
+    """Find the JVM that this worker belongs to.
+
+    The result is cached: a worker whose parent ends is no longer a descendant of the JVM.
+
+    Returns:
+        None outside Spark, or on a system without /proc.
+    """
+    try:
+        pid = os.getpid()
+        while pid > 1:
+            pid = int(_stat(pid)[_PARENT_FIELD])
+            if pid and Path(f"/proc/{pid}/comm").read_text().strip() == "java":
+                return ExecutorProcess.of(pid)
+    except (OSError, ValueError):
+        return None
+    return None
+
+
 def is_local_master(master: str) -> bool:
     """Return whether a master URL means local mode, which runs tasks in the driver's JVM.
 
@@ -191,3 +264,11 @@ def _seconds(properties: Mapping[str, str], name: str, *, zero: bool = False) ->
             f"{', or 0 for no limit' if zero else ''}"
         )
     return seconds
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        # The command name is in parentheses and may itself contain spaces and parentheses.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ProcessLookupError(f"no process {pid}") from error

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from spark_vision.executor.executor_process import ExecutorProcess
+from spark_vision.executor.task import ExecutorProcess
 from spark_vision.model_server.channel import Channel, Failure
 from spark_vision.model_server.server import ModelServer
 from spark_vision.model_server.start import NAME_TAKEN, ServerConfig, listen

@@ -1,10 +1,7 @@
-"""The calls that wait in a model server, and which of them are computed at a time.
+"""Which of the calls that wait in a model server are computed at a time, and which are joined.
 
-Calls are computed in order of arrival. Calls that fit together are joined, so that the device
-computes full batches even if those of the clients are small. Captions are generated in a loop,
-which further calls enter while it runs, unless an older call of another kind waits. A call that was
-in flight when an earlier server ended is computed alone, with no other call in progress: if the
-server ends again, that call is the cause.
+Captions are generated in a loop, which further calls enter while it runs, unless an older call of
+another kind waits. A call that may be fatal is computed while no other is in progress.
 """
 
 import json
@@ -19,11 +16,6 @@ if TYPE_CHECKING:
     from spark_vision.model_server.server import ClientConnection
 
 
-# The methods whose result has one row for each row of their tensors.
-_JOINED_METHODS = ("embed_images", "embed_texts")
-_LOOP_METHOD = "generate"
-
-
 class Call:
     """A call of a client.
 
@@ -34,9 +26,9 @@ class Call:
 
     Attributes:
         is_alone: Whether no other call may be in progress meanwhile.
+        is_loop: Whether its rows enter a loop, which further calls may enter later.
         row_count: Number of rows of its tensors; 0 if it cannot be joined.
         kind: Calls of the same kind can be joined; None: this one cannot.
-        is_loop: Whether its rows enter a loop, which further calls may enter later.
     """
 
     def __init__(
@@ -49,20 +41,23 @@ class Call:
         self.header = header
         self.tensors = tensors
         self.is_alone = header.get("alone") is True
-        row_counts = {len(each) if each.ndim else 0 for each in tensors.values()}
-        can_join = len(row_counts) == 1 and header.get("method") in _JOINED_METHODS
-        self.row_count = row_counts.pop() if can_join else 0
+        method = header.get("method")
+        self.is_loop = method == "generate"
+        is_joined = method in ("embed_images", "embed_texts")
+        # A result has one row for each row of these.
+        counted = [
+            each
+            for name, each in tensors.items()
+            if is_joined or (self.is_loop and name == "token_ids")
+        ]
+        row_counts = {len(each) if each.ndim else 0 for each in counted}
+        self.row_count = row_counts.pop() if len(row_counts) == 1 else 0
         self.kind: Hashable = None
-        self.is_loop = header.get("method") == _LOOP_METHOD
-        token_ids = tensors.get("token_ids")
-        if self.is_loop and token_ids is not None and token_ids.ndim:
-            self.row_count = len(token_ids)
         if self.row_count and not self.is_alone:
             arguments = json.dumps(header.get("arguments"), sort_keys=True)
-            self.kind = (header["method"], arguments)
-            if not self.is_loop:
-                rows = [(name, each.dtype, each.shape[1:]) for name, each in tensors.items()]
-                self.kind = (*self.kind, *rows)
+            rows = [(name, each.dtype, each.shape[1:]) for name, each in tensors.items()]
+            # The rows of a loop may have various sizes.
+            self.kind = (method, arguments, *([] if self.is_loop else rows))
 
 
 class CallQueue:
@@ -97,31 +92,20 @@ class CallQueue:
             self._waiting.remove(first)
             self._running_count += 1
             self._is_alone = first.is_alone
-            if first.kind is None:
-                return [first]
             row_limit = self._row_limit(first.kind)
-            left = row_limit - first.row_count
-            if not first.is_loop:
-                return [first, *self._join(first.kind, left)]
-            if row_limit:
+            if first.is_loop and first.kind is not None and row_limit:
                 self._loops.add(first.kind)
-            return [first, *self.take_more(first.kind, left)]
+            return [first, *self._take(first.kind, row_limit - first.row_count, first.is_loop)]
 
     def take_more(self, kind: Hashable, row_count: int) -> list[Call]:
         """Return calls that may enter a running loop now, without waiting for any.
 
         Args:
-            kind: Of the loop.
+            kind: Of the loop; None: no calls may.
             row_count: Maximum number of rows of all of them.
         """
         with self._changed:
-            taken: list[Call] = []
-            # Only from the front: no older call of another kind, or of more rows, is overtaken.
-            while (first := self._first()) and first.kind == kind and first.row_count <= row_count:
-                self._waiting.popleft()
-                taken.append(first)
-                row_count -= first.row_count
-            return taken
+            return self._take(kind, row_count, is_loop=True)
 
     def finish(self, kind: Hashable) -> None:
         """Report that the calls of one `take` are answered.
@@ -137,31 +121,29 @@ class CallQueue:
 
     def _find(self) -> Call | None:
         """Return the oldest call that may be computed now."""
-        if self._first() is None or self._is_alone:
-            return None
+        self._drop_left()
         for call in self._waiting:
-            if call.is_alone and self._running_count:
+            if self._is_alone or (call.is_alone and self._running_count):
                 return None
             if call.kind is None or call.kind not in self._loops:
                 return call
         return None
 
-    def _first(self) -> Call | None:
-        """Return the oldest call; those of clients that have left are removed.
+    def _take(self, kind: Hashable, row_count: int, is_loop: bool) -> list[Call]:
+        self._drop_left()
+        taken: list[Call] = []
+        for call in list(self._waiting):
+            if kind is not None and call.kind == kind and call.row_count <= row_count:
+                self._waiting.remove(call)
+                taken.append(call)
+                row_count -= call.row_count
+            elif is_loop:  # which must not delay an older call of another kind, or of more rows
+                break
+        return taken
 
-        The calls of a cancelled job would delay the next query.
-        """
+    def _drop_left(self) -> None:
+        """Remove calls whose clients have left: those of a cancelled job would delay the next."""
         for call in list(self._waiting):
             if call.client.has_left:
                 self._waiting.remove(call)
                 call.client.answer({})
-        return self._waiting[0] if self._waiting else None
-
-    def _join(self, kind: Hashable, row_count: int) -> list[Call]:
-        joined: list[Call] = []
-        for call in list(self._waiting):
-            if call.kind == kind and call.row_count <= row_count and not call.client.has_left:
-                self._waiting.remove(call)
-                joined.append(call)
-                row_count -= call.row_count
-        return joined

@@ -1,8 +1,4 @@
-"""A worker's proxy for the model in the executor's model server.
-
-If the server ends, the proxy connects to a new one, starting it if necessary, and repeats the call.
-Several threads may call at a time: each call has a connection of its own.
-"""
+"""A worker's proxy for the model in the executor's model server, which it starts if necessary."""
 
 import logging
 import math
@@ -16,17 +12,16 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
 import torch
 
-from spark_vision import errors
 from spark_vision.errors import FatalBatchError, ModelServerError, SparkVisionError
 from spark_vision.executor.placement import Placement
 from spark_vision.executor.spending import spend
-from spark_vision.model_server.channel import Channel, Message
-from spark_vision.model_server.methods import RemoteModel, Tensors, make_error
+from spark_vision.model_server.channel import Channel, Message, make_error
 from spark_vision.model_server.start import (
     NAME_TAKEN,
     ServerConfig,
@@ -34,8 +29,17 @@ from spark_vision.model_server.start import (
     log_of,
     start_server,
 )
+from spark_vision.models.protocols import (
+    CaptionBatch,
+    GeneratedTokens,
+    GenerationSettings,
+    LogitTerms,
+    PixelScaling,
+)
 
 logger = logging.getLogger(__name__)
+
+Tensors = Mapping[str, torch.Tensor]
 
 # A batch that crashes the server each time is the cause of the crash.
 MAX_SENDS = 3
@@ -72,8 +76,12 @@ def why_not_shared() -> str | None:
     return None
 
 
-class ModelProxy(RemoteModel):
-    """A model in a model server; a worker keeps it between tasks.
+class ModelProxy:
+    """A model in a model server, with the methods of `models.protocols`; kept between tasks.
+
+    A call is a method name, JSON arguments and named tensors; a result is named tensors, and what
+    the model spent on it. Of joined calls, the first one's answer says that for all. Several
+    threads may call at a time.
 
     Args:
         config: The server to connect to, or to start.
@@ -97,6 +105,28 @@ class ModelProxy(RemoteModel):
         """Request the placement of the model."""
         answer, _ = self._exchange({"method": "placement"}, {})
         return Placement(**answer["placement"])
+
+    def embed_images(
+        self, pixels: torch.Tensor, scaling: PixelScaling, pooling: str
+    ) -> torch.Tensor:
+        """Compute as `ImageEmbedder.embed_images`."""
+        arguments = {"scaling": asdict(scaling), "pooling": pooling}
+        return self._compute("embed_images", arguments, {"pixels": pixels})["vectors"]
+
+    def embed_texts(self, tokens: Tensors) -> torch.Tensor:
+        """Compute as `TextEmbedder.embed_texts`."""
+        return self._compute("embed_texts", {}, tokens)["vectors"]
+
+    def logit_terms(self) -> LogitTerms:
+        """Return as `TextClassifier.logit_terms`."""
+        return LogitTerms(**self._compute("logit_terms", {}, {}))
+
+    def generate(
+        self, batch: CaptionBatch, scaling: PixelScaling, settings: GenerationSettings
+    ) -> GeneratedTokens:
+        """Compute as `ImageCaptioner.generate`."""
+        arguments = {"scaling": asdict(scaling), "settings": asdict(settings)}
+        return GeneratedTokens(**self._compute("generate", arguments, batch._asdict()))
 
     def _compute(
         self, method: str, arguments: Mapping[str, Any], tensors: Tensors
@@ -159,10 +189,8 @@ class ModelProxy(RemoteModel):
         raise _server_error(self._config, f"ended {end_count} times in the same batch", kind)
 
     def _take_channel(self) -> Channel:
-        try:
+        with suppress(IndexError):
             return self._idle.pop()
-        except IndexError:
-            pass
         try:
             # One thread starts a server, the others connect to it.
             with self._connecting:
@@ -196,8 +224,7 @@ def connect(config: ServerConfig) -> Channel:
             return channel
         channel.close()
         if greeting is not None:
-            failure = greeting[0]["error"]
-            raise getattr(errors, failure["kind"])(failure["message"])
+            raise make_error(greeting[0]["error"])
     raise _server_error(config, ENDED_EARLY)
 
 

@@ -1,13 +1,14 @@
 """Answers calls with the model of a server: one by one, joined to a batch, or in a loop.
 
-An error reaches only the call that caused it: joined calls that fail are computed one by one.
+The loop generates the captions of several calls, which enter while it runs; each is answered when
+its last row has ended. An error reaches only the call that caused it.
 """
 
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,18 +26,25 @@ from spark_vision.executor.inference import is_out_of_memory
 from spark_vision.executor.model_access import LoadedModel, stamp_of
 from spark_vision.executor.spending import busy_time
 from spark_vision.model_server.call_queue import Call
-from spark_vision.model_server.caption_calls import CaptionCalls, TakeMore
-from spark_vision.model_server.channel import Message
-from spark_vision.model_server.methods import call_model, describe_error, read_scaling
+from spark_vision.model_server.channel import Message, describe_error
 from spark_vision.model_server.start import ServerConfig
+from spark_vision.models.caption_loop import CaptionLoop, EndedRow, join_rows
 from spark_vision.models.checkpoint_files import Checkpoint, open_folder
 from spark_vision.models.loading import use_tf32
-from spark_vision.models.protocols import GenerationSettings
+from spark_vision.models.protocols import (
+    CaptionBatch,
+    GeneratedTokens,
+    GenerationSettings,
+    LogitTerms,
+    PixelScaling,
+)
 
 if TYPE_CHECKING:
     from spark_vision.model_server.server import ClientConnection
 
 logger = logging.getLogger("spark_vision.model_server")
+
+TakeMore = Callable[[int], Sequence[Call]]
 
 
 class ModelCalls:
@@ -113,7 +121,7 @@ class ModelCalls:
     ) -> Iterator[tuple[Call, Message]]:
         first = calls[0]
         if first.is_loop and hasattr(self._loaded.model, "start_loop"):
-            yield from self._answer_in_loop(calls, lambda count: take_more(first.kind, count))
+            yield from self._answer_in_loop(calls, partial(take_more, first.kind))
             return
         answers = self._answer_joined(calls) if len(calls) > 1 else None
         for index, call in enumerate(calls):
@@ -122,21 +130,15 @@ class ModelCalls:
     def _answer_in_loop(
         self, calls: Sequence[Call], take_more: TakeMore
     ) -> Iterator[tuple[Call, Message]]:
-        in_progress = set(calls)
-
-        def take_into_loop(row_count: int) -> Sequence[Call]:
-            taken = take_more(row_count) if calls[0].kind is not None else []
-            in_progress.update(taken)
-            return taken
-
+        in_progress: Collection[Call] = calls
         try:
             arguments = calls[0].header["arguments"]
             settings = GenerationSettings(**arguments["settings"])
             began = time.perf_counter_ns()
-            loop = self._loaded.model.start_loop(read_scaling(arguments), settings)
-            row_limit = self.row_limit(calls[0].kind)
-            for call, result in CaptionCalls(loop, take_into_loop, row_limit).run(calls):
-                in_progress.remove(call)
+            loop = self._loaded.model.start_loop(_read_scaling(arguments), settings)
+            captions = CaptionCalls(loop, calls, take_more, self.row_limit(calls[0].kind))
+            in_progress = captions.rows
+            for call, result in captions.run():
                 if isinstance(result, Exception):
                     yield call, self._describe(call, result)
                 else:
@@ -209,7 +211,7 @@ class ModelCalls:
         model, client = self._loaded.model, calls[0].client
         if hasattr(model, "until"):
             model = model.until(partial(_renew, model, client, [0]))
-        result = call_model(model, header["method"], header["arguments"], tensors)
+        result = _call_model(model, header["method"], header["arguments"], tensors)
         spent = {"model_ns": time.perf_counter_ns() - started}
         row_count = sum(call.row_count for call in calls)
         if row_count:
@@ -240,6 +242,105 @@ class ModelCalls:
         # Called outside exception handlers, whose traceback keeps the failed batch's tensors alive.
         if self._device.type == "cuda" and not self.is_device_broken:
             torch.cuda.empty_cache()
+
+
+class CaptionCalls:
+    """The calls whose rows are in one loop.
+
+    Args:
+        loop: An empty loop for the settings of the calls.
+        calls: The first ones.
+        take_more: Returns further calls with the same settings, of at most so many rows together.
+        row_limit: Maximum number of rows that have not ended, if there are several calls.
+
+    Attributes:
+        rows: The calls in progress, each with its rows by number, which are None until they end.
+    """
+
+    def __init__(
+        self, loop: CaptionLoop, calls: Sequence[Call], take_more: TakeMore, row_limit: int
+    ) -> None:
+        self.rows: dict[Call, dict[int, EndedRow | None]] = {call: {} for call in calls}
+        self._loop = loop
+        self._take_more = take_more
+        self._row_limit = row_limit
+
+    def run(self) -> Iterator[tuple[Call, Any]]:
+        """Yield each call with its GeneratedTokens, or with the error that it caused."""
+        yield from self._add(list(self.rows))
+        while self.rows:
+            for row in self._loop.step():
+                yield from self._end(row)
+            more = self._take_more(self._row_limit - len(self._loop))
+            self.rows.update((call, {}) for call in more)
+            yield from self._add(more)
+            for call in list(self.rows):
+                # Each step renews the time limit of all calls.
+                call.client.begin()
+                if call.client.has_left:
+                    self._forget(call)
+                    yield call, ConnectionError("the client has left")
+
+    def _add(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Exception]]:
+        for call in calls:
+            try:
+                # The client's memory is its next call's once this one is answered, even if rows
+                # are left in the loop.
+                tensors = {name: tensor.clone() for name, tensor in call.tensors.items()}
+                self.rows[call] = dict.fromkeys(self._loop.add(CaptionBatch(**tensors)))
+            except Exception as error:
+                self._forget(call)
+                yield call, error
+
+    def _end(self, row: EndedRow) -> Iterator[tuple[Call, Any]]:
+        call = next((each for each, rows in self.rows.items() if row.number in rows), None)
+        if call is None:  # The call has failed, and its other rows are of no use.
+            return
+        rows = self.rows[call]
+        rows[row.number] = row
+        ended = [each for each in rows.values() if each is not None]
+        if row.error is not None or len(ended) == len(rows):
+            result = row.error or join_rows(ended)
+            self._forget(call)
+            yield call, result
+
+    def _forget(self, call: Call) -> None:
+        """Forget a call; of its rows, those that have entered end in the loop."""
+        self._loop.drop(list(self.rows[call]))
+        del self.rows[call]
+
+
+def _call_model(
+    model: Any, method: str, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Call a method of the model; `ModelProxy` has the client's half.
+
+    Raises:
+        ValueError: The method does not exist or may not be called.
+    """
+    match method:
+        case "embed_images":
+            scaling, pooling = _read_scaling(arguments), arguments["pooling"]
+            return {"vectors": model.embed_images(tensors["pixels"], scaling, pooling)}
+        case "embed_texts":
+            return {"vectors": model.embed_texts(tensors)}
+        case "logit_terms":
+            terms: LogitTerms = model.logit_terms()
+            return {name: term for name, term in terms._asdict().items() if term is not None}
+        case "generate":
+            settings = GenerationSettings(**arguments["settings"])
+            generated: GeneratedTokens = model.generate(
+                CaptionBatch(**tensors), _read_scaling(arguments), settings
+            )
+            return generated._asdict()
+    raise ValueError(
+        f"no method {method!r}; allowed: embed_images, embed_texts, logit_terms, generate"
+    )
+
+
+def _read_scaling(arguments: Mapping[str, Any]) -> PixelScaling:
+    given = arguments["scaling"]
+    return PixelScaling(given["rescale_factor"], tuple(given["mean"]), tuple(given["std"]))
 
 
 def _renew(engine: Any, client: "ClientConnection", seen: list[int]) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spark_vision.errors import ModelServerError, SparkVisionError
 from spark_vision.model_server.call_queue import Call, CallQueue
-from spark_vision.model_server.channel import Channel, Failure, Message, describe_failure
+from spark_vision.model_server.channel import Channel, Failure, Message, describe_error
 from spark_vision.model_server.start import ServerConfig
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Ending(NamedTuple):
     failure: Failure | None = None
 
 
-class ClientConnection:
+class ClientConnection(Channel):
     """The connection of one client: one thread receives from it, others compute and answer.
 
     The socket is not closed explicitly, because its descriptor might be reused by another file
@@ -49,20 +49,16 @@ class ClientConnection:
         has_left: Whether the client has disconnected.
     """
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection)
         self.is_waiting = True
         self.computed_since: float | None = None
         self.has_left = False
 
-    def fileno(self) -> int:
-        """Return the socket's file descriptor, for a selector."""
-        return self._channel.fileno()
-
     def receive(self) -> Message | None:
         """Receive a call; None if the client has disconnected or sent an invalid message."""
         try:
-            call = self._channel.receive()
+            call = super().receive()
             if call is not None and self.is_waiting:
                 raise ValueError("a call came before the answer to the last")
         except Exception as error:
@@ -70,40 +66,41 @@ class ClientConnection:
             logger.warning("a client was disconnected: %s", message)
             # A client with a call in flight would take this error for the answer to that call.
             if not self.is_waiting:
-                self._send({"error": describe_failure("RuntimeError", message)})
+                self.send({"error": describe_error(RuntimeError(message))})
             call = None
         if call is None:
             self.has_left = True
-            self._channel.disconnect()
+            self.disconnect()
         else:
             self.is_waiting = True
         return call
 
+    def send(self, header: Mapping[str, Any], tensors: Mapping[str, Any] | None = None) -> None:
+        """Send a message, or disconnect a client that cannot receive it."""
+        try:
+            super().send(header, tensors)
+        except OSError as error:
+            logger.info("cannot send a message to a client: %s", error)
+            # The receiving thread then sees the end of the connection.
+            self.disconnect()
+
     def keep_alive(self) -> None:
         """Send a keep-alive to a client that waits."""
         if self.is_waiting:
-            self._send({"alive": 1})
+            self.send({"alive": 1})
 
     def begin(self, *, reports: bool = False) -> None:
         """Note that the computation of its call begins, or advances; report it if asked to."""
         self.computed_since = time.monotonic()
         if reports:
-            self._send({"begun": 1})
+            self.send({"begun": 1})
 
     def answer(self, header: Mapping[str, Any], tensors: Mapping[str, Any] | None = None) -> None:
         """Send the message that the client waits for."""
         self.computed_since = None
         # Before sending: the client may call again as soon as it has the answer.
         self.is_waiting = False
-        self._send(header, tensors)
-
-    def _send(self, header: Mapping[str, Any], tensors: Mapping[str, Any] | None = None) -> None:
-        try:
-            self._channel.send(header, tensors)
-        except OSError as error:
-            logger.info("cannot send a message to a client: %s", error)
-            # The receiving thread then sees the end of the connection.
-            self._channel.disconnect()
+        self.send(header, tensors)
 
 
 class ModelServer:
@@ -211,21 +208,19 @@ class ModelServer:
             self._greet(client)
 
     def _fail(self, error: Exception) -> None:
-        kind, message = type(error).__name__, str(error)
         if not isinstance(error, SparkVisionError):
-            message = (
+            error = ModelServerError(
                 f"cannot load {self._config.folder} as {self._config.dtype} on "
-                f"{self._config.device}: {kind}: {message}; log: {self._log}"
+                f"{self._config.device}: {type(error).__name__}: {error}; log: {self._log}"
             )
-            kind = ModelServerError.__name__
-        failure = describe_failure(kind, message)
+        failure = describe_error(error)
         for client in self._clients:
             client.answer({"error": failure})
         self._end("loading failed", 1, failure)
 
     def _accept(self) -> None:
         try:
-            client = ClientConnection(Channel(self._listener.accept()[0]))
+            client = ClientConnection(self._listener.accept()[0])
         except OSError as error:
             logger.warning("a client was not accepted: %s", error)
             if not isinstance(error, PermissionError):

@@ -19,8 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from spark_vision import errors
-from spark_vision.executor.executor_process import ExecutorProcess
-from spark_vision.executor.task import TOKEN_VARIABLES
+from spark_vision.executor.task import TOKEN_VARIABLES, ExecutorProcess
 from spark_vision.images.child_process import foreign_command, import_path, module_command
 from spark_vision.models.families import LoadOptions
 
@@ -34,21 +33,15 @@ _started: list[subprocess.Popen[bytes]] = []
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """The settings of a model server.
+    """The settings of a model server; `executor` and the limits are those of `Task`.
 
     Attributes:
-        executor: The executor's process; the server ends with it.
         folder: The folder of the checkpoint.
         stamp: The digest of its files (`stamp_of`); the load fails if they have changed.
         dtype: The operator's `dtype`.
         device: A torch device.
-        options: Further options of the load.
         call_count: Number of calls computed at a time, each in its own thread.
         thread_count: Number of cores that one call may use.
-        joined_row_count: Maximum number of rows of calls that are joined; 0 joins none.
-        load_seconds: Time limit of the load.
-        batch_seconds: Time limit of a call; a longer one ends the server.
-        idle_seconds: The server ends after this time without calls; 0 means never.
         python: The interpreter that runs it.
     """
 

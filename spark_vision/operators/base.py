@@ -135,10 +135,11 @@ class Operator(ABC):
     def __post_init__(self) -> None:
         normalize_options(self)
         if self.max_failure_rate is not None and self.max_failure_rate > 1:
-            raise InvalidOptionError(
-                f"{type(self).__name__}.max_failure_rate got {self.max_failure_rate}; allowed: a "
-                "number above 0 and at most 1, or none"
-            )
+            allowed = "a number above 0 and at most 1, or none"
+            raise self._refusal("max_failure_rate", self.max_failure_rate, allowed)
+
+    def _refusal(self, option: str, given: object, allowed: str) -> InvalidOptionError:
+        return InvalidOptionError(f"{type(self).__name__}.{option} got {given}; allowed: {allowed}")
 
     def convert(self, kind: type[Other], **options: Any) -> Other:
         """Return an operator of another class, with the options that both classes have.

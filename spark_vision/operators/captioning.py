@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from spark_vision.errors import InvalidOptionError
 from spark_vision.operators.base import DTYPES, PRECISION, ImageOperator
 from spark_vision.operators.options import option
 
@@ -124,64 +123,42 @@ class QwenVLImageUnderstanding(ImageOperator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.resized_height is None) != (self.resized_width is None):
-            raise InvalidOptionError(
-                f"{type(self).__name__}.resized_height got {self.resized_height} with "
-                f"resized_width={self.resized_width}; allowed: both or neither"
-            )
-        sides = [side for side in (self.resized_height, self.resized_width) if side is not None]
-        if sides and max(sides) > MAX_ASPECT_RATIO * min(sides):
-            raise InvalidOptionError(
-                f"{type(self).__name__}.resized_height got {self.resized_height} with "
-                f"resized_width={self.resized_width}; allowed: one at most {MAX_ASPECT_RATIO} "
-                "times the other"
-            )
-        if self.prompt is not None and any("\ud800" <= each <= "\udfff" for each in self.prompt):
-            raise InvalidOptionError(
-                f"{type(self).__name__}.prompt got half of a surrogate pair; allowed: text that "
-                "UTF-8 can encode"
-            )
-        if self.prompt is not None and len(self.prompt) > MAX_PROMPT_CHARACTERS:
-            raise InvalidOptionError(
-                f"{type(self).__name__}.prompt got {len(self.prompt):,} characters; allowed: at "
-                f"most {MAX_PROMPT_CHARACTERS:,}"
-            )
+        height, width = self.resized_height, self.resized_width
+        size = f"{height} with resized_width={width}"
+        if (height is None) != (width is None):
+            raise self._refusal("resized_height", size, "both or neither")
+        if height and width and max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+            allowed = f"one at most {MAX_ASPECT_RATIO} times the other"
+            raise self._refusal("resized_height", size, allowed)
+        prompt = self.prompt or ""
+        if any("\ud800" <= each <= "\udfff" for each in prompt):
+            allowed = "text that UTF-8 can encode"
+            raise self._refusal("prompt", "half of a surrogate pair", allowed)
+        if len(prompt) > MAX_PROMPT_CHARACTERS:
+            allowed = f"at most {MAX_PROMPT_CHARACTERS:,}"
+            raise self._refusal("prompt", f"{len(prompt):,} characters", allowed)
         if self.engine == "vllm":
             self._check_vllm()
         if self.top_p > 1:
-            raise InvalidOptionError(
-                f"{type(self).__name__}.top_p got {self.top_p}; allowed: a number above 0 and at "
-                "most 1"
-            )
-        if (
-            self.min_pixels is not None
-            and self.max_pixels is not None
-            and self.min_pixels > self.max_pixels
-        ):
-            raise InvalidOptionError(
-                f"{type(self).__name__}.min_pixels got {self.min_pixels} with "
-                f"max_pixels={self.max_pixels}; allowed: at most max_pixels"
-            )
+            raise self._refusal("top_p", self.top_p, "a number above 0 and at most 1")
+        least, most = self.min_pixels, self.max_pixels
+        if least is not None and most is not None and least > most:
+            given = f"{least} with max_pixels={most}"
+            raise self._refusal("min_pixels", given, "at most max_pixels")
 
     def _check_vllm(self) -> None:
         """Refuse what vLLM does not have, or would silently compute differently."""
-        name = type(self).__name__
         if self.model_sharing != "executor":
-            raise InvalidOptionError(
-                f"{name}.engine got 'vllm' with model_sharing={self.model_sharing!r}; allowed: "
-                "model_sharing='executor', because vLLM runs in the executor's model server"
-            )
+            given = f"'vllm' with model_sharing={self.model_sharing!r}"
+            allowed = "model_sharing='executor', because vLLM runs in the executor's model server"
+            raise self._refusal("engine", given, allowed)
         if self.dtype == "tf32":
-            raise InvalidOptionError(
-                f"{name}.engine got 'vllm' with dtype='tf32'; allowed: "
-                f"{', '.join(each for each in DTYPES if each != 'tf32')}"
-            )
+            allowed = ", ".join(each for each in DTYPES if each != "tf32")
+            raise self._refusal("engine", "'vllm' with dtype='tf32'", allowed)
         least, most = VLLM_TEMPERATURES
         if self.do_sample and not least <= self.temperature <= most:
-            raise InvalidOptionError(
-                f"{name}.engine got 'vllm' with temperature={self.temperature}; allowed: a number "
-                f"from {least} to {most:g}"
-            )
+            given = f"'vllm' with temperature={self.temperature}"
+            raise self._refusal("engine", given, f"a number from {least} to {most:g}")
 
     @property
     def value_fields(self) -> Mapping[str, str]:

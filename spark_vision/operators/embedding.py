@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spark_vision.errors import InvalidOptionError
 from spark_vision.operators.base import ImageOperator, Operator
 from spark_vision.operators.options import FrozenMapping, option
 
@@ -121,10 +120,8 @@ class ImageViTEmbedding(ImageEmbeddingOperator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pooling == "tokens" and self.on_error == "zero":
-            raise InvalidOptionError(
-                "ImageViTEmbedding.on_error got 'zero' with pooling='tokens', whose values have no "
-                "fixed length; allowed: null, raise"
-            )
+            given = "'zero' with pooling='tokens', whose values have no fixed length"
+            raise self._refusal("on_error", given, "null, raise")
 
     @property
     def effective_pooling(self) -> str:
@@ -147,11 +144,10 @@ class ClipOperator(Operator, ABC):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model_name in OPENAI_CLIP_RESNETS:
-            raise InvalidOptionError(
-                f"{type(self).__name__}.model_name got {self.model_name!r}, a ResNet, which "
-                f"transformers does not support; allowed: {', '.join(OPENAI_CLIP_NAMES)}, "
-                "a folder, or a checkpoint's name on the hub"
-            )
+            given = f"{self.model_name!r}, a ResNet, which transformers does not support"
+            names = ", ".join(OPENAI_CLIP_NAMES)
+            allowed = f"{names}, a folder, or a checkpoint's name on the hub"
+            raise self._refusal("model_name", given, allowed)
 
     @property
     def checkpoint_name(self) -> str:

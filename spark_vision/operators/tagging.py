@@ -27,22 +27,18 @@ class TagOperator(ClipOperator, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        owner = type(self).__name__
         if not self.tags:
-            raise InvalidOptionError(f"{owner}.tags got no tag; allowed: one or more strings")
+            raise self._refusal("tags", "no tag", "one or more strings")
         repeated = [tag for tag, count in Counter(self.tags).items() if count > 1]
         if repeated:
-            raise InvalidOptionError(
-                f"{owner}.tags got {repeated[0]!r} twice; allowed: each tag once"
-            )
+            raise self._refusal("tags", f"{repeated[0]!r} twice", "each tag once")
         if PLACEHOLDER not in self.template:
-            raise InvalidOptionError(
-                f"{owner}.template got {self.template!r}; allowed: a text with {PLACEHOLDER} in "
-                "the place of the tag"
-            )
+            allowed = f"a text with {PLACEHOLDER} in the place of the tag"
+            raise self._refusal("template", repr(self.template), allowed)
         for text in self.class_texts:
             # A tokenizer cannot read it, nor a table store it.
             if any("\ud800" <= character <= "\udfff" for character in text):
+                owner = type(self).__name__
                 raise InvalidOptionError(
                     f"{owner} got the tag text {text!r}; allowed: text that UTF-8 can encode"
                 )

@@ -16,8 +16,8 @@ import pyarrow as pa
 from PIL import Image
 
 from spark_vision.errors import RowFailure, Status, TableError
+from spark_vision.executor.columns import compute_columns
 from spark_vision.executor.embedding import embed_texts
-from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.model_access import open_checkpoint
 from spark_vision.executor.tagging import tag_vectors
 from spark_vision.executor.task import Task
@@ -135,7 +135,7 @@ class QueryModel:
     def _compute(self, operator: ImageOperator, data: bytes, prompt: str | None = None) -> Any:
         images = pa.array([data], pa.binary())
         batch = images if prompt is None else (images, pa.array([prompt]))
-        ((array,),) = compute_images([batch], [operator], self._task, with_status=True)
+        ((array,),) = compute_columns([batch], [operator], self._task, with_status=True)
         return _value(array)
 
     def _in_this_process(self, operator: _Chosen) -> _Chosen:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -19,13 +20,10 @@ from pyspark.sql.types import (
 
 from spark_vision.errors import InputTypeError
 from spark_vision.executor.placement import PLACEMENT_TYPE, place_rows
-from spark_vision.executor.task import HubEnvironment
-from spark_vision.operators import (
-    ImageOperator,
-    Operator,
-    reads_images,
-)
-from spark_vision.spark.arrow_udf import ArrowBody, Batch, make_arrow_udf
+from spark_vision.executor.spending import count_spent
+from spark_vision.executor.task import HubEnvironment, current_task
+from spark_vision.operators import ImageOperator, Operator
+from spark_vision.spark.arrow_udf import Batch, make_arrow_udf
 from spark_vision.spark.driver_checks import check_is_operator
 
 if TYPE_CHECKING:
@@ -48,66 +46,34 @@ class OperatorsBody:
     """
 
     operators: tuple[Operator, ...]
-    names: tuple[str, ...] | None
-    with_status: bool
-    environment: HubEnvironment
-    statuses: tuple["Accumulator[dict[str, int]]", ...]
-    spent: "Accumulator[dict[str, int]] | None"
+    names: tuple[str, ...] | None = None
+    with_status: bool = False
+    environment: HubEnvironment = HubEnvironment()
+    statuses: tuple["Accumulator[dict[str, int]]", ...] = ()
+    spent: "Accumulator[dict[str, int]] | None" = None
     keys: tuple[str, ...] = ()
 
     def __call__(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
         """Yield the values of the operators, in the order of the rows."""
-        from spark_vision.executor.spending import count_spent
-
-        add = None if self.spent is None else self.spent.add
-        return count_spent(self._compute, batches, add)
+        return count_spent(self._compute, batches, None if self.spent is None else self.spent.add)
 
     def _compute(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
-        from spark_vision.executor.task import current_task
+        from spark_vision.executor.columns import compute_columns
 
-        checked = _check_arguments(
-            batches, _function_name(self.operators), self.operators, is_keyed=bool(self.keys)
-        )
-        task = current_task(self.environment)
-        counts = [counter.add for counter in self.statuses]
-        images = [each for each in self.operators if reads_images(each)]
-        if not images:
-            (operator,) = self.operators
-            yield from operator.load_work()(
-                checked,
-                operator,
-                task,
-                with_status=self.with_status,
-                keys=self.keys,
-                count=counts[0] if counts else None,
-            )
-            return
-        from spark_vision.executor.image_columns import compute_images
-
-        for arrays in compute_images(
-            checked, images, task, with_status=self.with_status, keys=self.keys, counts=counts
+        for arrays in compute_columns(
+            _check_arguments(
+                batches, _function_name(self.operators), self.operators, is_keyed=bool(self.keys)
+            ),
+            self.operators,
+            current_task(self.environment),
+            with_status=self.with_status,
+            keys=self.keys,
+            counts=[counter.add for counter in self.statuses],
         ):
             if self.names is None:
                 yield arrays[0]
             else:
                 yield pa.StructArray.from_arrays(arrays, names=list(self.names))
-
-
-@dataclass(frozen=True)
-class PlacementBody:
-    """Like OperatorsBody, for `model_placement` of any operator."""
-
-    operator: Operator
-    environment: HubEnvironment
-
-    def __call__(self, batches: Iterator[Batch]) -> Iterator[pa.Array]:
-        """Yield the placement of the model that computed each row, in order."""
-        from spark_vision.executor.spending import count_spent
-        from spark_vision.executor.task import current_task
-
-        checked = _check_arguments(batches, "model_placement", [self.operator])
-        task = current_task(self.environment)
-        return count_spent(lambda given: place_rows(given, self.operator, task), checked, None)
 
 
 def placement_udf(operator: Operator) -> Any:
@@ -117,9 +83,18 @@ def placement_udf(operator: Operator) -> Any:
         InputTypeError: The operator is not an instance of an operator class.
     """
     check_is_operator(operator)
-    body = PlacementBody(operator, HubEnvironment.capture())
+    body = partial(_place, operator, HubEnvironment.capture())
     made = make_arrow_udf(body, from_arrow_type(PLACEMENT_TYPE), "model_placement")
     return made.asNondeterministic()
+
+
+def _place(
+    operator: Operator, environment: HubEnvironment, batches: Iterator[Batch]
+) -> Iterator[pa.Array]:
+    """Like OperatorsBody, for placements."""
+    checked = _check_arguments(batches, "model_placement", [operator])
+    task = current_task(environment)
+    return count_spent(lambda given: place_rows(given, operator, task), checked, None)
 
 
 def _check_arguments(
@@ -170,30 +145,18 @@ def operator_udf(
         InputTypeError: The operator is not an instance of an operator class.
     """
     check_is_operator(operator)
-    body = operator_body(
-        operator,
-        HubEnvironment.capture(),
+    body = OperatorsBody(
+        (operator,),
         with_status=with_status,
-        statuses=statuses,
+        environment=HubEnvironment.capture(),
+        statuses=() if statuses is None else (statuses,),
         spent=spent,
-        keys=keys,
+        keys=tuple(keys),
     )
-    made = make_arrow_udf(body, _return_type(operator, with_status), _function_name([operator]))
+    struct = value_type(operator)
+    kind = struct if with_status else struct[0].dataType
+    made = make_arrow_udf(body, kind, _function_name([operator]))
     return made if deterministic else made.asNondeterministic()
-
-
-def operator_body(
-    operator: Operator,
-    environment: HubEnvironment,
-    *,
-    with_status: bool = False,
-    statuses: "Accumulator[dict[str, int]] | None" = None,
-    spent: "Accumulator[dict[str, int]] | None" = None,
-    keys: Sequence[str] = (),
-) -> ArrowBody:
-    """Return what executors run for one operator; the arguments are those of `operator_udf`."""
-    counters = () if statuses is None else (statuses,)
-    return OperatorsBody((operator,), None, with_status, environment, counters, spent, tuple(keys))
 
 
 def images_udf(
@@ -227,11 +190,6 @@ def images_udf(
     fields = [StructField(name, value_type(operator)) for name, operator in operators.items()]
     made = make_arrow_udf(body, StructType(fields), _function_name([*operators.values()]))
     return made.asNondeterministic()
-
-
-def _return_type(operator: Operator, with_status: bool) -> DataType:
-    struct = value_type(operator)
-    return struct if with_status else struct[0].dataType
 
 
 def value_type(operator: Operator) -> StructType:

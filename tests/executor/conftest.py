@@ -2,11 +2,10 @@
 
 import pytest
 
-from spark_vision.executor import failures, image_columns
+from spark_vision.executor import failures
 
 
 @pytest.fixture(autouse=True)
 def _whole_outputs(monkeypatch):
     """On a busy machine a test's few rows could come in two arrays."""
-    for module in (failures, image_columns):
-        monkeypatch.setattr(module, "OUTPUT_WAIT_SECONDS", 3600.0)
+    monkeypatch.setattr(failures, "OUTPUT_WAIT_SECONDS", 3600.0)

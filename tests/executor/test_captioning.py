@@ -12,7 +12,7 @@ from caption_oracle import caption, generated_tokens, parts
 from oracles import draw_pictures, same
 from spark_vision import ImageViTEmbedding, QwenVLImageUnderstanding
 from spark_vision.errors import InputTypeError, RowFailure
-from spark_vision.executor.image_columns import compute_images
+from spark_vision.executor.columns import compute_columns
 from spark_vision.executor.task import Task
 from spark_vision.models.qwen_vl import QwenVLModel
 
@@ -53,7 +53,7 @@ def qwen(folder, **options):
 
 
 def captions_of(batches, operator, with_status=False):
-    arrays = compute_images(batches, [operator], TASK, with_status=with_status)
+    arrays = compute_columns(batches, [operator], TASK, with_status=with_status)
     return [value for (array,) in arrays for value in array.to_pylist()]
 
 
@@ -182,13 +182,13 @@ def test_several_operators_share_the_rows(checkpoints, files):
     dino = ImageViTEmbedding(model_name=str(checkpoints / "dinov2"), batch_size=3)
     operator = qwen(checkpoints / "qwen", batch_size=2, max_pixels=56 * 56)
     images = pa.array([files[0], b"text", *files[1:]])
-    together = list(compute_images([images], [dino, operator], TASK, with_status=True))
+    together = list(compute_columns([images], [dino, operator], TASK, with_status=True))
     vectors = [row for array, _ in together for row in array.to_pylist()]
     captions = [row for _, array in together for row in array.to_pylist()]
     assert [row["status"] for row in vectors] == [row["status"] for row in captions]
     assert [row["status"] for row in vectors] == ["ok", "not_an_image", *["ok"] * 7]
     assert [row["caption"] for row in captions] == captions_of([images], operator)
-    (alone,) = (array for (array,) in compute_images([images], [dino], TASK))
+    (alone,) = (array for (array,) in compute_columns([images], [dino], TASK))
     ours = torch.tensor([row["embedding"] for row in vectors if row["embedding"]])
     assert same(ours, torch.tensor([row for row in alone.to_pylist() if row]))
 

@@ -21,9 +21,9 @@ from spark_vision.errors import (
     UnsupportedCheckpointError,
 )
 from spark_vision.executor import model_access
+from spark_vision.executor.columns import compute_columns
 from spark_vision.executor.devices import MAX_KEPT_BYTES
 from spark_vision.executor.embedding import embed_texts
-from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.task import Task
 
 TASK = Task(gpu_addresses=(), cpus=2)
@@ -47,7 +47,7 @@ def encode(picture, kind="PNG"):
 
 
 def embed_images(arrays, operator, task, **options):
-    return (columns[0] for columns in compute_images(arrays, [operator], task, **options))
+    return (columns[0] for columns in compute_columns(arrays, [operator], task, **options))
 
 
 def vectors_of(arrays, operator, task=TASK):

@@ -8,9 +8,9 @@ import pytest
 from oracles import draw_pictures
 from spark_vision import ClipTextEmbedding, ImageViTEmbedding, QwenVLImageUnderstanding
 from spark_vision.errors import FailureRateError, InvalidOptionError, RowFailure
+from spark_vision.executor.columns import compute_columns
 from spark_vision.executor.embedding import embed_texts
 from spark_vision.executor.failures import RowNames, check_failure_rate
-from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.task import Task
 
 TASK = Task(gpu_addresses=(), cpus=2)
@@ -36,7 +36,8 @@ def vit(checkpoints):
 
 
 def compute(batches, operator, **options):
-    return [row for (part,) in compute_images(batches, [operator], TASK, **options) for row in part]
+    arrays = compute_columns(batches, [operator], TASK, **options)
+    return [row for (part,) in arrays for row in part]
 
 
 KEYS = ("id", "url")

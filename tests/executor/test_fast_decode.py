@@ -17,7 +17,7 @@ from spark_vision import (
     ImageViTEmbedding,
     QwenVLImageUnderstanding,
 )
-from spark_vision.executor.image_columns import compute_images
+from spark_vision.executor.columns import compute_columns
 from spark_vision.executor.tagging import tag_vectors
 from spark_vision.executor.task import Task
 from spark_vision.images import decoding
@@ -42,7 +42,7 @@ def files():
 
 
 def vectors_of(files, *operators):
-    (columns,) = compute_images([pa.array(files, pa.binary())], operators, TASK)
+    (columns,) = compute_columns([pa.array(files, pa.binary())], operators, TASK)
     return [torch.tensor(column.to_pylist()) for column in columns]
 
 
@@ -98,12 +98,12 @@ def test_tags_are_those_of_the_scaled_image(folder, files):
 
     images = [pa.array(files, pa.binary())]
     clip, tagger = ClipImageEmbedding(**model, fast_decode=True), ClipImageTags(**tags)
-    (vectors,) = next(compute_images(images, [clip], TASK))
+    (vectors,) = next(compute_columns(images, [clip], TASK))
     of_vectors = scores(tag_vectors([vectors], ClipVectorTags(**tags), TASK))
     expected = [pytest.approx(row, abs=1e-5) for row in of_vectors]
-    (fast,) = next(compute_images(images, [replace(tagger, fast_decode=True)], TASK))
+    (fast,) = next(compute_columns(images, [replace(tagger, fast_decode=True)], TASK))
     assert scores([fast]) == expected
-    (full,) = next(compute_images(images, [tagger], TASK))
+    (full,) = next(compute_columns(images, [tagger], TASK))
     assert scores([full]) != expected
 
 

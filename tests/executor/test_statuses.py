@@ -16,8 +16,8 @@ from encoded_images import encode, photo, png_with_size
 from local_http_server import serve, status_answer
 from spark_vision import ClipTextEmbedding, ImageLimits, ImageViTEmbedding, QwenVLImageUnderstanding
 from spark_vision.errors import Status
+from spark_vision.executor.columns import compute_columns
 from spark_vision.executor.embedding import embed_texts
-from spark_vision.executor.image_columns import compute_images
 from spark_vision.executor.task import Task
 
 TASK = Task(gpu_addresses=(), cpus=2)
@@ -55,7 +55,7 @@ def embed(folders, tmp_path):
         reach = {"allow_hosts": ("127.0.0.1",), "allow_paths": (str(tmp_path),)}
         operator = ImageViTEmbedding(model_name=str(folders / model), **{**reach, **options})
         array = image if isinstance(image, pa.Array) else pa.array([image])
-        return one(compute_images([array], [operator], TASK, with_status=True))
+        return one(compute_columns([array], [operator], TASK, with_status=True))
 
     return compute
 
@@ -69,7 +69,7 @@ def caption(folders):
             model_name=str(folders / "qwen"), dtype="float32", max_caption_length=2, **options
         )
         batch = (pa.array([image]), pa.array([asked], pa.string()))
-        return one(compute_images([batch], [operator], TASK, with_status=True))
+        return one(compute_columns([batch], [operator], TASK, with_status=True))
 
     return compute
 
@@ -190,7 +190,7 @@ import resource
 from pathlib import Path
 import pyarrow as pa
 from spark_vision import ImageViTEmbedding
-from spark_vision.executor.image_columns import compute_images
+from spark_vision.executor.columns import compute_columns
 from spark_vision.executor.task import Task
 
 def image(side):
@@ -213,7 +213,7 @@ operator = ImageViTEmbedding(
     image_processor_kwargs={AS_IT_IS!r},
     batch_size=1,
 )
-for (rows,) in compute_images(batches(), [operator], Task((), 1), with_status=True):
+for (rows,) in compute_columns(batches(), [operator], Task((), 1), with_status=True):
     for row in rows.to_pylist():
         print(row["status"], row["error"])
 """

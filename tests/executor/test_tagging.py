@@ -26,7 +26,7 @@ from spark_vision.errors import (
     RowFailure,
     UnsupportedCheckpointError,
 )
-from spark_vision.executor.image_columns import compute_images
+from spark_vision.executor.columns import compute_columns
 from spark_vision.executor.tagging import Tagger, tag_vectors
 from spark_vision.executor.task import Task
 from spark_vision.models import clip
@@ -96,7 +96,7 @@ def encode(picture):
 
 
 def run(arrays, operator, **options):
-    parts = compute_images(arrays, [operator], TASK, **options)
+    parts = compute_columns(arrays, [operator], TASK, **options)
     return [row for (part,) in parts for row in part.to_pylist()]
 
 
@@ -107,7 +107,7 @@ def run_vectors(arrays, operator, **options):
 
 def embed(files, folder, **options):
     operator = ClipImageEmbedding(model_name=str(folder), **options)
-    parts = compute_images([pa.array(files)], [operator], TASK)
+    parts = compute_columns([pa.array(files)], [operator], TASK)
     return pa.concat_arrays([part for (part,) in parts])
 
 

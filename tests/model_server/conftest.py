@@ -12,7 +12,7 @@ from spark_vision.model_server.server import ClientConnection
 def pair():
     """A connection that the server has greeted, and the client's channel to it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    served, client = ClientConnection(Channel(ours)), Channel(theirs)
+    served, client = ClientConnection(ours), Channel(theirs)
     served.answer({"hello": 1}, {})
     assert client.receive()[0] == {"hello": 1}
     return [served, client]

@@ -13,7 +13,7 @@ from caption_checkpoints import write_qwen_vl
 from oracles import draw_pictures
 from served_models import receive_answer, serve
 from spark_vision.model_server.call_queue import Call
-from spark_vision.model_server.caption_calls import CaptionCalls
+from spark_vision.model_server.model_calls import CaptionCalls
 from spark_vision.models.caption_inputs import load_caption_preprocessor
 from spark_vision.models.checkpoint_files import open_folder
 from spark_vision.models.families import load_model
@@ -179,9 +179,9 @@ def test_a_client_that_leaves_before_its_rows_enter_keeps_no_memory():
 
     loop, client = WaitingLoop(), Leaving()
     # Other calls keep the loop, and so its calls, for hours.
-    calls = CaptionCalls(loop, lambda count: [], 16)
     call = Call(client, {"method": "generate"}, dict.fromkeys(CaptionBatch._fields, torch.zeros(2)))
-    [(left, error)] = calls.run([call])
+    calls = CaptionCalls(loop, [call], lambda count: [], 16)
+    [(left, error)] = calls.run()
     assert left is call
     assert isinstance(error, ConnectionError)
     assert loop.dropped == [1, 2]

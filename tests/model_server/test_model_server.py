@@ -30,18 +30,17 @@ from spark_vision import ClipTextEmbedding, ImageViTEmbedding, QwenVLImageUnders
 from spark_vision.errors import (
     FatalBatchError,
     ModelServerError,
+    RowFailure,
     Status,
     UnsupportedCheckpointError,
 )
 from spark_vision.executor import model_access
-from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.inference import compute_batches, compute_rows
 from spark_vision.executor.model_access import reach_model
-from spark_vision.executor.task import Task
+from spark_vision.executor.task import ExecutorProcess, Task
 from spark_vision.model_server import client, start
-from spark_vision.model_server.channel import Channel
+from spark_vision.model_server.channel import Channel, describe_error, make_error
 from spark_vision.model_server.client import ModelProxy, why_not_shared
-from spark_vision.model_server.methods import describe_error, make_error
 from spark_vision.model_server.start import ServerConfig, address_of
 from spark_vision.models.caption_inputs import load_caption_preprocessor
 from spark_vision.models.checkpoints import resolve_checkpoint
@@ -236,6 +235,9 @@ def test_a_models_error_comes_back_and_its_server_goes_on(lasting_host, pixels, 
 def test_errors_that_inference_tells_apart_stay_what_they_are(kind):
     assert type(make_error(describe_error(kind("why")))) is kind
     assert str(make_error(describe_error(KeyError("x")))) == "KeyError: 'x'"
+    assert type(make_error(describe_error(RowFailure(Status.TIMEOUT, "late")))) is ValueError
+    with pytest.raises(KeyError):
+        make_error({"kind": "SystemExit", "message": "why"})
 
 
 def test_a_client_cannot_take_memory_away_or_call_twice_at_once(lasting_host, pixels, scaling):
@@ -670,9 +672,9 @@ def test_on_a_full_disk_a_server_starts_without_a_log(tmp_path, checkpoints):
     code = f"""
 import os, subprocess, tempfile, torch
 from spark_vision import ImageViTEmbedding
-from spark_vision.executor.executor_process import ExecutorProcess
+from spark_vision.executor.task import ExecutorProcess
 from spark_vision.executor.inference import compute_rows
-from spark_vision.executor.model_access import ModelKey, reach_model
+from spark_vision.executor.model_access import reach_model
 from spark_vision.executor.task import Task
 from spark_vision.models.checkpoints import resolve_checkpoint
 tempfile.tempdir = {str(tmp_path)!r}

@@ -12,14 +12,19 @@ import pytest
 import torch
 
 from served_models import CALL, receive, receive_answer, send, serve
-from spark_vision.model_server.channel import MAX_HEADER_BYTES, Channel
-from spark_vision.model_server.shared_tensors import MIN_BYTES, TensorReader, TensorWriter
+from spark_vision.model_server.channel import (
+    MAX_HEADER_BYTES,
+    MIN_BYTES,
+    Channel,
+    TensorReader,
+    TensorWriter,
+)
 
 CASE_COUNT = 400
 NASTY = [
     *(None, True, False, -1, 0, 1, 2, 63, 64, 2**20, 2**31, 2**36, 2**63, 2**64, 10**400),
     *(-(2**63), 0.5, 1e308, math.nan, math.inf, "", "uint8", "complex64", "x" * 5000, "\ud800"),
-    *([], {}, [0], [[0]], [2**31] * 8, [1] * 100, {"dtype": "uint8"}),
+    *([], {}, [0], [[0]], [2**31] * 8, [1] * 100, {"dtype": "uint8"}, ["uint8", [1], [0]]),
 ]
 
 
@@ -41,34 +46,33 @@ def reader():
     return reader
 
 
-def place(shape, strides=None, dtype="uint8", offset=0):
-    if strides is None:
-        strides = [math.prod(shape[index + 1 :]) for index in range(len(shape))]
-    return {"dtype": dtype, "shape": shape, "strides": strides, "offset": offset}
+def place(shape, order=None, dtype="uint8"):
+    return [dtype, shape, list(range(len(shape))) if order is None else order]
 
 
 REFUSED = {
-    "stride 0 shows one byte as gigabytes": {"x": place([2**16, 2**16], [0, 0])},
-    "a stride 0 over rows": {"x": place([2**20, 2**10], [0, 1])},
-    "strides that overlap": {"x": place([1000, 1000], [1, 1])},
-    "a negative stride": {"x": place([4, 4], [-4, 1])},
-    "gaps": {"x": place([4, 4], [8, 1])},
+    "an axis that is twice in the order": {"x": place([2**16, 2**16], [0, 0])},
+    "an axis that is not in the order": {"x": place([4, 4], [0, 2])},
+    "a negative axis": {"x": place([4, 4], [-1, 0])},
+    "an axis that is no whole number": {"x": place([4, 4], [0, 1.0])},
+    "an axis that is true": {"x": place([4, 4], [0, True])},
+    "an order of no axes": {"x": place([4, 4], [None, "x"])},
     "an end beyond the memory": {"x": place([MIN_BYTES + 1])},
-    "an offset beyond the memory": {"x": place([1], offset=MIN_BYTES)},
-    "a negative offset": {"x": place([1], offset=-64)},
-    "an offset between elements": {"x": place([1], dtype="float32", offset=1)},
-    "two tensors in one place": {"x": place([64]), "y": place([64])},
-    "a count that overflows": {"x": place([2**31, 2**31, 2**31], [2**62, 2**31, 1])},
+    "a begin beyond the memory": {"x": place([MIN_BYTES]), "y": place([1])},
+    "an end beyond the memory by the alignment": {"x": place([1]), "y": place([MIN_BYTES - 1])},
+    "elements beyond the memory": {"x": place([MIN_BYTES // 4 + 1], dtype="float32")},
+    "a count that overflows": {"x": place([2**31, 2**31, 2**31])},
     "nothing of much": {"x": place([0, 2**62])},
+    "nothing of a count that overflows": {"x": place([2**31, 2**31, 2**31, 0])},
     "a negative size": {"x": place([-1])},
     "a size that is no whole number": {"x": place([1.0])},
     "a size that is true": {"x": place([True])},
     "a wrong dtype": {"x": place([1], dtype="complex64")},
     "a dtype that is a list": {"x": place([1], dtype=["uint8"])},
-    "fewer strides than sizes": {"x": place([2, 2], [1])},
+    "fewer axes than sizes": {"x": place([2, 2], [0])},
     "a hundred dimensions": {"x": place([1] * 100)},
     "a thousand tensors": {str(number): place([0]) for number in range(1000)},
-    "no offset": {"x": {"dtype": "uint8", "shape": [1], "strides": [1]}},
+    "no order": {"x": ["uint8", [1]]},
     "no place": {"x": None},
     "a list": [place([1])],
     "nothing": None,

@@ -21,7 +21,7 @@ import torch
 import cluster_jobs
 from opened_files import OpenedFile
 from spark_vision import ImageViTEmbedding
-from spark_vision.executor.image_columns import compute_images
+from spark_vision.executor.columns import compute_columns
 from spark_vision.executor.task import Task
 from standalone_cluster import ROOT, Cluster, Driver, wait_for
 
@@ -64,7 +64,7 @@ def expected_vectors(checkpoint):
     import pyarrow as pa
 
     operator = ImageViTEmbedding(model_name=checkpoint, batch_size=2, model_sharing="worker")
-    arrays = compute_images([pa.array(cluster_jobs.png_files())], [operator], Task((), 1))
+    arrays = compute_columns([pa.array(cluster_jobs.png_files())], [operator], Task((), 1))
     return torch.tensor([row for (array,) in arrays for row in array.to_pylist()])
 
 

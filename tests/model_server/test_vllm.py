@@ -31,10 +31,9 @@ from spark_vision.errors import (
     UnsupportedCheckpointError,
 )
 from spark_vision.executor import model_access
-from spark_vision.executor.executor_process import ExecutorProcess
 from spark_vision.executor.inference import compute_rows
 from spark_vision.executor.model_access import reach_model
-from spark_vision.executor.task import VLLM_ARGUMENTS, Task, _vllm_arguments
+from spark_vision.executor.task import VLLM_ARGUMENTS, ExecutorProcess, Task, _vllm_arguments
 from spark_vision.models import vllm_engine
 from spark_vision.models.caption_inputs import load_caption_preprocessor
 from spark_vision.models.checkpoint_files import open_folder

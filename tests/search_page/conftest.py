@@ -14,7 +14,7 @@ from spark_vision import ClipImageEmbedding, describe_model
 from spark_vision.demo import checkpoint_path
 from spark_vision.demo.ground_truth import read_ground_truth
 from spark_vision.demo.scene_files import write_scenes
-from spark_vision.executor.image_columns import compute_images
+from spark_vision.executor.columns import compute_columns
 from spark_vision.executor.task import Task
 from spark_vision.tables.identity import KEYS_PROPERTY, column_properties
 
@@ -29,7 +29,7 @@ def scenes(tmp_path_factory):
     truths = read_ground_truth(str(folder))
     clip = ClipImageEmbedding(model_name=checkpoint_path("clip"), model_sharing="worker")
     contents = pa.array([(folder / truth.file).read_bytes() for truth in truths])
-    ((vectors,),) = compute_images([contents], [clip], Task(gpu_addresses=(), cpus=1))
+    ((vectors,),) = compute_columns([contents], [clip], Task(gpu_addresses=(), cpus=1))
     lines = map(json.loads, (folder / "scenes.jsonl").read_text("utf-8").splitlines())
     captions = [line["caption"] for line in lines]
     counts = [len(truth.scene.objects) for truth in truths]

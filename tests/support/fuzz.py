@@ -58,8 +58,7 @@ from spark_vision.images.cost import Header
 from spark_vision.images.decoding import decode
 from spark_vision.images.fetch import Fetcher
 from spark_vision.images.headers import read_header
-from spark_vision.model_server.channel import Channel
-from spark_vision.model_server.shared_tensors import TensorReader, TensorWriter
+from spark_vision.model_server.channel import Channel, TensorReader, TensorWriter
 from spark_vision.operators import ImageLimits, ImageViTEmbedding
 
 MAX_STEPS = 500_000

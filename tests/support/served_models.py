@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import torch
 
-from spark_vision.executor.executor_process import ExecutorProcess
+from spark_vision.executor.task import ExecutorProcess
 from spark_vision.model_server.channel import Channel
 from spark_vision.model_server.model_calls import ModelCalls
 from spark_vision.model_server.server import ModelServer

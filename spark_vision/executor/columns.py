@@ -1,20 +1,19 @@
-"""Computes operators over image columns: each image is fetched and decoded once for all of them."""
+"""Computes operators over columns: each image is fetched and decoded once for all of them."""
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
-import torch
 
-from spark_vision.executor.batching import OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS, gather
-from spark_vision.executor.failures import FailurePolicy, RowNames, count_statuses
-from spark_vision.executor.image_rows import ImageRows, Prepared
+from spark_vision.executor.failures import Columns, CountStatuses, RowNames, check_rows
 from spark_vision.executor.task import Task
-from spark_vision.operators import ImageOperator
+from spark_vision.operators import ImageOperator, Operator, reads_images
 
-CountStatuses = Callable[[dict[str, int]], None]
+if TYPE_CHECKING:
+    import torch
+
+    from spark_vision.executor.image_rows import Prepared
 
 
 class ImageWork(Protocol):
@@ -29,7 +28,7 @@ class ImageWork(Protocol):
         """Return the size to which an image is resized; asked only with `fast_decode`."""
         ...
 
-    def prepare(self, image: torch.Tensor, prompt: str | None) -> Any:
+    def prepare(self, image: "torch.Tensor", prompt: str | None) -> Any:
         """Prepare one decoded image and its optional prompt for the model."""
         ...
 
@@ -42,21 +41,21 @@ class ImageWork(Protocol):
         ...
 
 
-def compute_images(
-    batches: Iterable[pa.Array | tuple[pa.Array, ...]],
-    operators: Sequence[ImageOperator],
+def compute_columns(
+    batches: Iterable[Columns],
+    operators: Sequence[Operator],
     task: Task,
     *,
     with_status: bool = False,
     keys: Sequence[str] = (),
     counts: Sequence[CountStatuses] = (),
 ) -> Iterator[list[pa.Array]]:
-    """Compute each operator for each image.
+    """Compute operators for each row.
 
     Args:
-        batches: Images as `images.sources.open_column` reads them, of any length; or pairs of
-            images and prompts (strings).
-        operators: What to compute; all of them read images with the same options.
+        batches: Of any length: images as `images.sources.open_column` reads them, or pairs of
+            images and prompts (strings); texts; or vectors.
+        operators: What to compute: one, or several that read images with the same options.
         task: Its resources.
         with_status: Yield structs of value, status and error instead of values.
         keys: Names of key values by which an error identifies a row. With keys, each batch has one
@@ -71,8 +70,29 @@ def compute_images(
         SparkVisionError: An operator cannot run here; a row failed with `on_error="raise"`; more
             rows failed than `max_failure_rate` allows.
     """
+    images = [operator for operator in operators if reads_images(operator)]
+    if images:
+        yield from _compute_images(batches, images, task, with_status, keys, counts)
+        return
+    (operator,) = operators
+    count = counts[0] if counts else None
+    compute = operator.load_work()
+    for array in compute(batches, operator, task, with_status=with_status, keys=keys, count=count):
+        yield [array]
+
+
+def _compute_images(
+    batches: Iterable[Columns],
+    operators: Sequence[ImageOperator],
+    task: Task,
+    with_status: bool,
+    keys: Sequence[str],
+    counts: Sequence[CountStatuses],
+) -> Iterator[list[pa.Array]]:
+    # Texts do not need this, whose import takes seconds.
+    from spark_vision.executor.image_rows import ImageRows
+
     names = RowNames(operators, keys)
-    policies = [FailurePolicy(operator, names) for operator in operators]
     works = [operator.load_work()(operator, task) for operator in operators]
     rows = ImageRows(
         operators[0],
@@ -88,38 +108,16 @@ def compute_images(
         work.compute(_choose(portions, index))
         for index, (work, portions) in enumerate(zip(works, prepared, strict=True))
     ]
-    done = 0
-    for given in gather(_align(outcomes), OUTPUT_ROW_COUNT, OUTPUT_WAIT_SECONDS):
-        columns = list(zip(*given, strict=True))
-        for count, column in zip(counts, columns, strict=False):
-            count(count_statuses(column))
-        for policy, column in zip(policies, columns, strict=True):
-            policy.check(column)
-        done += len(given)
-        names.forget(done)
+    for columns in check_rows(outcomes, operators, names, counts):
         yield [work.build(column, with_status) for work, column in zip(works, columns, strict=True)]
 
 
-def _with_prompts(batch: pa.Array | tuple[pa.Array, ...]) -> tuple[pa.Array, pa.Array | None]:
+def _with_prompts(batch: Columns) -> tuple[pa.Array, pa.Array | None]:
     if not isinstance(batch, tuple):
         return batch, None
     images, prompts = batch
     return images, prompts
 
 
-def _align(streams: Sequence[Iterator[list[Any]]]) -> Iterator[list[tuple[Any, ...]]]:
-    """Zip streams of lists row by row, whatever the lengths of their lists."""
-    held: list[deque[Any]] = [deque() for _ in streams]
-    while True:
-        for rows, stream in zip(held, streams, strict=True):
-            while not rows:
-                portion = next(stream, None)
-                if portion is None:
-                    return
-                rows.extend(portion)
-        count = min(map(len, held))
-        yield [tuple(rows.popleft() for rows in held) for _ in range(count)]
-
-
-def _choose(portions: Iterator[list[Prepared]], index: int) -> Iterator[list[Any]]:
+def _choose(portions: "Iterator[list[Prepared]]", index: int) -> Iterator[list[Any]]:
     return ([row[index] for row in portion] for portion in portions)

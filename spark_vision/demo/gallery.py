@@ -58,6 +58,8 @@ def search_by_text(
     Returns:
         One search per text, in the order of the texts.
     """
+    if not texts:
+        return []
     found = search_images(table, column, list(texts), operator, k=count, keys=["path"])
     hits = _collect(found.where("rank IS NOT NULL"))
     return [Search(text, tuple(hits.get(place, []))) for place, text in enumerate(texts)]

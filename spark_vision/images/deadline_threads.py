@@ -58,7 +58,7 @@ class DeadlineThread:
         """
         future: Future[Result] = Future()
         self._calls.put((work, future))
-        if not wait([future], seconds).done:
+        if not wait([future], seconds).done and not future.done():
             self.is_abandoned = True
             _hanging.add(self)
 

@@ -17,6 +17,7 @@ with a segmentation fault on corrupt files.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -252,10 +253,10 @@ def _raw_to_rgb(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
 def _decode_by_torchvision(image: EncodedImage, format: Format) -> torch.Tensor:
     # Calls the registered operators directly: from 0.29 on their wrappers in torchvision.io emit a
     # deprecation warning per image.
+    if format is Format.JPEG:
+        decode = partial(torch.ops.image.decode_jpeg, image, _RGB, False)
+    else:
+        decode = partial(torch.ops.image.decode_webp, image, _RGB)
     with translate_errors(image.numpy().data, format):
-        pixels: torch.Tensor = (
-            torch.ops.image.decode_jpeg(image, _RGB, False)
-            if format is Format.JPEG
-            else torch.ops.image.decode_webp(image, _RGB)
-        )
+        pixels: torch.Tensor = decode()
     return pixels

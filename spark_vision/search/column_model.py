@@ -2,22 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
 from spark_vision.errors import TableError
 from spark_vision.operators import OPERATORS, EmbeddingOperator, Operator
-from spark_vision.operators.options import options_of
 from spark_vision.spark.driver_checks import describe_model
 from spark_vision.tables.identity import KEYS_PROPERTY, PREFIX
 from spark_vision.tables.location import TableDetail, TableLocation, locate_table, read_detail
 
-# Of an operator's options, those that a table's properties decide; how images are read is not.
-_DECIDING = (
-    *("model_name", "revision", "dtype", "normalize", "pooling"),
-    *("image_processor_kwargs", "fast_decode"),
-)
+_TRUE = "true"
 
 
 @dataclass(frozen=True)
@@ -84,12 +80,22 @@ class ColumnModel:
                 f"the column {self.column} of {self.table} was filled by {name}, which is not an "
                 "operator of this package; pass operator="
             )
-        kind = OPERATORS[name]
-        options = {
-            each.name: each.parse(name, said)
-            for each in options_of(kind)
-            if each.name in _DECIDING and (said := self._recorded(each.name))
+        # An option's own parser would read the file that a property names.
+        options: dict[str, Any] = {
+            "model_name": self._recorded("model_name"),
+            "revision": self._recorded("revision") or None,
+            "dtype": self._recorded("dtype"),
+            "normalize": self._recorded("normalize") == _TRUE,
         }
+        kind = OPERATORS[name]
+        names = {field.name for field in fields(kind)}
+        if "pooling" in names:
+            options["pooling"] = self._recorded("pooling")
+        if "image_processor_kwargs" in names:
+            options["image_processor_kwargs"] = json.loads(
+                self._recorded("image_processor_kwargs") or "{}"
+            )
+            options["fast_decode"] = self._recorded("fast_decode") == _TRUE
         return kind(**options)
 
     def _check_model(self, operator: Operator, spark: SparkSession | None) -> None:

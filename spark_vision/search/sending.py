@@ -1,10 +1,10 @@
 """Sends records to an index: from the executors, or from the driver alone for a local file."""
 
-import pickle
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SHOWN_REJECTED_COUNT = 100
 _OK, _REJECTED = "ok", "rejected"
+_BATCH_SCHEMA = "batch binary"
+_FAILURES = (IndexConnectionError, VectorIndexError)
+_SENT_SCHEMA = pa.schema([("outcome", pa.string()), ("failure", pa.list_(pa.string()))])
 
 
 @dataclass
@@ -78,7 +81,7 @@ def _send_from_driver(
 ) -> Outcome:
     total = Outcome()
     # One partition is on the driver while the next is computed; rows travel as Arrow batches.
-    packed = records.mapInArrow(_pack, "batch binary")
+    packed = records.mapInArrow(_pack, _BATCH_SCHEMA)
     for row in packed.toLocalIterator(prefetchPartitions=True):
         with pa.ipc.open_stream(row[0]) as stream:
             for batch in stream:
@@ -97,24 +100,27 @@ def _send_from_executors(
     carried = index.with_credentials()
 
     def send(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        outcome = Outcome()
-        failure: Exception | None = None
+        outcome, failure = Outcome(), None
         try:
             for batch in batches:
                 outcome.add(_send(carried, batch, counter, is_update))
-        except (IndexConnectionError, VectorIndexError) as error:
+        except _FAILURES as error:
             # Retried already; as a failed task it would be retried again, and lose its class.
-            failure = error
+            failure = [type(error).__name__, str(error)]
         finally:
             carried.close()
-        yield pa.RecordBatch.from_pydict({"sent": [pickle.dumps((outcome, failure))]})
+        row = {"outcome": _to_json(outcome), "failure": failure}
+        yield pa.RecordBatch.from_pylist([row], _SENT_SCHEMA)
 
     total = Outcome()
-    for row in records.coalesce(concurrency).mapInArrow(send, "sent binary").collect():
-        outcome, failure = pickle.loads(row["sent"])
-        if failure is not None:
-            raise failure
-        total.add(outcome)
+    sent: Any = records.coalesce(concurrency).mapInArrow(
+        send, "outcome string, failure array<string>"
+    )
+    for row in sent.collect():
+        if row["failure"]:
+            name, message = row["failure"]
+            raise {each.__name__: each for each in _FAILURES}[name](message)
+        total.add(_from_json(row["outcome"]))
     return total
 
 
@@ -154,3 +160,21 @@ def _send(
         counted = {_OK: outcome.written, _REJECTED: outcome.rejected_count} | problems
         counter.add({name: count for name, count in counted.items() if count})
     return outcome
+
+
+def _to_json(outcome: Outcome) -> str:
+    return json.dumps(
+        {
+            "written": outcome.written,
+            "deleted": outcome.deleted,
+            "problems": outcome.problems,
+            "rejected_count": outcome.rejected_count,
+            "rejected": [[each.id, each.reason] for each in outcome.rejected],
+        }
+    )
+
+
+def _from_json(text: str) -> Outcome:
+    said = json.loads(text)
+    rejected = [RejectedRecord(*each) for each in said.pop("rejected")]
+    return Outcome(**said | {"problems": Counter(said["problems"]), "rejected": rejected})

@@ -1,6 +1,6 @@
 """What a source's plan shows: which files hold its rows, and whether some rows are left out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -51,11 +51,11 @@ def is_narrowed(source: DataFrame) -> bool:
 
 
 class _Node(NamedTuple):
-    """A node of a plan; one without inputs reads rows, or hides where they are from."""
+    """A node of a plan. Its inputs are looked up on demand: plans may be deep."""
 
     name: str
-    inputs: "list[_Node]"
     is_read: bool
+    inputs: "Callable[[], list[_Node]]"
 
 
 def _plan_of(source: DataFrame) -> _Node:
@@ -66,8 +66,11 @@ def _plan_of(source: DataFrame) -> _Node:
 
 def _classic_node(plan: Any) -> _Node:
     children = plan.children()
-    inputs = [_classic_node(children.apply(place)) for place in range(children.size())]
-    return _Node(plan.nodeName(), inputs, not inputs)
+
+    def inputs() -> list[_Node]:
+        return [_classic_node(children.apply(place)) for place in range(children.size())]
+
+    return _Node(plan.nodeName(), children.isEmpty(), inputs)
 
 
 def _connect_node(plan: Any) -> _Node:
@@ -78,17 +81,20 @@ def _connect_node(plan: Any) -> _Node:
     found.pop("left", None)
     name = type(plan).__name__
     # A view has no `_metadata`, and the text of a query may do anything with its rows.
-    return _Node(name, [*map(_connect_node, found.values())], name in ("DataSource", "Read"))
+    is_read = name in ("DataSource", "Read")
+    return _Node(name, is_read, lambda: [_connect_node(each) for each in found.values()])
 
 
 def _is_by_row(plan: _Node) -> bool:
-    is_fit = plan.name in _BY_ROW if plan.inputs else plan.is_read
-    return is_fit and all(map(_is_by_row, plan.inputs))
+    if plan.is_read or plan.name not in _BY_ROW:
+        return plan.is_read
+    inputs = plan.inputs()
+    return bool(inputs) and all(map(_is_by_row, inputs))
 
 
 def _names(plan: _Node) -> Iterator[str]:
     yield plan.name
-    for each in () if plan.name == "View" else plan.inputs:
+    for each in () if plan.name == "View" else plan.inputs():
         yield from _names(each)
 
 

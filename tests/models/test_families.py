@@ -58,7 +58,6 @@ def test_an_operator_of_another_family_is_refused_with_the_right_one(
     made = operator(tags=["a"]) if is_of_tags else operator()
     if operator in fitting and not is_of_tags:
         check_operator(checkpoint, made)
-        assert checkpoint.model_type == model_type
         return
     hint = "use " + " or ".join(each.__name__ for each in fitting)
     refused = "has no weights" if operator in fitting else f"{operator.__name__} cannot .*{hint}$"

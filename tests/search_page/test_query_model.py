@@ -88,3 +88,11 @@ def test_a_model_without_texts_takes_pictures_only(scenes):
     assert found.embed_picture(png_of(64, 64)).shape == (
         int(properties["spark_vision.v.dimension"]),
     )
+
+
+def test_a_property_that_names_a_file_does_not_read_it(scenes, tmp_path):
+    secret = tmp_path / "settings.json"
+    secret.write_text('{"do_resize": false}')
+    named = scenes.properties | {"spark_vision.clip.image_processor_kwargs": f"@{secret}"}
+    with pytest.raises(ValueError, match="Expecting value"):
+        ColumnModel("scenes", "clip", named).operator_for("image", None, None)

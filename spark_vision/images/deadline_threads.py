@@ -6,7 +6,7 @@ holds. The number of abandoned threads per process is limited; above it further 
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -16,6 +16,9 @@ from spark_vision.errors import RowFailure, Status
 Result = TypeVar("Result")
 
 MAX_ABANDONED = 32
+
+# What to call, where its outcome goes, and what undoes a result that nobody waits for.
+_Call = tuple[Callable[[], Any], Future[Any], Callable[[Any], None] | None]
 
 _hanging: set["DeadlineThread"] = set()
 
@@ -37,7 +40,7 @@ class DeadlineThread:
                 f"{MAX_ABANDONED} earlier reads still hang; no further one is started",
             )
         self.is_abandoned = False
-        self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         threading.Thread(target=self._work, name="spark-vision-store", daemon=True).start()
 
     def call(
@@ -57,23 +60,19 @@ class DeadlineThread:
             TimeoutError: The call did not return in time.
         """
         future: Future[Result] = Future()
-        self._calls.put((work, future))
-        if not wait([future], seconds).done and not future.done():
-            self.is_abandoned = True
+        self._calls.put((work, future, undo))
+        if not wait([future], seconds).done:
+            # Before the thread can see that its call was cancelled.
             _hanging.add(self)
-
-            def end_late(late: Future[Result]) -> None:
-                _hanging.discard(self)
-                if undo is not None and late.exception() is None:
-                    undo(late.result())
-
-            future.add_done_callback(end_late)
-            raise TimeoutError
+            if future.cancel():
+                self.is_abandoned = True
+                raise TimeoutError
+            _hanging.discard(self)
         return future.result()
 
     def enqueue(self, work: Callable[[], object]) -> None:
         """Let an abandoned thread make one more call if it returns, without waiting for it."""
-        self._calls.put((work, Future()))
+        self._calls.put((work, Future(), None))
 
     def end(self) -> None:
         """Let the thread end after its queued calls."""
@@ -81,13 +80,23 @@ class DeadlineThread:
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
-            work, future = call
+            work, future, undo = call
+            result, error = None, None
             try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
+                result = work()
+            except BaseException as raised:
+                error = raised
+            try:
+                if error is None:
+                    future.set_result(result)
+                else:
+                    future.set_exception(error)
+            except InvalidStateError:  # the caller has cancelled it
+                _hanging.discard(self)
+                if undo is not None and error is None:
+                    undo(result)
             # Do not keep the result alive until the next call.
-            del call, work, future
+            del call, work, future, undo, result, error
 
 
 class DeadlineThreadPool:
